@@ -1,0 +1,45 @@
+"""Every deliberate error of gapscope, as one tree.
+
+    GapscopeError          printed as one message without a traceback; the process exits 2
+      UsageError           the request makes no sense: unknown name, contradictory settings
+      LoadError            a checkpoint, model or data set cannot be read, or they do not fit each other
+      ProblemError         L is not a fixed, finite, twice differentiable function of theta
+      ReportError          a report is missing, damaged, foreign or from the future
+      ComparisonError      two reports do not measure the same thing
+
+Every message says what was observed, what was expected, and what to do.  Not errors: a solver that ran
+out of budget (a `Status`), a failed threshold (a verdict).
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class GapscopeError(Exception):
+    """Base of the errors that gapscope raises on purpose."""
+
+
+class UsageError(GapscopeError):
+    """The request makes no sense."""
+
+
+class LoadError(GapscopeError):
+    """A checkpoint, model or data set cannot be read, or they do not fit each other."""
+
+
+class ProblemError(GapscopeError):
+    """L is not a fixed, finite, twice differentiable function of theta."""
+
+
+class ReportError(GapscopeError):
+    """A report is missing, damaged, foreign or from the future."""
+
+
+class ComparisonError(GapscopeError):
+    """Two reports do not measure the same thing."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean `x`?" for the nearest known word, or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean `{near[0]}`?" if near else ""

@@ -1,0 +1,20 @@
+"""One torch thread, no colour, no leakage of the caller's gapscope settings."""
+
+import os
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+os.environ.update(NO_COLOR="1", TERM="dumb", COLUMNS="80")
+for name in [name for name in os.environ if name.startswith("GAPSCOPE_") or name in ("FORCE_COLOR", "GITHUB_ACTIONS")]:
+    del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def _restore_torch_state():
+    """Leave the default dtype and the global generator as they were."""
+    dtype, state = torch.get_default_dtype(), torch.get_rng_state()
+    yield
+    torch.set_default_dtype(dtype)
+    torch.set_rng_state(state)
