@@ -1,0 +1,98 @@
+"""Progress on stderr: a bar on a terminal, a line now and then elsewhere, nothing when quiet."""
+
+import os
+import sys
+import time
+from typing import Any
+
+from gapscope.measure.monitor import Monitor
+
+PLAN_SECONDS = 5.0  # work expected to take longer is announced
+LINE_SECONDS = 30.0
+
+
+def monitor(*, quiet: bool) -> Monitor:
+    """Return what suits stderr; FORCE_COLOR must not turn a CI log into a flood, so only isatty counts."""
+    if quiet:
+        return Monitor()
+    return Bar() if sys.stderr.isatty() and not os.environ.get("CI") else Lines()
+
+
+class Lines(Monitor):
+    """Announces long work, then says where it stands every half minute."""
+
+    def begin(self, name: str, passes: int) -> None:
+        """Start counting passes over the data."""
+        self.name, self.passes, self.done, self.text = name, passes, 0.0, ""
+        self.started = self.spoken = time.monotonic()
+        self.announced = False
+
+    def tick(self, fraction: float) -> None:
+        """Count, announce once the first pass has shown what one costs, and speak every half minute."""
+        if not getattr(self, "name", ""):
+            return
+        self.done += fraction
+        now = time.monotonic()
+        if not self.announced and self.done >= 1:
+            self.announced = True
+            each = (now - self.started) / self.done
+            if each * self.passes > PLAN_SECONDS:
+                self.plan(f"{self.name}: about {self.passes} passes over the data of {each:.2g} s")
+        self.show(now)
+
+    def show(self, now: float) -> None:
+        """Write a line when the last is half a minute old."""
+        if now - self.spoken > LINE_SECONDS:
+            self.spoken = now
+            print(f"{self.name}: pass {self.done:.0f} of about {self.passes}  {self.text}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Keep the current value for the next line."""
+        self.text = text
+
+    def plan(self, text: str) -> None:
+        """Write the plan line."""
+        print(text, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Forget the work."""
+        self.name = ""
+
+
+class Bar(Lines):
+    """A Rich bar with passes, current value and time left."""
+
+    _bar: Any = None
+
+    def begin(self, name: str, passes: int) -> None:
+        """Open a bar."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.end()
+        super().begin(name, passes)
+        columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed:.0f}/~{task.total:.0f} passes"))
+        self._bar = Progress(
+            *columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False), console=Console(stderr=True), transient=True
+        )
+        self._task = self._bar.add_task(name, total=passes, text="")
+        self._bar.start()
+
+    def show(self, now: float) -> None:
+        """Move the bar; the total is an estimate and grows when it was too small."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, total=max(self.passes, self.done), text=self.text)
+
+    def plan(self, text: str) -> None:
+        """Write the plan line above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            super().plan(text)
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        super().end()

@@ -1,0 +1,195 @@
+"""Top and bottom eigenvalues of the Hessian."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+
+from gapscope.results import Quantity, Result
+
+if TYPE_CHECKING:
+    from gapscope.measure.context import Context
+    from gapscope.measure.problem import Problem
+
+TOP_SAMPLES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class EigenvaluesResult(Result):
+    """What `eigenvalues` measures; `vector` is the top Ritz vector (n,), for analyzers of the same run."""
+
+    top: Quantity
+    bottom: Quantity
+    gradient_norm: Quantity
+    negative_ratio: Quantity
+    stability: Quantity | None
+    effective_samples: Quantity
+    top_ten_share: Quantity
+    values: Quantity
+    residuals: Quantity
+    referee: Quantity | None
+    vector: Any
+
+
+@dataclass(frozen=True)
+class Eigenvalues:
+    """Top eigenvalues of the Hessian of the loss, by Lanczos, with an upper bound that holds with probability 1 - delta.
+
+    Largest algebraic, not largest in magnitude.  The iteration stops when the recomputed residual and the bound
+    are both within the tolerance.  Not invariant to rescaling the layers: read it beside the loss level.
+    """
+
+    name: ClassVar[str] = "eigenvalues"
+    version: ClassVar[str] = "1"
+    arity: ClassVar[int] = 1
+    incidental: ClassVar[tuple[str, ...]] = ("referee",)
+
+    k: Annotated[int, "how many of the largest eigenvalues"] = 1
+    tolerance: Annotated[float, "relative tolerance on residual and upper bound"] = 1e-3
+    delta: Annotated[float, "probability that the top eigenvalue lies above the bound"] = 1e-3
+    max_matvecs: Annotated[int, "budget of Hessian-vector products"] = 200
+    gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
+    referee: Annotated[Literal["none", "pyhessian", "scipy"], "also ask another tool, on the same problem"] = "none"
+
+    def __call__(self, context: "Context") -> EigenvaluesResult:
+        """Run Lanczos on the measured split."""
+        from gapscope.errors import UsageError
+        from gapscope.measure.solvers.lanczos import Stopping, extreme_eigenpairs
+
+        if self.k < 1 or not 0 < self.tolerance < 1 or not 0 < self.delta < 1 or self.max_matvecs < 2:
+            raise UsageError(
+                f"eigenvalues got k={self.k}, tolerance={self.tolerance}, delta={self.delta}, "
+                f"max_matvecs={self.max_matvecs}. Expected k >= 1, 0 < tolerance < 1, 0 < delta < 1, max_matvecs >= 2."
+            )
+        problem, monitor = context.problem(), context.monitor
+        operator = problem.gauss_newton() if self.gauss_newton else problem.hessian()
+        along: list[Any] = []
+
+        def verify(u: Any) -> Any:
+            product, curvature = problem.curvature_along(u)
+            along[:] = [curvature]
+            return product
+
+        monitor.begin("eigenvalues", 20)
+        pairs = extreme_eigenpairs(
+            operator,
+            self.k,
+            context.generator("eigenvalues"),
+            stopping=Stopping(self.tolerance, self.delta, self.max_matvecs),
+            basis_bytes=problem.memory_budget // 2,
+            verify=None if self.gauss_newton else verify,
+            watch=lambda step, value, error: monitor.say(f"step {step}  Ritz value {value:.4g} ± {error:.1g}"),
+        )
+        del operator  # with it go the kept graphs
+        top, nan = float(pairs.values[0]), float("nan")
+        curvature = along[0] if along else np.full(problem.samples, nan)
+        gradient_norm = float(problem.gradient().norm())
+        ranks = tuple(str(i + 1) for i in range(len(pairs.values)))
+        return EigenvaluesResult(
+            status=pairs.status,
+            matvecs=pairs.matvecs,
+            notes=self._notes(context, problem),
+            top=Quantity(
+                value=np.float64(top),
+                numerical_error=np.float64(max(pairs.upper - top, pairs.residuals[0])),
+                sampling_error=np.float64(_standard_error(curvature)) if along else None,
+                chunks=problem.chunk_means(curvature) if along else None,
+                bound="lower",
+                better="lower",
+                higher_is="sharper",
+                doc="largest algebraic eigenvalue; numerical error: the wider of the recomputed residual and the "
+                f"distance to the upper bound that holds with probability 1 - {self.delta:g}",
+            ),
+            bottom=Quantity(
+                value=np.float64(pairs.bottom),
+                numerical_error=np.float64(max(pairs.bottom - pairs.lower, pairs.bottom_residual)),
+                contrast="difference",
+                bound="upper",
+                doc="smallest Ritz value, a by-product: an upper bound on the smallest eigenvalue",
+            ),
+            gradient_norm=Quantity(value=np.float64(gradient_norm), doc="norm of the full gradient: 0 at a minimum"),
+            negative_ratio=Quantity(
+                value=np.float64(max(0.0, -pairs.bottom) / top if top > 0 else nan),
+                contrast="difference",
+                doc="|most negative Ritz value| / top eigenvalue: 0 at a minimum",
+            ),
+            stability=_stability(context.training(), top, pairs.upper, self.gauss_newton),
+            effective_samples=Quantity(
+                value=np.float64(_effective_number(curvature)),
+                doc="(sum |c_i|)^2 / sum c_i^2 of the samples' shares c_i = u'H_i u of the top eigenvalue",
+            ),
+            top_ten_share=Quantity(
+                value=np.float64(100 * np.sort(curvature)[-TOP_SAMPLES:].sum() / curvature.sum()),
+                unit="%",
+                contrast="difference",
+                doc=f"share of the top eigenvalue that the {TOP_SAMPLES} samples of largest u'H_i u carry",
+            ),
+            values=Quantity(
+                value=pairs.values,
+                numerical_error=pairs.residuals,
+                dims=("rank",),
+                labels={"rank": ranks},
+                doc="the largest eigenvalues; some eigenvalue lies within the residual of each",
+            ),
+            residuals=Quantity(
+                value=pairs.residuals, dims=("rank",), labels={"rank": ranks}, doc="recomputed norm(A u - lambda u)"
+            ),
+            referee=self._second_opinion(problem),
+            vector=pairs.vectors[0],
+        )
+
+    def _notes(self, context: "Context", problem: "Problem") -> tuple[str, ...]:
+        notes = []
+        if self.gauss_newton:
+            notes.append("operator: Gauss-Newton, not the Hessian; no sampling error is measured for it")
+        if problem.samples < problem.data.total:
+            notes.append(
+                f"measured on {problem.samples:,} of {problem.data.total:,} samples: "
+                "a subset overstates the top eigenvalue on average"
+            )
+        if "adam" in str(context.training().get("optimizer", "")).lower():
+            notes.append("trained with Adam: its stability limit needs its preconditioner, so none is shown")
+        return tuple(notes)
+
+    def _second_opinion(self, problem: "Problem") -> Quantity | None:
+        if self.referee == "none":
+            return None
+        from gapscope.errors import UsageError
+        from gapscope.measure import referee
+
+        if self.gauss_newton and self.referee == "pyhessian":
+            raise UsageError("PyHessian knows only the Hessian. Expected `--referee scipy` with `--gauss-newton`.")
+        opinion = (
+            referee.pyhessian_top(problem)
+            if self.referee == "pyhessian"
+            else referee.scipy_top(problem.gauss_newton() if self.gauss_newton else problem.hessian())
+        )
+        return Quantity(
+            value=np.float64(opinion),
+            doc=f"the top eigenvalue by {self.referee} on the same problem"
+            + (" (largest in magnitude; its iteration may stall below the top)" if self.referee == "pyhessian" else ""),
+        )
+
+
+def _standard_error(values: np.ndarray) -> float:
+    """Return the standard error over samples: by first-order perturbation lambda moves with the mean of u'H_i u."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def _effective_number(values: np.ndarray) -> float:
+    total = float((values**2).sum())
+    return float(np.abs(values).sum() ** 2 / total) if total > 0 else float("nan")
+
+
+def _stability(training: Any, top: float, upper: float, gauss_newton: bool) -> Quantity | None:
+    """Return eta (lambda_max + weight decay) / (2 + 2 momentum): above 1, (full-batch) SGD is linearly unstable."""
+    rate = training.get("lr")
+    if str(training.get("optimizer", "")).lower() != "sgd" or not isinstance(rate, int | float) or gauss_newton:
+        return None
+    decay, momentum = (float(training.get(key) or 0.0) for key in ("weight_decay", "momentum"))
+    return Quantity(
+        value=np.float64(rate * (top + decay) / (2 + 2 * momentum)),
+        numerical_error=np.float64(rate * (upper - top) / (2 + 2 * momentum)),
+        doc="recorded rate x (top eigenvalue + weight decay) / (2 + 2 momentum); "
+        "1 is the edge of stability of full-batch gradient descent",
+    )

@@ -1,0 +1,253 @@
+"""Which names may become code: the user's always, a checkpoint's own only when they are built in or trusted.
+
+A name recorded in a checkpoint is untrusted, and importing its module already runs code.  So the string
+is matched first, and the object that it resolves to is matched again: `logging:os.system` is posix:system.
+Reading the checkpoint itself never imports: `HARMLESS` lists the few classes it may hold besides tensors.
+"""
+
+import argparse
+import builtins as python_builtins
+import collections
+import datetime
+import fnmatch
+import hashlib
+import importlib.util
+import inspect
+import pathlib
+import pkgutil
+import re
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gapscope.errors import LoadError, did_you_mean
+
+FLAGS = {"model": "-m", "data": "-d", "test data": "--test-data", "loss": "--loss"}
+_NAME = r"[A-Za-z_]\w*"
+_DOTTED = rf"{_NAME}(\.{_NAME})*"
+_PATH = r"(?!.*\.\.)[\w ./-]+"  # `trusted = ["models/*"]` must not admit models/../elsewhere.py
+_RECORDED = re.compile(rf"(?:{_DOTTED}|{_PATH}\.py):{_DOTTED}|{_PATH}\.(?:npz|pt|pth|safetensors)", re.ASCII)
+# what runs commands or reaches any object; a file of weights has no use for them
+_DANGEROUS = re.compile(
+    r"(os|posix|nt|subprocess|sys|runpy|importlib|shutil|socket|ctypes|pty|code|webbrowser|operator|pickle|functools)\."
+    r"|(builtins|__builtin__)\.(eval|exec|compile|__import__|getattr|setattr|open|input|globals|breakpoint|map|apply)$"
+)
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What the user allows: patterns of trusted names, all of a checkpoint's names, extra classes in its pickle."""
+
+    trusted: tuple[str, ...] = ()
+    embedded: bool = False
+    allowed_globals: tuple[str, ...] = ()
+
+    def matches(self, name: str) -> bool:
+        """Return whether a trusted pattern matches `module:qualname` (or a path)."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.trusted)
+
+
+def resolve(spec: str, *, cwd_first: bool = True) -> object:
+    """Import what the user named as `pkg.mod:attr` or `path/file.py:attr`."""
+    place, colon, attribute = spec.rpartition(":")
+    if not (place and colon and attribute):
+        raise LoadError(f"`{spec}` names no object. Expected `pkg.mod:attr` or `path/file.py:attr`.")
+    with importable(spec, cwd_first=cwd_first):
+        module = _load_file(Path(place)) if place.endswith(".py") else _import(place)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise LoadError(f"`{place}` has no `{attribute}`.{did_you_mean(part, dir(found)) or _offer(module)}")
+        found = getattr(found, part)
+    return found
+
+
+def resolve_recorded(spec: str, *, kind: str, builtins: Mapping[str, object], trust: Trust) -> object:
+    """Import what a checkpoint recorded, if it is built in or trusted before the import, and still is after it."""
+    if spec in builtins:
+        return builtins[spec]
+    check_recorded(spec, kind=kind, trust=trust)
+    found = resolve(spec, cwd_first=False)  # an installed package is not shadowed by a file beside the checkpoint
+    real = _real_name(found, spec)
+    if not (trust.embedded or trust.matches(real)):
+        raise LoadError(
+            f"The checkpoint records the {kind} `{spec}`, which is really `{real}`, and no trusted pattern "
+            "matches that. Expected an object that a trusted module defines. If you know it, "
+            f"{_ways(real, spec, kind)}"
+        )
+    return found
+
+
+def check_recorded(spec: str, *, kind: str, trust: Trust) -> None:
+    """Refuse a recorded name (or file) that the user does not trust; looks at the string only."""
+    if not isinstance(spec, str) or len(spec) > 300 or not _RECORDED.fullmatch(spec):
+        raise LoadError(
+            f"The checkpoint records the {kind} {str(spec)[:60]!r}, which is not of the form `pkg.mod:attr`. "
+            f"Nothing was imported. Name the {kind} yourself: `{FLAGS[kind]} NAME`."
+        )
+    if not (trust.embedded or trust.matches(spec)):
+        raise LoadError(
+            f"The checkpoint records the {kind} `{spec}`, which is neither built into gapscope nor trusted by you. "
+            f"Nothing was imported. If you know it, {_ways(spec, spec, kind)}"
+        )
+
+
+def _ways(pattern: str, spec: str, kind: str) -> str:
+    return (
+        f'name it yourself: `{FLAGS[kind]} {spec}`; or trust it from now on: `trusted = ["{pattern}"]` in '
+        "gapscope.toml; or trust all that this checkpoint names: `--trust-embedded`."
+    )
+
+
+@contextmanager
+def importable(spec: str, *, cwd_first: bool = True) -> Iterator[None]:
+    """Make the current folder, and the folder of a named file, importable for a while."""
+    place = spec.rpartition(":")[0]
+    folders = [str(Path.cwd())] + ([str(Path(place).resolve().parent)] if place.endswith(".py") else [])
+    before = list(sys.path)
+    sys.path[:] = folders[::-1] + before if cwd_first else before + folders
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        added = [path for path in sys.path if path not in before and path not in folders]
+        sys.path[:] = added + before
+
+
+def one_line(error: BaseException) -> str:
+    """Return `Kind: message` on one line of moderate length."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def _import(name: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            siblings = [module.name for module in pkgutil.iter_modules([str(Path.cwd())])]
+            raise LoadError(
+                f"There is no module `{name}` here or among the installed packages."
+                f"{did_you_mean(name, siblings)} Run from its folder, install it, or give `path/file.py:attr`."
+            ) from None
+        raise LoadError(f"Importing `{name}` raised {one_line(error)}. Fix that import first.") from error
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"Importing `{name}` raised {one_line(error)}. Fix that import first.") from error
+
+
+def _load_file(path: Path) -> types.ModuleType:
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        beside = [str(other) for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise LoadError(
+            f"Cannot read `{path}`: {error.strerror}.{did_you_mean(str(path), beside)} Expected `path/file.py:attr`."
+        ) from None
+    # named after its content too: an edited file is a new module, an unedited one keeps its classes
+    name = "gapscope_file_" + hashlib.sha256(str(path.resolve()).encode() + b"\0" + source).hexdigest()[:16]
+    if name in sys.modules:
+        return sys.modules[name]
+    module = types.ModuleType(name)
+    module.__file__ = str(path.resolve())
+    sys.modules[name] = module  # dataclasses and pickling look their module up
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise LoadError(f"Importing `{path}` raised {one_line(error)}. Fix that file first.") from error
+    return module
+
+
+def _offer(module: types.ModuleType) -> str:
+    own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+    return f" It defines {', '.join(own[:8])}." if own else " It defines no function or class."
+
+
+def _real_name(found: object, spec: str) -> str:
+    """Return where an object was defined; an instance (a partial, say) counts as its class."""
+    named = found if isinstance(getattr(found, "__qualname__", None), str) else type(found)
+    module, qualname = getattr(named, "__module__", None), getattr(named, "__qualname__", None)
+    place = spec.rpartition(":")[0]
+    if place.endswith(".py") and module == _load_file(Path(place)).__name__:
+        module = place
+    return f"{module}:{qualname}"
+
+
+def is_dangerous(name: str) -> bool:
+    """Return whether a global named in a pickle has no business beside weights."""
+    return bool(_DANGEROUS.match(name))
+
+
+def safe_globals(trust: Trust) -> list[Any]:
+    """Return the (class, name) pairs that `torch.load(weights_only=True)` may meet besides tensors."""
+    return HARMLESS + [(_resolve_global(name), name) for name in trust.allowed_globals]
+
+
+def _resolve_global(name: str) -> object:
+    if is_dangerous(name):
+        raise LoadError(f"`--allow-global {name}` would let the file run any code. Weights need no such name.")
+    if name.startswith("__main__."):
+        raise LoadError(
+            f"`--allow-global {name}` was defined by the script that saved the file and cannot be imported. "
+            "Save the weights alone where it was made."
+        )
+    module, dot, attribute = name.rpartition(".")
+    while dot:
+        if module in sys.modules or _is_importable(module):
+            return resolve(f"{module}:{attribute}")
+        module, dot, rest = module.rpartition(".")
+        attribute = f"{rest}.{attribute}"
+    if hasattr(python_builtins, name):
+        return getattr(python_builtins, name)
+    raise LoadError(f"`--allow-global {name}` names nothing importable. Expected `package.module.Class`.")
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        with importable(f"{module}:"):
+            return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _harmless() -> list[tuple[object, str]]:
+    scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+    pairs: list[tuple[object, str]] = [
+        (argparse.Namespace, "argparse.Namespace"),
+        (types.SimpleNamespace, "types.SimpleNamespace"),
+        (collections.defaultdict, "collections.defaultdict"),
+        (collections.OrderedDict, "collections.OrderedDict"),
+        *((getattr(python_builtins, name), f"builtins.{name}") for name in ("list", "dict", "set", "int", "float")),
+        *(
+            (getattr(datetime, name), f"datetime.{name}")
+            for name in ("datetime", "date", "time", "timedelta", "timezone")
+        ),
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+        *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+        (np.ndarray, "numpy.ndarray"),
+        (np.dtype, "numpy.dtype"),
+    ]
+    kinds = {type(np.dtype(code)) for code in np.typecodes["All"] if code != "O"}  # object arrays hold anything
+    pairs += [(kind, f"numpy.dtypes.{kind.__name__}") for kind in sorted(kinds, key=lambda kind: kind.__name__)]
+    # a Windows path cannot be built on Linux, its pure form can; Python 3.13 pickles them from pathlib._local
+    for module in ("pathlib", "pathlib._local"):
+        for name, kind in (("Posix", pathlib.PurePosixPath), ("Windows", pathlib.PureWindowsPath)):
+            pairs += [(kind, f"{module}.{name}Path"), (kind, f"{module}.Pure{name}Path")]
+    return pairs
+
+
+HARMLESS: list[tuple[object, str]] = _harmless()
+
+
+def signature(function: object) -> inspect.Signature | None:
+    """Return a callable's signature, or None where Python knows none."""
+    try:
+        return inspect.signature(function) if callable(function) else None
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,350 @@
+"""L(theta) = 1/N sum_i loss(f(x_i; theta), y_i), its gradient and its products, and the only loop over data.
+
+A problem is fixed when it is built: the same samples, in the same order, in the same micro-batches, whatever is asked.
+The model is only ever called with other tensors in the place of its own (`torch.func.functional_call`): its weights,
+buffers, mode and requires_grad flags are as before after every call, also after an exception.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gapscope.errors import ProblemError
+from gapscope.measure import products
+from gapscope.measure.loading.data import Data
+from gapscope.measure.loading.losses import Loss
+from gapscope.measure.monitor import Monitor
+from gapscope.measure.operators import Operator
+from gapscope.measure.parameters import Parameters
+from gapscope.results import CHUNKS, Array
+
+BatchNorm = Literal["eval", "batch", "re-estimated"]
+
+DEFAULT_MEMORY_BUDGET = 4_000_000_000
+CHUNK_SEED = 0
+# one micro-batch's graph: on a CPU larger ones leave the cache (ResNet-20: 32 samples, 96 MB, are a quarter faster per
+# sample than 128); an accelerator wants them large
+_MICRO_BYTES_CPU = 100_000_000
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: samples start..stop of the data."""
+
+    inputs: Tensor
+    targets: Tensor
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Problem:
+    """Empirical risk of a model over data, as a function of theta (n,).
+
+    The model must already be on its device and in its dtype.  `batchnorm`: `eval` uses the running statistics,
+    `batch` those of each micro-batch (which then belong to L), `re-estimated` replaces the running ones by an average
+    over this data first.  Dropout is off.  The memory budget bounds the graphs kept between products and the Krylov basis, half each.
+    """
+
+    model: nn.Module
+    data: Data
+    loss_function: Loss
+    batch_size: int | None = None
+    memory_budget: int = DEFAULT_MEMORY_BUDGET
+    batchnorm: BatchNorm = "eval"
+    monitor: Monitor = field(default_factory=Monitor)
+
+    def __post_init__(self) -> None:
+        if self.parameters.size == 0:
+            raise ProblemError(
+                "The model has no trainable parameter. Expected at least one with requires_grad=True. "
+                "Do not freeze the whole model in its factory."
+            )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ProblemError(f"The batch size is {self.batch_size}. Expected 1 or more. Give `--batch-size auto`.")
+        if self.batchnorm == "batch" and self.batch_size is None:
+            raise ProblemError(
+                "BatchNorm in batch mode makes L depend on the micro-batches, and no size was given. "
+                "Expected a fixed size. Add for example `--batch-size 128`."
+            )
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """Return the layout of theta."""
+        return Parameters.of(self.model)
+
+    @cached_property
+    def theta(self) -> Tensor:
+        """Return the checkpoint's own theta (n,)."""
+        return self.parameters.flatten(dict(self.model.named_parameters()))
+
+    @property
+    def size(self) -> int:
+        """Return n."""
+        return self.parameters.size
+
+    @property
+    def samples(self) -> int:
+        """Return N."""
+        return len(self.data.inputs)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the model is."""
+        return self.theta.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the floating type of theta and of all products."""
+        return self.theta.dtype
+
+    @cached_property
+    def chunk_of(self) -> Tensor:
+        """Return the chunk of every sample (N,): dealt by a seeded permutation, whatever the micro-batches."""
+        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(CHUNK_SEED))
+        chunks = torch.empty(self.samples, dtype=torch.long)
+        chunks[order] = torch.arange(self.samples) % CHUNKS
+        return chunks
+
+    def chunk_means(self, values: Array) -> Array | None:
+        """Average per-sample values (N,) within each chunk (CHUNKS,); None with under two samples a chunk."""
+        if len(values) < 2 * CHUNKS:
+            return None
+        chunks = self.chunk_of.numpy()
+        means: Array = np.bincount(chunks, weights=values, minlength=CHUNKS) / np.bincount(chunks, minlength=CHUNKS)
+        return means
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def graph_bytes_per_sample(self) -> int:
+        """Return what one more sample adds to a kept gradient graph, counted, not timed."""
+        few, more = (min(k, self.samples) for k in (2, 4))
+        small, large = (products.graph_bytes(lambda k=k: self._hessian_of(self._batch(0, k))) for k in (few, more))
+        return max(1, math.ceil((large - small) / max(1, more - few)) if more > few else large)
+
+    @cached_property
+    def micro_batch(self) -> int:
+        """Return the samples per micro-batch: as given, or from the sizes and the memory budget alone."""
+        if self.batch_size is not None:
+            return min(self.batch_size, self.samples)
+        room = self.memory_budget // 8
+        if self.device.type == "cpu":
+            room = min(room, _MICRO_BYTES_CPU)
+        fitting = max(1, room // self.graph_bytes_per_sample)
+        return min(self.samples, 1 << (fitting.bit_length() - 1))
+
+    def slices(self, size: int) -> Iterator[Batch]:
+        """Yield the data in order, `size` samples at a time, on the device."""
+        for start in range(0, self.samples, size):
+            yield self._batch(start, min(start + size, self.samples))
+
+    def mean(self, per_batch: Callable[[Batch], Tensor]) -> Tensor:
+        """Return 1/N times the total, in float64, of what `per_batch` sums over its micro-batch.
+
+        Sums, not means: a short last micro-batch then weighs what it should by construction.
+        """
+        total: Tensor | None = None
+        with self.measuring():
+            for batch in self.slices(self.micro_batch):
+                part = per_batch(batch)
+                if part.device.type == "mps":  # no float64 there
+                    part = part.cpu()
+                total = part.double() if total is None else total.add_(part)
+                self.monitor.tick((batch.stop - batch.start) / self.samples)
+        assert total is not None
+        return total / self.samples
+
+    # --- L and its derivatives ----------------------------------------------------------------------------------
+
+    def losses(self, theta: Tensor | None = None) -> Array:
+        """Return the loss of every sample (N,), in the order of the data."""
+        parameters, parts = self._split(theta), []
+
+        def collect(batch: Batch) -> Tensor:
+            with torch.no_grad():
+                micro = self._micro(batch)
+                parts.append(micro.losses(micro.outputs(parameters)).double().cpu())
+            return parts[-1].sum()
+
+        self.mean(collect)
+        return np.asarray(torch.cat(parts).numpy())
+
+    def correct(self, theta: Tensor | None = None) -> Array | None:
+        """Return 1.0 where the prediction is right and 0.0 elsewhere (N,), or None where the loss has no such notion."""
+        judge = self.loss_function.correct
+        if judge is None:
+            return None
+        parameters, parts = self._split(theta), []
+
+        def collect(batch: Batch) -> Tensor:
+            with torch.no_grad():
+                parts.append(judge(self._micro(batch).outputs(parameters), batch.targets).double().cpu())
+            return parts[-1].sum()
+
+        self.mean(collect)
+        return np.asarray(torch.cat(parts).numpy())
+
+    def loss(self, theta: Tensor | None = None) -> float:
+        """Return L(theta)."""
+        return float(self.losses(theta).mean())
+
+    def loss_and_gradient(self, theta: Tensor | None = None) -> tuple[float, Tensor]:
+        """Return L(theta) and its gradient (n,), from one pass."""
+        parameters = self._split(theta)
+        total = 0.0
+
+        def add(batch: Batch) -> Tensor:
+            nonlocal total
+            slopes, losses = products.gradient(self._micro(batch), parameters)
+            total += float(losses.sum(dtype=torch.float32 if self.device.type == "mps" else torch.float64))
+            return self.parameters.flatten(slopes)
+
+        gradient = self._vector(self.mean(add))
+        return total / self.samples, gradient
+
+    def gradient(self, theta: Tensor | None = None) -> Tensor:
+        """Return the gradient of L (n,)."""
+        return self.loss_and_gradient(theta)[1]
+
+    def hvp(self, v: Tensor, theta: Tensor | None = None) -> Tensor:
+        """Return H v (n,), recomputing everything; for several products at one theta, use `hessian()`."""
+        parameters, direction = self._split(theta), self.parameters.split(v)
+        return self._vector(
+            self.mean(lambda b: self.parameters.flatten(products.hessian(self._micro(b), parameters)(direction)))
+        )
+
+    def hessian(self) -> Operator:
+        """Return the Hessian of L at the checkpoint's theta, with the gradient graphs kept as far as the budget goes."""
+        return self._operator(products.hessian)
+
+    def gauss_newton(self) -> Operator:
+        """Return J' (loss Hessian) J at the checkpoint's theta: positive semidefinite for convex losses."""
+        return self._operator(products.gauss_newton)
+
+    def curvature_along(self, v: Tensor) -> tuple[Tensor, Array]:
+        """Return H v (n,) and v' H_i v of every sample (N,), whose mean is v' H v.
+
+        Cost: 3.5 (multilayer perceptron) to 8.5 (ResNet-20) gradients; it is the product that verifies an eigenpair.
+        """
+        parameters, direction, parts = self._split(None), self.parameters.split(v), []
+
+        def collect(batch: Batch) -> Tensor:
+            product, along = products.curvature_along(self._micro(batch), parameters, direction)
+            parts.append(along.double().cpu())
+            return self.parameters.flatten(product)
+
+        product = self._vector(self.mean(collect))
+        return product, np.asarray(torch.cat(parts).numpy())
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def constants(self) -> dict[str, Tensor]:
+        """Everything of the model that is not theta: buffers and frozen parameters, as tensors of our own."""
+        fixed = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
+        fixed |= {name: b.detach().clone() for name, b in self.model.named_buffers()}
+        return self._re_estimated(fixed) if self.batchnorm == "re-estimated" else fixed
+
+    def _re_estimated(self, constants: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Average the statistics of every micro-batch, as the optimizer-averaging literature does (momentum None)."""
+        layers = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
+        if not layers:
+            return constants
+        names = {id(buffer): name for name, buffer in self.model.named_buffers()}
+        for layer in layers:
+            for buffer in (layer.running_mean, layer.num_batches_tracked):
+                if buffer is not None:
+                    constants[names[id(buffer)]].zero_()
+        momenta = [layer.momentum for layer in layers]
+        mode = {module: module.training for module in self.model.modules()}
+        everything = {**dict(self.model.named_parameters()), **constants}
+        size = self.batch_size or min(self.samples, 128)  # micro_batch itself needs the constants: a fixed size instead
+        try:
+            self.model.eval()
+            for layer in layers:
+                layer.momentum = None  # type: ignore[assignment]
+                layer.train()
+            with torch.no_grad():
+                for batch in self.slices(size):
+                    functional_call(self.model, everything, (batch.inputs,))
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+            for module, training in mode.items():
+                module.training = training
+        return constants
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Hold the model in the mode of this problem, and give it back as it was."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        try:
+            for module, _ in modes:
+                module.training = self.batchnorm == "batch" and isinstance(module, _BatchNorm)
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    @cached_property
+    def _tensors(self) -> tuple[Tensor, Tensor]:
+        """The data as they are used: floating types cast, and on the device when a quarter of the budget holds them."""
+        inputs, targets = self.data.inputs, self.data.targets
+        size = inputs.numel() * inputs.element_size()
+        device = self.device if size <= self.memory_budget // 4 else torch.device("cpu")
+        inputs = inputs.to(device, self.dtype if inputs.is_floating_point() else inputs.dtype)
+        return inputs, targets.to(device, self.dtype if targets.is_floating_point() else targets.dtype)
+
+    def _batch(self, start: int, stop: int) -> Batch:
+        inputs, targets = self._tensors
+        return Batch(inputs[start:stop].to(self.device), targets[start:stop].to(self.device), start, stop)
+
+    def _micro(self, batch: Batch) -> products.Micro:
+        def outputs(leaves: products.Leaves) -> Tensor:
+            constants = self.constants
+            if self.batchnorm == "batch":  # running statistics are written to: never twice into the same tensors
+                constants = {name: tensor.clone() for name, tensor in constants.items()}
+            named = dict(zip(self.parameters.names, leaves, strict=True))
+            produced = functional_call(self.model, {**named, **constants}, (batch.inputs,))
+            return produced if isinstance(produced, Tensor) else produced.logits
+
+        return products.Micro(outputs, lambda produced: self.loss_function.per_sample(produced, batch.targets))
+
+    def _hessian_of(self, batch: Batch) -> object:
+        with self.measuring():
+            return products.hessian(self._micro(batch), self._split(None))
+
+    def _split(self, theta: Tensor | None) -> list[Tensor]:
+        return self.parameters.split(self.theta if theta is None else theta)
+
+    def _vector(self, total: Tensor) -> Tensor:
+        return total.to(self.device, self.dtype) if total.device != self.device else total.to(self.dtype)
+
+    def _operator(self, build: Callable[[products.Micro, products.Leaves], products.Product]) -> Operator:
+        parameters = self._split(None)
+        room = self.memory_budget // 2 // (self.graph_bytes_per_sample * self.micro_batch)  # micro-batches that may be kept
+        kept: dict[int, products.Product] = {}
+
+        def product_of(batch: Batch) -> products.Product:
+            if batch.start in kept:
+                return kept[batch.start]
+            product = build(self._micro(batch), parameters)
+            if len(kept) < room:
+                kept[batch.start] = product
+            return product
+
+        def matvec(v: Tensor) -> Tensor:
+            direction = self.parameters.split(v.to(self.dtype))
+            return self._vector(self.mean(lambda batch: self.parameters.flatten(product_of(batch)(direction))))
+
+        return Operator(self.size, matvec, self.dtype, self.device)

@@ -1,0 +1,63 @@
+"""Second opinions on the same problem: PyHessian and SciPy.  Never the engine."""
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gapscope.errors import ProblemError
+from gapscope.measure.operators import Operator
+from gapscope.measure.problem import Problem
+
+
+def pyhessian_top(problem: Problem, *, tolerance: float = 1e-4, steps: int = 300, seed: int = 0) -> float:
+    """Return PyHessian's eigenvalue of largest magnitude on the whole data of a problem.
+
+    It iterates on the model's own parameters, with its own gradients: gradients are cleared and modes put back after.
+    Raises ProblemError for models that are not in eval mode statistics, which PyHessian does not know.
+    """
+    if problem.batchnorm != "eval":
+        raise ProblemError("PyHessian measures in eval mode only. Expected `--batchnorm eval`.")
+    from pyhessian import hessian
+
+    def criterion(outputs: Tensor, targets: Tensor) -> Tensor:
+        return problem.loss_function.per_sample(outputs, targets).mean()
+
+    whole = next(iter(problem.slices(problem.samples)))
+    modes = [(module, module.training) for module in problem.model.modules()]
+    gradients = [(p, p.grad) for p in problem.model.parameters()]
+    try:
+        with (
+            warnings.catch_warnings(),
+            torch.random.fork_rng(),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            warnings.simplefilter("ignore")  # backward(create_graph=True) warns of a reference cycle
+            torch.manual_seed(seed)
+            cuda = problem.device.type == "cuda"
+            tool = hessian(problem.model, criterion, data=(whole.inputs, whole.targets), cuda=cuda)
+            values, _ = tool.eigenvalues(maxIter=steps, tol=tolerance, top_n=1)
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+    return float(values[0])
+
+
+def scipy_top(operator: Operator, *, tolerance: float = 1e-6, seed: int = 0) -> float:
+    """Return the largest algebraic eigenvalue by ARPACK (`scipy.sparse.linalg.eigsh`)."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    def matvec(v: np.ndarray) -> np.ndarray:
+        image = operator.matvec(torch.from_numpy(v.reshape(-1)).to(operator.device, operator.dtype))
+        return np.asarray(image.cpu().double().numpy())
+
+    if operator.size < 3:  # ARPACK needs room
+        dense = np.stack([matvec(column) for column in np.eye(operator.size)])
+        return float(np.linalg.eigvalsh(dense)[-1])
+    start = np.random.default_rng(seed).standard_normal(operator.size)
+    linear = LinearOperator((operator.size,) * 2, matvec=matvec, dtype=np.float64)
+    return float(eigsh(linear, k=1, which="LA", tol=tolerance, v0=start, return_eigenvectors=False)[0])

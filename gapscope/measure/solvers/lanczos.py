@@ -1,0 +1,260 @@
+"""The Lanczos iteration, and the extreme eigenpairs that it certifies.
+
+A Q = Q T + beta_m q_{m+1} e_m', Q orthonormal.  Ritz values bound the top eigenvalue from below.  A small residual says
+only that some eigenvalue is near, so the iteration goes on until a bound from above closes too: for a Gaussian start,
+
+    |c| p_m(lambda_1) <= 1,   p_m(t) = prod_j (t - theta_j) / prod_j beta_j,
+
+where c is the start's component along the top eigenvector, and P(|c| < tau) <= delta for tau = delta sqrt(pi / (2n)).
+So with probability 1 - delta the top eigenvalue is at most the largest mu with p_m(mu) = 1 / tau.  It costs no product.
+
+Source: Lanczos 1950; bound after Van Dorsselaer, Hochstenbach and van der Vorst 2000.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Generator, Tensor
+
+from gapscope.errors import ProblemError
+from gapscope.measure.operators import Operator
+from gapscope.results import Array, Status
+
+_BLOCK = 16  # the basis grows by this many vectors
+
+
+@dataclass(frozen=True)
+class Lanczos:
+    """A decomposition A Q' = Q' T + beta[-1] q e_m'; rows of `basis` are the columns of Q'."""
+
+    basis: Tensor  # (m, n)
+    alpha: Array  # (m,)
+    beta: Array  # (m,), the last one couples to a vector outside the basis
+    matvecs: int
+
+    def top_vector(self) -> Tensor:
+        """Return the Ritz vector (n,) of the largest Ritz value."""
+        _, inner = scipy.linalg.eigh_tridiagonal(self.alpha, self.beta[:-1])
+        vector = torch.from_numpy(inner[:, -1].copy()).to(self.basis) @ self.basis
+        return vector / vector.norm()
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Ritz pairs with recomputed residuals |A u - theta u|, and where the extreme eigenvalues can still lie."""
+
+    values: Array  # (k,), largest algebraic first
+    vectors: Tensor  # (k, n)
+    residuals: Array  # (k,)
+    upper: float  # the top eigenvalue is below this with probability 1 - delta
+    bottom: float  # smallest Ritz value
+    bottom_vector: Tensor  # (n,)
+    bottom_residual: float
+    lower: float  # the smallest eigenvalue is above this with probability 1 - delta
+    matvecs: int
+    status: Status
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When to stop: relative tolerance on residual and bound, failure probability, and the budget of products."""
+
+    tolerance: float = 1e-3
+    delta: float = 1e-3
+    max_matvecs: int = 200
+
+
+Verify = Callable[[Tensor], Tensor]
+Watch = Callable[[int, float, float], None]
+
+
+class _Iteration:
+    """The recurrence with full reorthogonalization; grows one step at a time."""
+
+    def __init__(self, operator: Operator, start: Tensor) -> None:
+        self.operator = operator
+        self.basis = start.new_empty(_BLOCK, operator.size)
+        self.basis[0] = start / start.norm()
+        self.alpha: list[float] = []
+        self.beta: list[float] = []
+
+    def step(self) -> bool:
+        """Do one product; return False when the Krylov space has closed (the last beta is then rounding noise)."""
+        m = len(self.alpha)
+        w = self.operator.matvec(self.basis[m]).to(self.basis.dtype)
+        before = float(w.norm())
+        self.alpha.append(float(torch.dot(self.basis[m], w)))
+        known = self.basis[: m + 1]
+        # twice is enough (Parlett 1998, sec. 6.9): in float32 one pass leaves max|QQ'-I| at 3e-5, two at 3e-7
+        for _ in range(2):
+            w = w - known.T @ (known @ w)
+        self.beta.append(float(w.norm()))
+        scale = max(before, *map(abs, self.alpha), *self.beta[:-1], 0.0)
+        eps = torch.finfo(self.basis.dtype).eps
+        if not math.isfinite(self.beta[-1]) or self.beta[-1] <= 10 * eps * scale or m + 1 == self.operator.size:
+            return False
+        if m + 1 == len(self.basis):
+            self.basis = torch.cat([self.basis, self.basis.new_empty(_BLOCK, self.operator.size)])
+        self.basis[m + 1] = w / self.beta[-1]
+        return True
+
+    def ritz(self) -> tuple[Array, Array]:
+        """Return Ritz values, ascending, and eigenvectors of T, in float64."""
+        off = np.asarray(self.beta[:-1])
+        values, vectors = scipy.linalg.eigh_tridiagonal(np.asarray(self.alpha), off)
+        return values, vectors
+
+
+def gaussian_start(operator: Operator, rng: Generator) -> Tensor:
+    """Return a standard normal vector (n,), drawn on the CPU so that every device starts alike."""
+    return torch.randn(operator.size, generator=rng, dtype=torch.float64).to(operator.dtype).to(operator.device)
+
+
+def decompose(operator: Operator, start: Tensor, steps: int) -> Lanczos:
+    """Run `steps` Lanczos steps, or fewer where the Krylov space closes."""
+    iteration = _Iteration(operator, start)
+    for _ in range(min(steps, operator.size)):
+        if not iteration.step():
+            break
+    m = len(iteration.alpha)
+    return Lanczos(iteration.basis[:m], np.asarray(iteration.alpha), np.asarray(iteration.beta), m)
+
+
+def extreme_bound(ritz: Array, beta: Array, size: int, delta: float) -> float:
+    """Return the largest mu with sum_j log(mu - theta_j) = sum_j log beta_j - log tau: an upper bound on lambda_max.
+
+    ritz: (m,) all Ritz values; beta: (m,).  For the lower end, pass -ritz and negate.
+    """
+    target = float(np.log(beta).sum()) - math.log(delta * math.sqrt(math.pi / (2 * size)))
+    top = float(ritz.max())
+    low, high = 0.0, max(float(np.ptp(ritz)), float(beta.max()), 1e-300)
+    while float(np.log(top + high - ritz).sum()) < target:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        with np.errstate(divide="ignore"):
+            below = float(np.log(np.maximum(top + middle - ritz, 0.0)).sum()) < target
+        low, high = (middle, high) if below else (low, middle)
+    return top + high
+
+
+def extreme_eigenpairs(
+    operator: Operator,
+    k: int,
+    rng: Generator,
+    *,
+    stopping: Stopping | None = None,
+    basis_bytes: int | None = None,
+    verify: Verify | None = None,
+    watch: Watch = lambda *_: None,
+) -> Eigenpairs:
+    """Find the k largest (algebraic) eigenvalues and the smallest Ritz value of a symmetric operator.
+
+    Stops when the residuals of the k top pairs, recomputed, and the bound from above on the first are within
+    `tolerance` times the larger of |theta_1| and |theta_k|; the smallest Ritz value is a by-product with its own bound.
+    `verify` replaces the product that checks the first pair (the caller may learn more from it).
+
+    Shapes: k >= 1, vectors (k, n).  Cost: one matvec a step, k + 1 to verify; a basis of m x n.
+    Raises ProblemError where the basis does not fit `basis_bytes`.
+    """
+    stopping = stopping or Stopping()
+    k = min(k, operator.size)
+    steps = _steps_that_fit(operator, k, stopping.max_matvecs, basis_bytes)
+    iteration = _Iteration(operator, gaussian_start(operator, rng))
+    spent, wanted = 0, stopping.tolerance
+    while True:
+        growing = iteration.step()
+        spent += 1
+        m = len(iteration.alpha)
+        if not math.isfinite(iteration.alpha[-1]) or not math.isfinite(iteration.beta[-1]):
+            return _nonfinite(operator, k, spent)
+        values, inner = iteration.ritz()
+        top, recurrence = values[::-1][:k], iteration.beta[-1] * np.abs(inner[-1, ::-1][:k])
+        upper = extreme_bound(values, np.asarray(iteration.beta), operator.size, stopping.delta) if growing else top[0]
+        scale = max(abs(top[0]), 1e-300)
+        watch(m, float(top[0]), float(max(recurrence.max(), upper - top[0])))
+        ready = m >= k and recurrence.max() <= wanted * scale and upper - top[0] <= stopping.tolerance * scale
+        out_of_budget = m >= steps
+        if growing and not ready and not out_of_budget:
+            continue
+        pairs = _verified(operator, iteration, k, verify, stopping.delta, growing)
+        spent += pairs.matvecs
+        if not np.isfinite(pairs.residuals).all():
+            return _nonfinite(operator, k, spent)
+        close = pairs.residuals.max() <= stopping.tolerance * scale
+        if growing and ready and not close and not out_of_budget and wanted > stopping.tolerance / 100:
+            wanted /= 4  # the recurrence was optimistic (rounding): go on until it asks for less
+            continue
+        if not growing and len(pairs.values) < k:
+            status = Status.BREAKDOWN
+        elif close and (ready or not growing):
+            status = Status.CONVERGED
+        else:
+            status = Status.BUDGET_SPENT
+        return Eigenpairs(**{**vars(pairs), "matvecs": spent, "status": status})
+
+
+def _steps_that_fit(operator: Operator, k: int, asked: int, basis_bytes: int | None) -> int:
+    """Return the steps to allow, or raise ProblemError when not even k + 2 vectors fit."""
+    steps = min(asked, operator.size)
+    if basis_bytes is None:
+        return steps
+    fitting = basis_bytes // (operator.size * torch.finfo(operator.dtype).bits // 8) - 2 * k  # Ritz vectors count too
+    if fitting < min(steps, k + 8):
+        need = (3 * k + 8) * operator.size * torch.finfo(operator.dtype).bits // 8
+        raise ProblemError(
+            f"A Krylov basis of {k + 8} vectors of {operator.size:,} entries needs {need / 1e9:.2g} GB; "
+            f"{basis_bytes / 1e9:.2g} GB are allowed for it, which holds {max(0, fitting)}. "
+            f"Raise `--memory-budget` to {2 * need / 1e9:.1f}GB, or ask for fewer eigenvalues."
+        )
+    return min(steps, fitting)
+
+
+def _verified(
+    operator: Operator, iteration: _Iteration, k: int, verify: Verify | None, delta: float, growing: bool
+) -> Eigenpairs:
+    """Form the Ritz vectors, recompute their residuals, and bound the bottom."""
+    values, inner = iteration.ritz()
+    m = len(values)
+    count = min(k, m)
+    columns = np.concatenate([inner[:, ::-1][:, :count], inner[:, :1]], axis=1)
+    coefficients = torch.from_numpy(np.ascontiguousarray(columns.T)).to(iteration.basis.dtype).to(operator.device)
+    vectors = coefficients @ iteration.basis[:m]
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    wanted = np.append(values[::-1][:count], values[0])
+    distances, spent = [], 0
+    same = m == 1  # top and bottom are one pair
+    for i, vector in enumerate(vectors[:-1] if same else vectors):
+        image = verify(vector) if verify is not None and i == 0 else operator.matvec(vector)
+        spent += 1
+        distances.append(float((image - float(wanted[i]) * vector).double().norm().cpu()) if image.device.type != "mps"
+                         else float((image - float(wanted[i]) * vector).norm()))
+    if same:
+        distances.append(distances[0])
+    beta = np.asarray(iteration.beta)
+    return Eigenpairs(
+        values=wanted[:-1],
+        vectors=vectors[:-1],
+        residuals=np.asarray(distances[:-1]),
+        upper=extreme_bound(values, beta, operator.size, delta) if growing else float(values[-1]),
+        bottom=float(wanted[-1]),
+        bottom_vector=vectors[-1],
+        bottom_residual=distances[-1],
+        lower=-extreme_bound(-values, beta, operator.size, delta) if growing else float(values[0]),
+        matvecs=spent,
+        status=Status.CONVERGED,
+    )
+
+
+def _nonfinite(operator: Operator, k: int, spent: int) -> Eigenpairs:
+    nothing = torch.full((k, operator.size), math.nan)
+    nan = math.nan
+    return Eigenpairs(
+        np.full(k, nan), nothing, np.full(k, nan), nan, nan, nothing[0], nan, nan, spent, Status.NONFINITE
+    )

@@ -1,0 +1,47 @@
+"""Replace a file in one step: a reader, a crash or a full disk finds the old file or the new one, never a part."""
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from gapscope.errors import ReportError
+
+
+def replace(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write under a temporary name in the same folder, fsync, rename over `path`, fsync the folder.
+
+    A symbolic link is followed.  A kill may leave a `.*.gapscope.tmp` behind; everything else cleans up after itself.
+
+    Raises: ReportError if the place cannot be written; what was there is then unchanged.
+    """
+    path = Path(os.path.realpath(path))
+    if os.path.exists(path) and not os.path.isfile(path):  # renaming onto /dev/null would delete the device
+        raise ReportError(f"{path} is not a regular file. Expected a place for a report. Name one with `--output`.")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.gapscope.tmp")
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        _discard(temporary)
+        raise ReportError(
+            f"{path} cannot be written: {error.strerror or error}. Nothing was lost: what was there is unchanged. "
+            "Make room or mend the folder, or name another place with `--output`."
+        ) from error
+    except BaseException:
+        _discard(temporary)
+        raise
+    with contextlib.suppress(OSError):  # the file is in place, and some file systems cannot sync a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _discard(temporary: Path) -> None:
+    with contextlib.suppress(OSError):
+        temporary.unlink()

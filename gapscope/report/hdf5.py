@@ -1,0 +1,143 @@
+"""Plain values in and out of HDF5: strings, facts, arrays with dimension scales.  Nothing here knows what a report is.
+
+Reading distrusts the file: only hard links are followed, only storage inside the file is read, sizes are bounded, and
+whatever is wrong raises ValueError, LookupError or what h5py raises.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+
+from gapscope.report.records import Facts, Scalar
+
+LARGEST = 2**27  # elements: 1 GiB of float64; a damaged or hostile shape must not exhaust the memory
+_STRINGS = h5py.string_dtype()
+
+
+def put_facts(group: h5py.Group, facts: Mapping[str, Any]) -> None:
+    """Store single strings, numbers and booleans as attributes, in alphabetical order."""
+    for key in sorted(facts):
+        value = facts[key]
+        if not isinstance(value, str | int | float | np.generic):
+            raise ValueError(f"{group.name}: `{key}` is {value!r}; expected one string, number or boolean")
+        group.attrs[text(key)] = text(value) if isinstance(value, str) else value
+
+
+def text(given: str) -> str:
+    """Escape what HDF5 cannot hold: NUL ends its strings, and UTF-8 has no lone surrogates (file names may)."""
+    return given.replace("\0", "\\0").encode(errors="backslashreplace").decode()
+
+
+def texts(given: Sequence[str]) -> Any:
+    """Return an array of HDF5 strings."""
+    return np.array([text(one) for one in given], dtype=_STRINGS)
+
+
+def put_texts(group: h5py.Group, name: str, given: Sequence[str]) -> None:
+    """Store strings as one attribute."""
+    group.attrs.create(name, texts(given), dtype=_STRINGS)
+
+
+def put_array(group: h5py.Group, name: str, values: Any, scales: Sequence[Any], **storage: Any) -> Any:
+    """Store an array whose axes carry these dimension scales."""
+    data = group.create_dataset(name, data=values, track_times=False, **storage)
+    for axis, scale in enumerate(scales):
+        data.dims[axis].label = scale.name.rsplit("/", 1)[1]
+        data.dims[axis].attach_scale(scale)
+    return data
+
+
+def put_scale(group: h5py.Group, name: str, labels: Any) -> Any:
+    """Store the labels of a dimension."""
+    data = put_array(group, name, texts(labels) if isinstance(labels, tuple) else labels, [])
+    data.make_scale(name)
+    return data
+
+
+def put_bare_scale(group: h5py.Group, name: str, size: int) -> Any:
+    """Store a dimension without labels, by netCDF's convention: an axis for xarray that takes no space on disk."""
+    data = group.create_dataset(name, (size,), dtype=">f4", track_times=False)
+    data.make_scale(f"This is a netCDF dimension but not a netCDF variable.{size:10d}")
+    return data
+
+
+def has(group: h5py.Group, name: str) -> bool:
+    """Say whether a group has a member of this name, without following it (as `in` would)."""
+    if not name or "/" in name or name == ".":
+        raise ValueError(f"`{name}` is not the name of a member")
+    return bool(group.id.links.exists(name.encode()))
+
+
+def member(group: h5py.Group, name: str, kind: Any) -> Any:
+    """Open a member that a hard link leads to: other links could make a report read any file of its reader."""
+    if not has(group, name):
+        raise ValueError(f"`{name}` is missing")
+    kinds = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "an external link"}
+    link = group.id.links.get_info(name.encode()).type
+    if link != h5py.h5l.TYPE_HARD:
+        raise ValueError(f"`{name}` is {kinds.get(link, 'a foreign link')}, which is never followed")
+    found = group[name]
+    if not isinstance(found, kind):
+        raise ValueError(f"`{name}` is a {type(found).__name__}, not a {kind.__name__}")
+    return found
+
+
+def get_facts(group: h5py.Group) -> Facts:
+    """Return all attributes as plain Python values."""
+    return {key: _scalar(key, value) for key, value in group.attrs.items()}
+
+
+def _scalar(key: str, value: Any) -> Scalar:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, str | int | float | bool):
+        raise ValueError(f"`{key}` is a {type(value).__name__}, not one string, number or boolean")
+    return value
+
+
+def get_text(owner: Any, name: str, choices: Sequence[str] = ()) -> Any:
+    """Return an attribute that must be one string, and one of the choices if there are any."""
+    value = owner.attrs[name]
+    if not isinstance(value, str):
+        raise ValueError(f"`{name}` is a {type(value).__name__}, not a string")
+    if choices and value not in choices:
+        raise ValueError(f"`{name}` is {value!r}, not one of {', '.join(choices)}")
+    return value
+
+
+def get_texts(owner: Any, name: str) -> tuple[str, ...]:
+    """Return an attribute that holds strings."""
+    return tuple(str(one) for one in np.atleast_1d(owner.attrs[name]))
+
+
+def get_array(group: h5py.Group, *names: str) -> Any:
+    """Return the numbers of a dataset at a path of member names."""
+    return np.asarray(_dataset(group, names, "fiu")[()])
+
+
+def get_optional(group: h5py.Group, *names: str) -> Any:
+    """Return the numbers of a dataset, or None if it or a group on the way to it is absent."""
+    here = group
+    for name in names[:-1]:
+        if not has(here, name):
+            return None
+        here = member(here, name, h5py.Group)
+    return get_array(group, *names) if has(here, names[-1]) else None
+
+
+def get_strings(group: h5py.Group, name: str) -> tuple[str, ...]:
+    """Return the strings of a dataset."""
+    return tuple(_dataset(group, (name,), "O").asstr()[()])
+
+
+def _dataset(group: h5py.Group, names: Sequence[str], kinds: str) -> Any:
+    for name in names[:-1]:
+        group = member(group, name, h5py.Group)
+    data = member(group, names[-1], h5py.Dataset)
+    if data.is_virtual or data.external:
+        raise ValueError(f"`{data.name}` keeps its values in other files, which are never followed")
+    if data.size is None or data.size > LARGEST or data.dtype.kind not in kinds:
+        raise ValueError(f"`{data.name}` holds {data.size} elements of {data.dtype}, which is not what a report holds")
+    return data

@@ -1,0 +1,187 @@
+"""What a careful colleague would say about a comparison, in three to six sentences.
+
+The one place of the reporting half that knows analyzers by name.  Reasons: raw sharpness follows the loss level (an
+under-trained network looks sharper) and the scale of the layers, so a contrast counts only at equal training loss and
+beside a scale-aware measure; and one run per recipe has a spread of 5 to 34 % over training seeds that no error bar
+here contains.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from gapscope.report.figures import contrast_unit, number, spread
+from gapscope.report.records import Report, Row, Subject
+from gapscope.results import Status
+
+TITLES = {"eigenvalues/top": "top eigenvalue", "eigenvalues/bottom": "bottom eigenvalue"}
+TOP, LOSS = "eigenvalues/top", "gap/train_loss"
+SAME_LOSS = 2.0  # beyond this ratio of training losses a sharpness contrast cannot tell
+SLOPE = 0.01  # at a minimum no gradient step may promise more than this share of the loss ...
+SADDLE = 0.05  # ... and the smallest eigenvalue may not reach below this share of the largest
+FINISHED = (Status.EXACT, Status.CONVERGED)
+
+
+def losses_differ(first: Report, last: Report) -> str:
+    """Return why the training losses forbid a sharpness contrast, or an empty string."""
+    a, b = _scalar(first, LOSS), _scalar(last, LOSS)
+    if a is None or b is None:
+        return ""
+    comparable = 0 < a < math.inf and 0 < b < math.inf
+    fold = max(a, b) / min(a, b) if comparable else math.nan
+    if fold <= SAME_LOSS:
+        return ""
+    said = f"differ {number(fold, 2)}-fold" if comparable else "have no ratio"
+    return f"The training losses {said} ({number(a, 3)} and {number(b, 3)})"
+
+
+def reading(
+    reports: Sequence[Report],
+    subjects: Sequence[Subject],
+    rows: Sequence[Row],
+    *,
+    blocked: str,
+    forced: Sequence[str],
+) -> tuple[str, ...]:
+    """Return the sentences; `blocked` is the reason of `losses_differ`, `forced` the keys that do not agree."""
+    table = {row.path: row for row in rows}
+    first, last = subjects[0], subjects[-1]
+    judged = any(row.higher_is == "sharper" for row in rows)
+    sentences = [
+        f"Forced: {', '.join(forced)} should agree and do not, so the contrasts may measure that." if forced else "",
+        _sharpness(reports, (first, last), table, blocked) if judged else "",
+        _slopes(reports, subjects),
+        _accuracy(reports, (first, last), table),
+        _limits(reports, subjects),
+        _companion(table) if judged else "",
+        _seeds(subjects),
+    ]
+    return tuple(sentence for sentence in sentences if sentence)
+
+
+def _scalar(report: Report, path: str) -> float | None:
+    analyzer, name = path.split("/")
+    record = report.results.get(analyzer)
+    quantity = record.quantities.get(name) if record else None
+    return float(quantity.value) if quantity is not None and not quantity.dims else None
+
+
+def _sharpness(reports: Sequence[Report], ends: tuple[Subject, Subject], rows: Mapping[str, Row], blocked: str) -> str:
+    if blocked:
+        return (
+            f"{blocked}: the runs are not at the same loss, so the sharpness contrast cannot tell. Train to equal loss."
+        )
+    losses = [_scalar(report, LOSS) for report in (reports[0], reports[-1])]
+    at = "The training losses were not measured, so equal loss is not established: "
+    if losses[0] and losses[1]:
+        percent = max(1, math.ceil(100 * (max(losses[0], losses[1]) / min(losses[0], losses[1]) - 1)))
+        at = f"At training losses within {percent} % of each other, "
+    top = rows.get(TOP)
+    if top is None:
+        judged = next(row for row in rows.values() if row.higher_is == "sharper")
+        return f"{at}{_compared(judged, ends, judged.title)}."
+    flat = all(_stationary(report) for report in (reports[0], reports[-1]))
+    return f"{at}{_compared(top, ends, 'the top eigenvalue', flat=flat)}{_agreement(top, rows)}."
+
+
+def _compared(row: Row, ends: tuple[Subject, Subject], by: str, *, flat: bool = False) -> str:
+    estimate, interval = row.estimate, row.interval
+    if math.isnan(interval[0]):
+        return f"the ratio of {ends[1].label} to {ends[0].label} is {number(estimate, 3)} by {by}, without an interval"
+    if row.verdict not in ("higher", "lower"):
+        shown, between = spread(estimate, interval)
+        return (
+            f"{ends[0].label} and {ends[1].label} cannot be told apart by {by} (ratio {shown}, 95 % interval {between})"
+        )
+    flatter, sharper = ends
+    if row.verdict == "lower":
+        flatter, sharper = sharper, flatter
+        estimate, interval = 1 / estimate, (1 / interval[1], 1 / interval[0])
+    shown, between = spread(estimate, interval)
+    verb, owner = ("sits in a minimum", "'s") if flat else ("is", "")
+    return f"{sharper.label} {verb} {shown} times sharper than {flatter.label}{owner} by {by} (95 % interval {between})"
+
+
+def _agreement(top: Row, rows: Mapping[str, Row]) -> str:
+    said = []
+    for analyzer, name in (
+        ("adaptive-sharpness", "the scale-aware companion"),
+        ("epsilon-sharpness", "epsilon-sharpness"),
+    ):
+        verdicts = {row.verdict for path, row in rows.items() if path.startswith(f"{analyzer}/") and row.verdict}
+        if not verdicts:
+            continue
+        if verdicts == {"cannot tell"}:
+            said.append(f"{name} cannot tell")
+        elif len(verdicts) > 1:
+            said.append(f"{name} is divided")
+        elif top.verdict == "cannot tell":
+            said.append(f"{name} can")
+        else:
+            said.append(f"{name} {'agrees' if verdicts == {top.verdict} else 'says the opposite'}")
+    return "; " + ", ".join(said) if said else ""
+
+
+def _stationary(report: Report) -> bool | None:
+    """Say whether gradient and bottom eigenvalue allow to speak of a minimum; None if they were not measured.
+
+    A gradient step of length 1/lambda lowers a quadratic by |g|^2 / (2 lambda).
+    """
+    top, bottom = _scalar(report, TOP), _scalar(report, "eigenvalues/bottom")
+    slope, loss = _scalar(report, "eigenvalues/gradient_norm"), _scalar(report, LOSS)
+    if top is None or bottom is None or slope is None or loss is None:
+        return None
+    return top > 0 and slope**2 / (2 * top) <= SLOPE * loss and -bottom <= SADDLE * top
+
+
+def _slopes(reports: Sequence[Report], subjects: Sequence[Subject]) -> str:
+    pairs = zip(reports, subjects, strict=True)
+    moving = [subject.label for report, subject in pairs if _stationary(report) is False]
+    if not moving:
+        return ""
+    verb = "is" if len(moving) == 1 else "are"
+    return f"{' and '.join(moving)} {verb} still on a slope or saddle, by gradient norm and bottom eigenvalue."
+
+
+def _accuracy(reports: Sequence[Report], ends: tuple[Subject, Subject], rows: Mapping[str, Row]) -> str:
+    row = rows.get("gap/test_accuracy")
+    if row is None or math.isnan(row.estimate):
+        return (
+            "" if "gap/train_loss" not in rows else "No test data were measured: nothing here is about generalization."
+        )
+    samples = reports[0].results["gap"].quantities["test_accuracy"].samples
+    on = "" if samples is None else f" on {samples.size:,} test samples"
+    shown, between = spread(row.estimate, row.interval)
+    unit = contrast_unit(row.contrast, row.unit)
+    if row.verdict not in ("higher", "lower"):
+        return f"The test accuracies cannot be told apart{on} ({shown} {unit}, 95 % interval {between})."
+    shown, between = spread(abs(row.estimate), tuple(sorted(map(abs, row.interval))))  # type: ignore[arg-type]
+    better = ends[1] if row.verdict == "higher" else ends[0]
+    return f"{better.label} has the higher test accuracy{on}, by {shown} {unit} (95 % interval {between})."
+
+
+def _limits(reports: Sequence[Report], subjects: Sequence[Subject]) -> str:
+    """Say what did not converge and whether a subset was measured."""
+    said = [
+        f"{name} of {subject.label}: {record.message}"
+        for report, subject in zip(reports, subjects, strict=True)
+        for name, record in report.results.items()
+        if record.status not in FINISHED
+    ]
+    if any(report.conditions.get("limit") for report in reports):
+        said.append("this is a subset of the data, and subsets overstate lambda_max")
+    return f"Mind that {'; '.join(said)}." if said else ""
+
+
+def _companion(rows: Mapping[str, Row]) -> str:
+    if any(path.startswith("adaptive-sharpness/") for path in rows):
+        return ""
+    return "Raw sharpness changes under rescaling of layers; no scale-aware measure is in these reports."
+
+
+def _seeds(subjects: Sequence[Subject]) -> str:
+    sizes = [subject.training.get("batch_size") for subject in subjects]
+    if None in sizes or len(set(sizes)) == 1:
+        return "One checkpoint of each kind proves nothing about how they were made: compare several."
+    if len(set(sizes)) < len(sizes):
+        return ""
+    return "One seed per batch size proves nothing about the recipe: compare several of each."

@@ -1,0 +1,224 @@
+"""A request and a checkpoint make a model, data and a loss that fit each other, or one message."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gapscope.errors import LoadError
+from gapscope.measure.loading import Request, Trust, load, save_checkpoint
+from gapscope.measure.loading.networks import f1, mlp
+
+
+def save(path="a.pt", model=None, **about):
+    save_checkpoint(path, model or mlp(hidden=[8]), **about)
+    return Path(path)
+
+
+def made(**changes):
+    return save(**{"factory": "mlp", "model_args": {"hidden": [8]}, "data": "digits", **changes})
+
+
+def ask(path=Path("a.pt"), **typed):
+    return load(Request(checkpoint=path, **typed))
+
+
+@pytest.fixture(autouse=True)
+def _here(folder):
+    """Run every test in its own folder."""
+
+
+def test_a_checkpoint_of_ours_needs_no_flag():
+    made(loss="cross-entropy", training={"lr": 0.1})
+    loaded = ask()
+    assert (loaded.model_name, loaded.model_args, loaded.weights_key) == ("mlp", {"hidden": [8]}, "model")
+    assert (len(loaded.train), len(loaded.test), loaded.loss.name) == (1300, 497, "cross-entropy")
+    assert loaded.notes == ()
+
+
+def test_inferred_choices_are_noted():
+    made()
+    assert ask().notes == ("loss: cross-entropy, inferred from integer targets",)
+    assert (
+        "data: the test data are the training data"
+        in ask(data="zoo:pairs", model="zoo:Net", test_data="zoo:pairs", path=net()).notes
+    )
+    np.savez("a.npz", x=np.ones((3, 64)), y=np.ones((3, 10)))
+    assert "loss: mse, inferred from real targets" in ask(data="a.npz").notes
+
+
+def net(path="net.pt", **about):
+    import zoo
+
+    return save(path, zoo.Net(), **about)
+
+
+@pytest.fixture(autouse=True)
+def _zoo_importable(folder, monkeypatch):
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def test_the_command_line_wins_and_arguments_merge_key_by_key():
+    made(model_args={"hidden": [99], "activation": "tanh"}, loss="mse")
+    loaded = ask(model_args={"hidden": [8]}, loss="cross-entropy", data="digits:size=8")
+    assert loaded.model_args == {"hidden": [8], "activation": "tanh"}
+    assert loaded.loss.name == "cross-entropy"
+    assert loaded.train.name == "digits:size=8"
+    assert ask(model="mlp", model_args={"hidden": [8]}, loss="cross-entropy").model_args["activation"] == "tanh"
+    Path("other.py").write_text("from gapscope.measure.loading.networks import mlp as other\n")
+    assert ask(model="other.py:other", model_args={"hidden": [8]}, loss="cross-entropy").model_args == {"hidden": [8]}
+
+
+def test_test_data_come_from_the_nearest_word():
+    np.savez("t.npz", x=np.ones((3, 64)), y=np.arange(3))
+    made(test_data="t.npz")
+    trust = Trust(("t.npz",))
+    assert len(ask(trust=trust).test) == 3
+    assert len(ask(data="digits", trust=trust).test) == 497
+    assert len(ask(data="t.npz", trust=trust).test) == 3
+    assert len(ask(test_data="digits", trust=trust).test) == 497
+    with pytest.raises(LoadError, match=r"records the test data `t.npz`"):
+        ask()
+    made()
+    assert ask(data="t.npz").test is None
+
+
+def test_a_limit_holds_for_both_splits():
+    made()
+    loaded = ask(limit=20, data_seed=1)
+    assert (len(loaded.train), len(loaded.test), loaded.train.total) == (20, 20, 1300)
+
+
+@pytest.mark.parametrize("spec", ["os:system", "zoo:run", "canary:build", "canary.py:build", "logging:os.system"])
+@pytest.mark.parametrize("place", ["factory", "data", "test_data", "loss"])
+def test_a_planted_name_is_never_run(folder, place, spec):
+    made(**{place: spec})
+    with pytest.raises(LoadError, match="Nothing was imported"):
+        ask()
+    assert not (folder / "sang").exists()
+    if spec in ("zoo:run", "logging:os.system"):
+        with pytest.raises(LoadError, match=r"is really `(posix|nt):system`"):
+            ask(trust=Trust((spec.split(":")[0] + ":*",)))
+
+
+def test_trusted_names_are_used():
+    net(factory="zoo:Net", data="zoo:pairs", loss="zoo:l1")
+    with pytest.raises(LoadError, match="records the model `zoo:Net`"):
+        ask(Path("net.pt"))
+    for trust in (Trust(("zoo:*",)), Trust(embedded=True)):
+        loaded = ask(Path("net.pt"), trust=trust)
+        assert (loaded.model_name, len(loaded.train), loaded.loss.name) == ("zoo:Net", 6, "zoo:l1")
+
+
+def test_what_nobody_named_is_asked_for():
+    save()
+    with pytest.raises(
+        LoadError, match=r"does not say which model it holds. Name it: `-m mlp -a hidden=\[32\]`"
+    ) as error:
+        ask()
+    assert "Built in: mlp, f1, lenet5, resnet20." in str(error.value)
+    with pytest.raises(LoadError, match=r"does not say what it was trained on. Name it: `-d digits`"):
+        ask(model="mlp", model_args={"hidden": [8]})
+
+
+def test_mode_buffers_weights_and_random_state_are_untouched():
+    torch.manual_seed(0)
+    model = f1(inputs=64)
+    save(model=model, factory="f1", model_args={"inputs": 64}, data="digits")
+    state = torch.get_rng_state()
+    loaded = ask()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.model.state_dict().values(), model.state_dict().values(), strict=True)
+    )
+    assert all(module.training for module in loaded.model.modules())
+
+
+class Counting(nn.Linear):
+    """Counts its calls in a buffer, and draws a random number."""
+
+    def __init__(self):
+        super().__init__(64, 10)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1 + 0 * torch.rand(())
+        return super().forward(x)
+
+
+def test_a_buffer_that_moves_in_eval_mode_is_put_back():
+    save(model=Counting(), data="digits")
+    assert ask(model=f"{__name__}:Counting").model.calls == 0
+
+
+def model_returning(what: str):
+    Path("m.py").write_text(
+        "import torch, types\nclass M(torch.nn.Linear):\n"
+        f"    def forward(self, x):\n        y = super().forward(x)\n        return {what}\n"
+        "def build():\n    return M(64, 10)\n"
+    )
+    save(model=nn.Linear(64, 10))
+    return {"model": "m.py:build", "data": "digits"}
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("(y, y)", "returns tuple. Expected one tensor: give a factory whose model returns its scores alone."),
+        (
+            "types.SimpleNamespace(logits=y)",
+            "returns SimpleNamespace. Expected one tensor: give a factory whose model returns its `.logits`",
+        ),
+        ("y.sum()", "returns () for 2 samples. Expected one output per sample, batch first."),
+        ("y.T", "returns (10, 2) for 2 samples"),
+        (
+            "y[:, :7]",
+            "digits has labels up to 9, `m.py:build` has 7 outputs. Expected one output per class: `-a outputs=10`",
+        ),
+        ("y[:, :1]", "has 1 output."),
+        ("y[:, 0]", "returns (2,) for targets (2,). Cross-entropy expects one score per class"),
+        (
+            "1 / 0",
+            "do not fit: ZeroDivisionError: division by zero. Check the model's arguments (`-a`) and the data (`-d`).",
+        ),
+    ],
+)
+def test_a_model_that_does_not_suit_the_data_is_refused(what, message):
+    with pytest.raises(LoadError, match=re.escape(message)):
+        ask(**model_returning(what))
+
+
+def test_data_of_the_wrong_shape_or_type_are_shown_beside_the_model():
+    made()
+    np.savez("a.npz", x=np.ones((3, 5), np.float32), y=np.arange(3))
+    with pytest.raises(
+        LoadError, match=re.escape("`mlp` and a.npz (samples of shape (5,), float32) do not fit: RuntimeError: mat1")
+    ):
+        ask(data="a.npz")
+    np.savez("a.npz", x=np.ones((3, 64), np.int64), y=np.arange(3))
+    with pytest.raises(LoadError, match=r"If they are no token numbers, save them as floats."):
+        ask(data="a.npz")
+    np.savez("a.npz", x=np.ones((3, 64)), y=np.ones(3))
+    with pytest.raises(
+        LoadError, match=r"a.npz has real targets. Cross-entropy expects class numbers; use `--loss mse`."
+    ):
+        ask(data="a.npz", loss="cross-entropy")
+    assert ask(data="digits").train.inputs.dtype == torch.float32
+
+
+def test_a_loss_that_fails_or_returns_no_real_numbers_is_named():
+    made()
+    Path("l.py").write_text("def bad(o, t): raise KeyError('k')\ndef count(o, t): return t * 0\n")
+    with pytest.raises(
+        LoadError, match=r"The loss `l.py:bad` on outputs \(2, 10\) and targets \(2,\) int64 raised KeyError"
+    ):
+        ask(loss="l.py:bad")
+    with pytest.raises(
+        LoadError, match=r"The loss `l.py:count` returned torch.int64. Expected real numbers, one per sample."
+    ):
+        ask(loss="l.py:count")
+    with pytest.raises(LoadError, match="returned a scalar for 2 samples"):
+        ask(loss="torch.nn.functional:cross_entropy")

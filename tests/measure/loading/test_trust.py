@@ -1,0 +1,153 @@
+"""What a name may become, and when nothing is imported."""
+
+import re
+import sys
+
+import pytest
+
+from gapscope.errors import LoadError
+from gapscope.measure.loading.trust import Trust, check_recorded, resolve, resolve_recorded, safe_globals
+
+
+def recorded(spec: str, *trusted: str, embedded: bool = False, kind: str = "model") -> object:
+    return resolve_recorded(spec, kind=kind, builtins={"mlp": 1}, trust=Trust(trusted, embedded))
+
+
+def test_a_user_may_name_a_module_a_file_and_a_dotted_attribute(folder):
+    assert resolve("zoo:Net").__name__ == "Net"
+    assert resolve("zoo.py:Net").__name__ == "Net"
+    assert resolve("zoo:Net.forward").__name__ == "forward"
+    assert resolve("math:pi") > 3
+
+
+def test_a_file_is_loaded_once_and_again_after_an_edit(folder):
+    first = resolve("zoo.py:Net")
+    assert resolve(f"{folder}/zoo.py:Net") is first
+    (folder / "zoo.py").write_text("Net = int\n")
+    assert resolve("zoo.py:Net") is int
+
+
+def test_a_file_finds_the_modules_beside_it_and_the_path_is_restored(folder):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "beside_it.py").write_text("x = 5\n")
+    (folder / "sub" / "main.py").write_text("from beside_it import x\n")
+    before = list(sys.path)
+    assert resolve("sub/main.py:x") == 5
+    assert sys.path == before
+    del sys.modules["beside_it"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("zoo", "`zoo` names no object. Expected `pkg.mod:attr` or `path/file.py:attr`."),
+        ("zooo:Net", "There is no module `zooo` here or among the installed packages. Did you mean `zoo`?"),
+        ("zoo:Nett", "`zoo` has no `Nett`. Did you mean `Net`?"),
+        ("zoo:qqqqqq", "`zoo` has no `qqqqqq`. It defines Net, not_a_module, broken"),
+        ("plain.py:x1234567", "It defines no function or class."),
+        ("zo.py:Net", "Cannot read `zo.py`: No such file or directory. Did you mean `zoo.py`?"),
+        ("bad.py:x", "Importing `bad.py` raised ZeroDivisionError: division by zero. Fix that file first."),
+        ("bad:x", "Importing `bad` raised ZeroDivisionError: division by zero. Fix that import first."),
+        ("quits:x", "Importing `quits` raised SystemExit: 3. Fix that import first."),
+        ("needs:x", "Importing `needs` raised ModuleNotFoundError: No module named 'absent_package'."),
+    ],
+)
+def test_a_name_that_does_not_resolve_says_why(folder, spec, message):
+    (folder / "bad.py").write_text("1 / 0\n")
+    (folder / "quits.py").write_text("raise SystemExit(3)\n")
+    (folder / "needs.py").write_text("import absent_package\n")
+    (folder / "plain.py").write_text("")
+    with pytest.raises(LoadError, match=re.escape(message)):
+        resolve(spec)
+
+
+def test_a_recorded_builtin_needs_no_trust():
+    assert recorded("mlp") == 1
+
+
+@pytest.mark.parametrize("kind", ["model", "data", "test data", "loss"])
+@pytest.mark.parametrize(
+    "spec", ["os:system", "zoo:run", "zoo.py:run", "canary:build", "canary.py:build", "logging:os.system"]
+)
+def test_an_untrusted_recorded_name_is_refused_before_any_import(folder, kind, spec):
+    with pytest.raises(
+        LoadError, match=r"neither built into gapscope nor trusted by you. Nothing was imported."
+    ) as error:
+        recorded(spec, kind=kind)
+    flag = {"model": "-m", "data": "-d", "test data": "--test-data", "loss": "--loss"}[kind]
+    assert f"`{flag} {spec}`" in str(error.value)
+    assert f'trusted = ["{spec}"]' in str(error.value)
+    assert "--trust-embedded" in str(error.value)
+    assert not (folder / "sang").exists()
+    assert "canary" not in sys.modules
+    assert "zoo" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("spec", "pattern", "real"),
+    [
+        ("logging:os.system", "logging:*", r"`(posix|nt):system`"),
+        ("zoo:run", "zoo:*", r"`(posix|nt):system`"),
+        ("zoo.py:run", "zoo.py:*", r"`(posix|nt):system`"),
+        ("zoo:instance.forward", "zoo:instance*", "`zoo:Net.forward`"),
+        ("zoo:instance", "zoo:instance", "`zoo:Net`"),
+    ],
+)
+def test_a_trusted_name_for_another_modules_object_is_refused(folder, spec, pattern, real):
+    with pytest.raises(LoadError, match=f"is really {real}, and no trusted pattern matches that"):
+        recorded(spec, pattern)
+
+
+def test_a_trusted_name_is_resolved(folder):
+    assert recorded("zoo:Net", "zoo:*") is resolve("zoo:Net")
+    assert recorded("zoo.py:Net", "zoo.py:*") is resolve("zoo.py:Net")
+    assert recorded("zoo:run", embedded=True).__name__ == "system"
+
+
+@pytest.mark.parametrize(
+    "spec", ["os:system; rm", "../evil.py:x", "a/../b.py:x", "", "zoo:", "x\ny:z", "zoo:a-b", "é:x", 7]
+)
+def test_a_recorded_name_of_another_form_is_refused_even_when_all_is_trusted(spec):
+    with pytest.raises(
+        LoadError, match=r"not of the form `pkg.mod:attr`. Nothing was imported. Name the model yourself"
+    ):
+        check_recorded(spec, kind="model", trust=Trust(("*",), embedded=True))
+
+
+def test_a_recorded_data_file_is_trusted_by_its_path():
+    check_recorded("data/train set.npz", kind="data", trust=Trust(("data/*",)))
+    with pytest.raises(LoadError, match="nor trusted"):
+        check_recorded("/etc/x.npz", kind="data", trust=Trust(("data/*",)))
+
+
+def test_an_installed_package_is_not_shadowed_by_a_file_beside_the_checkpoint(folder):
+    (folder / "this.py").write_text("open('sang', 'w').close()\n")
+    (folder / "antigravity.py").write_text("open('sang', 'w').close()\n")
+    with pytest.raises(LoadError, match="has no `xyzzy`"):
+        recorded("colorsys:xyzzy", "colorsys:*")
+    (folder / "colorsys.py").write_text("xyzzy = 1; open('sang', 'w').close()\n")
+    sys.modules.pop("colorsys")
+    with pytest.raises(LoadError, match="has no `xyzzy`"):
+        recorded("colorsys:xyzzy", "colorsys:*")
+    assert not (folder / "sang").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("posix.system", "would let the file run any code"),
+        ("builtins.eval", "would let the file run any code"),
+        ("__main__.Config", "was defined by the script that saved the file and cannot be imported"),
+        ("nowhere.Thing", "names nothing importable. Expected `package.module.Class`"),
+        ("argparse.Namespac", "`argparse` has no `Namespac`. Did you mean `Namespace`?"),
+    ],
+)
+def test_an_extra_class_must_exist_and_be_harmless(name, message):
+    with pytest.raises(LoadError, match=re.escape(message)):
+        safe_globals(Trust(allowed_globals=(name,)))
+
+
+def test_an_extra_class_may_be_nested_or_builtin(folder):
+    pairs = {name: thing for thing, name in safe_globals(Trust(allowed_globals=("zoo.Net", "complex")))}
+    assert pairs["zoo.Net"].__name__ == "Net"
+    assert pairs["complex"] is complex

@@ -1,0 +1,133 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import xlogy
+
+from gapscope.report.contrasts import Scalar, Z, difference, paired_rates, ratio
+from gapscope.results import CHUNKS
+
+
+def draw(rng, trials, truth=1.5):
+    """Paired chunk values of a quantity of 1 and of `truth`, with luck that both share and luck of their own."""
+    common = rng.normal(size=(trials, CHUNKS, 1))
+    own = rng.normal(size=(trials, CHUNKS, 2))
+    return np.array([1.0, truth]) * (1 + 0.5 * common + 0.15 * own)
+
+
+def test_the_ratio_interval_covers_the_truth_as_often_as_it_says():
+    covered = 0
+    for chunks in draw(np.random.default_rng(1), 500):
+        first, last = (Scalar(value=side.mean(), chunks=side) for side in chunks.T)
+        estimate, (low, high) = ratio(first, last, paired=True)
+        assert low < estimate < high
+        covered += low < 1.5 < high
+    assert 0.92 <= covered / 500 <= 0.98
+
+
+def test_the_difference_interval_covers_the_truth_as_often_as_it_says():
+    covered = 0
+    for chunks in draw(np.random.default_rng(2), 500):
+        first, last = (Scalar(value=side.mean(), chunks=side) for side in chunks.T)
+        _, (low, high) = difference(first, last, paired=True)
+        covered += low < 0.5 < high
+    assert 0.92 <= covered / 500 <= 0.98
+
+
+def test_pairing_cancels_the_luck_that_both_share():
+    first, last = (
+        Scalar(value=side.mean(), chunks=side, sampling=side.std(ddof=1) / math.sqrt(CHUNKS))
+        for side in draw(np.random.default_rng(3), 1)[0].T
+    )
+    paired, alone = (ratio(first, last, paired=paired)[1] for paired in (True, False))
+    assert paired[1] - paired[0] < 0.6 * (alone[1] - alone[0])
+
+
+def test_exact_ratios_of_identical_subjects_have_no_width():
+    same = Scalar(value=2.0, chunks=np.full(CHUNKS, 2.0))
+    assert ratio(same, same, paired=True) == (1.0, (1.0, 1.0))
+
+
+def test_numerical_errors_widen_linearly():
+    chunks = np.full(CHUNKS, 2.0)
+    first, last = Scalar(value=2.0, chunks=chunks, numerical=0.02), Scalar(value=2.0, chunks=chunks, numerical=0.04)
+    assert ratio(first, last, paired=True)[1] == pytest.approx((math.exp(-0.03), math.exp(0.03)))
+    assert difference(first, last, paired=True)[1] == pytest.approx((-0.06, 0.06))
+
+
+def test_independent_standard_errors_add_in_quadrature():
+    first, last = Scalar(value=1.0, sampling=0.03), Scalar(value=2.0, sampling=0.08)
+    assert ratio(first, last, paired=True)[1] == pytest.approx((2 * math.exp(-0.05 * Z), 2 * math.exp(0.05 * Z)))
+    assert difference(first, Scalar(value=2.0, sampling=0.04), paired=True)[1] == pytest.approx(
+        (1 - 0.05 * Z, 1 + 0.05 * Z)
+    )
+
+
+def test_without_any_error_there_is_no_interval():
+    estimate, interval = ratio(Scalar(value=1.0), Scalar(value=2.0, sampling=0.1), paired=True)
+    assert estimate == 2
+    assert all(map(math.isnan, interval))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_what_is_not_positive_and_finite_has_no_ratio(value):
+    assert math.isnan(ratio(Scalar(value=value), Scalar(value=1.0), paired=True)[0])
+    assert math.isnan(ratio(Scalar(value=1.0), Scalar(value=value), paired=True)[0])
+
+
+def test_empty_chunks_are_left_out():
+    chunks = np.r_[np.linspace(1, 2, CHUNKS - 1), math.nan]
+    first, last = Scalar(value=1.5, chunks=chunks), Scalar(value=2.5, chunks=chunks + 1)
+    assert difference(first, last, paired=True)[1] == pytest.approx((1, 1))
+    assert math.isnan(difference(Scalar(value=math.nan), last, paired=True)[0])
+
+
+def outcomes(both, first_only, last_only, neither):
+    counts = (both, first_only, last_only, neither)
+    return np.repeat(np.uint8([1, 1, 0, 0]), counts), np.repeat(np.uint8([1, 0, 1, 0]), counts)
+
+
+def test_the_score_interval_is_the_published_one():
+    """Airway hyper-responsiveness of 21 children: Fagerland, Lydersen, Laake, Stat. Med. 33 (2014) 2850."""
+    first, last = outcomes(1, 7, 1, 12)
+    assert paired_rates(first, last) == pytest.approx((-0.517, -0.026), abs=6e-4)
+
+
+@pytest.mark.parametrize(("gained", "lost", "total"), [(7, 1, 21), (6, 16, 161), (0, 3, 50), (40, 20, 160)])
+def test_the_score_statistic_at_both_ends_is_z_under_the_likeliest_nuisance(gained, lost, total):
+    """The constrained maximum of the multinomial likelihood is sought numerically, not by the closed form."""
+    for delta in paired_rates(*outcomes(0, lost, gained, total - lost - gained)):
+
+        def loss(q, delta=delta):
+            same = total - gained - lost
+            return -sum(
+                xlogy(count, rate) for count, rate in ((gained, q + delta), (lost, q), (same, 1 - 2 * q - delta))
+            )
+
+        bounds = (max(0.0, -delta), (1 - delta) / 2)
+        q = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+        variance = total * (2 * q + delta * (1 - delta))
+        assert abs(gained - lost - total * delta) / math.sqrt(variance) == pytest.approx(Z, rel=1e-4)
+
+
+@pytest.mark.parametrize("total", [10, 60])
+def test_the_score_interval_excludes_zero_exactly_when_mcnemar_rejects(total):
+    for lost in range(total + 1):
+        for gained in range(total + 1 - lost):
+            low, high = paired_rates(*outcomes(total - lost - gained, lost, gained, 0))
+            rejected = lost + gained > 0 and (gained - lost) ** 2 / (lost + gained) > Z**2
+            assert rejected == (not low <= 0 <= high), (lost, gained)
+            assert -1 <= low <= (gained - lost) / total <= high <= 1
+
+
+def test_rates_count_in_the_unit_of_the_quantity():
+    first, last = outcomes(1, 7, 1, 12)
+    sides = [Scalar(value=100 * side.mean(), samples=side) for side in (first, last)]
+    estimate, interval = difference(*sides, paired=True, outcome=100)
+    assert estimate == pytest.approx(-100 * 6 / 21)
+    assert interval == pytest.approx((-51.7, -2.6), abs=0.06)
+
+
+def test_no_samples_have_no_interval():
+    assert all(map(math.isnan, paired_rates(np.zeros(0, np.uint8), np.zeros(0, np.uint8))))

@@ -1,0 +1,67 @@
+import math
+
+import pytest
+
+from gapscope.report.figures import contrast_unit, figure, number, rounded, size, spread
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [
+        (0.15432, 0.0112, "0.154 ± 0.011"),
+        (0.8123, 0.0512, "0.81 ± 0.05"),
+        (93.04, 1.13, "93.0 ± 1.1"),
+        (2.0, 0.0996, "2.00 ± 0.10"),
+        (3.0912e-5, 1.23e-6, "(3.09 ± 0.12)e-5"),
+        (1234567, 34567, "(1.235 ± 0.035)e6"),
+        (56789, 1234, "56800 ± 1200"),
+        (-0.0001, 0.02, "0.000 ± 0.020"),
+        (0.1543211, 1.2e-9, "0.154321 ± 1.2e-9"),
+        (0, 0.5, "0.0 ± 0.5"),
+        (0.0121, NAN, "0.0121"),
+        (0.0121, 0, "0.0121"),
+        (NAN, 0.1, "–"),
+        (math.inf, 0.1, "inf"),
+        (-math.inf, NAN, "-inf"),
+    ],
+)
+def test_digits_follow_the_error(value, error, shown):
+    assert figure(value, error) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0"), (1300, "1300"), (12345.6, "12350"), (1e-7, "1e-7"), (0.00012345, "0.0001234"), (1.5e9, "1.5e9")],
+)
+def test_a_number_without_error_has_four_digits(value, shown):
+    assert number(value) == shown
+
+
+def test_value_and_error_of_separate_columns_agree():
+    assert (rounded(0.15432, 0.0112), size(0.0112)) == ("0.154", "0.011")
+    assert (rounded(0.3, 1.2), size(1.2)) == ("0.3", "1.2")
+    assert (rounded(NAN, 1.2), size(NAN), size(0.0)) == ("–", "–", "0")
+
+
+@pytest.mark.parametrize(
+    ("estimate", "interval", "shown"),
+    [
+        (1.597, (1.41, 1.82), ("1.60", "1.41 to 1.82")),
+        (1.597, (1.563, 1.633), ("1.60", "1.56 to 1.63")),
+        (20.0, (14.8, 22.2), ("20.0", "14.8 to 22.2")),
+        (-1.1, (-3.0, 0.8), ("-1.1", "-3.0 to 0.8")),
+        (1.02345, (NAN, NAN), ("1.02", "–")),
+        (NAN, (NAN, NAN), ("–", "–")),
+        (2.5e-7, (1e-7, 4e-7), ("2.5e-7", "1e-7 to 4e-7")),
+        (2.0, (0.0, math.inf), ("2", "0 to inf")),
+    ],
+)
+def test_an_interval_has_the_digits_of_its_width(estimate, interval, shown):
+    assert spread(estimate, interval) == shown
+
+
+def test_percentages_differ_by_points():
+    assert [contrast_unit("difference", unit) for unit in ("%", "points", "s")] == ["points", "points", "s"]
+    assert contrast_unit("ratio", "%") == ""

@@ -1,0 +1,126 @@
+import math
+from dataclasses import replace
+
+from example_reports import eigenvalues, large, report, with_quantity
+
+from gapscope.report.comparison import compare
+from gapscope.report.view import Table, comparison_document, report_document
+from gapscope.results import Quantity, Status
+
+
+def items(document, kind):
+    return [item for block in document.blocks for item in block if isinstance(item, kind) == (kind is Table)]
+
+
+def lines(document):
+    return [line for table in items(document, Table) for line in table.lines]
+
+
+def texts(document):
+    return [item.text for block in document.blocks for item in block if not isinstance(item, Table)]
+
+
+def test_a_report_begins_with_its_subject():
+    said = texts(report_document(report(test_samples=497)))
+    assert said[0] == "small.pt"
+    assert said[1] == (
+        "digits, train split, 1,300 samples · mlp 64-32-10, 2,410 parameters · cross-entropy · eval mode · float32"
+    )
+
+
+def test_data_and_arguments_may_stand_in_the_identity_and_some_analyzers_may_be_left_out():
+    identity = {"data": "blobs", "model": "mlp", "model_args": "hidden=[32]"}
+    document = report_document(replace(report(), identity=identity, conditions={}), only=["gap"])
+    assert texts(document)[:2] == ["blobs · mlp hidden=[32]", "gap"]
+
+
+def test_a_subset_is_announced():
+    assert "A subset of the data: subsets overstate lambda_max." in texts(report_document(report(limit=64)))
+
+
+def test_each_number_stands_beside_its_two_errors():
+    first, *_ = lines(report_document(report()))
+    assert first.cells == ("top", "0.154", "0.011", "1.0e-6")
+
+
+def test_status_cost_and_notes_follow_the_table():
+    said = texts(report_document(report()))
+    assert "converged to the requested tolerance · 17 matvecs · 1.50 s" in said
+    assert "two notes" in said
+
+
+def test_numbers_without_direction_are_dimmed_and_their_arrays_only_verbose():
+    brief = {line.cells[0]: line.tone for line in lines(report_document(report(eigenvalues())))}
+    assert brief == {"top": "plain", "bottom": "dim", "gradient norm": "dim"}
+    full = report_document(report(eigenvalues()), verbose=True)
+    assert [line.cells for line in lines(full)][2:4] == [
+        ("values, 1", "0.154", "–", "–"),
+        ("values, 2", "0.077", "–", "–"),
+    ]
+    said = texts(full)
+    assert "top: largest eigenvalue of the Hessian" in said
+    assert "settings: k 1, seed 0, tolerance 0.001" in said
+    assert "training: batch_size 32, lr 0.1, nesterov False, optimizer sgd" in said
+
+
+def test_a_value_that_did_not_converge_is_shown_as_a_bound():
+    record = eigenvalues(status=Status.BUDGET_SPENT)
+    upper = replace(record.quantities["top"], bound="upper")
+    unknown = replace(upper, value=math.nan)
+    document = report_document(report(with_quantity(record, top=record.quantities["top"], upper=upper, none=unknown)))
+    assert [line.cells[1] for line in lines(document)] == ["≥ 0.154", "≤ 0.154", "–"]
+    assert items(document, Table)[0]
+    assert "stopped at the budget before it converged: read the value as a bound · 17 matvecs · 1.50 s" in texts(
+        document
+    )
+
+
+def test_large_arrays_are_shown_in_part():
+    labels = {"layer": tuple(f"fc{i}" for i in range(40))}
+    many = Quantity(value=range(40), doc="", dims=("layer",), labels=labels)
+    record = with_quantity(eigenvalues(), many=many)
+    brief = lines(report_document(report(record)))
+    assert len(brief) == 9
+    assert brief[-1].cells[0] == "many, 32 more of 40: all with --verbose or --json"
+    assert len(lines(report_document(report(record), verbose=True))) == 40
+
+
+def test_a_comparison_shows_values_contrast_interval_and_who_is_sharper():
+    document = comparison_document(compare([report(), large()]))
+    table = items(document, Table)[0]
+    headers = [column.header for column in table.columns]
+    assert headers == ["", "small batch 32", "large batch 650", "large / small", "95 % interval", ""]
+    top, title, first, *_ = table.lines
+    assert top.cells[:4] == ("top eigenvalue", "0.154 ± 0.011", "0.246 ± 0.017", "1.60")
+    assert (top.cells[-1], top.tone) == ("large\u00a0is sharper", "worse")
+    assert title.cells == ("epsilon-sharpness full %",)
+    assert (first.cells[0], first.level) == ("keskar, 1e-3", 1)
+    accuracy = next(line for line in table.lines if line.cells[0].startswith("test accuracy"))
+    assert accuracy.cells[3:] == ("-1.2 points", "-3.0 to 0.4", "cannot tell")
+    assert accuracy.tone == "unsure"
+
+
+def test_rows_without_direction_are_verbose_only():
+    comparison = compare([report(), large()])
+    assert not [line for line in lines(comparison_document(comparison)) if line.cells[0] == "gradient norm"]
+    assert [line for line in lines(comparison_document(comparison, verbose=True)) if line.cells[0] == "gradient norm"]
+
+
+def test_the_smaller_value_and_a_wordless_quantity_have_verdicts_too():
+    sides = [
+        with_quantity(
+            eigenvalues(),
+            a=Quantity(value=value, sampling_error=0.01, doc="", better="higher"),
+            d=Quantity(value=1 / value, sampling_error=0.01, doc="", better="higher", contrast="difference"),
+        )
+        for value in (2.0, 1.0)
+    ]
+    a, d = lines(comparison_document(compare([report(sides[0]), large(sides[1])])))
+    assert (a.cells[-1], a.tone) == ("small\u00a0is higher", "worse")
+    assert (d.cells[3], d.cells[-1], d.tone) == ("+0.50", "large\u00a0is higher", "better")
+
+
+def test_what_differs_is_not_said_of_both_and_force_is_marked():
+    said = texts(comparison_document(compare([report(), large(dtype="float64", split="test")], force=True)))
+    assert said[0] == "digits, 1,300 samples · mlp 64-32-10, 2,410 parameters · cross-entropy · eval mode"
+    assert said[1] == "Forced: these keys should agree and do not: dtype, split"
