@@ -19,7 +19,17 @@ _HOMES = {
     "save_checkpoint": "gapscope.measure.loading.checkpoint",
 }
 
-__all__ = ["GapscopeError", "Quantity", "Report", "Result", "Status", "__version__", "compare", "read", "save_checkpoint"]
+__all__ = [
+    "GapscopeError",
+    "Quantity",
+    "Report",
+    "Result",
+    "Status",
+    "__version__",
+    "compare",
+    "read",
+    "save_checkpoint",
+]
 
 
 def __getattr__(name: str) -> Any:

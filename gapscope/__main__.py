@@ -5,21 +5,31 @@ cannot tell; 130 interrupted.  An uncaught exception must not look like a violat
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from gapscope.errors import GapscopeError
 
+OUT_OF_MEMORY = "Out of memory. Expected the work to fit. Lower `--memory-budget` or `--batch-size`."
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run gapscope on the given arguments (default: the command line) and exit."""
+    if arguments is None:  # leave by an exception, so that a half-written file and the bar are taken away
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = _run(words)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe has left: that is its right
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         code = 0
+    except OSError as error:
+        _forget_stdout()
+        code = _fail(
+            f"The output cannot be written: {error.strerror or error}. Expected room for it. Send it elsewhere."
+        )
     sys.exit(code)
 
 
@@ -28,39 +38,67 @@ def _run(words: list[str]) -> int:
         from gapscope.cli import run
 
         return run(words)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # Typer and Rich turn it into an exit with 1
+            raise stop.__context__ from None
+        if stop.code == 128 + signal.SIGTERM:
+            return 128 + signal.SIGTERM
+        return _fail(f"Something asked Python to exit ({stop.code}). Expected a measurement. See `--debug`.")
     except GapscopeError as error:
-        if "--debug" in words:
-            raise_with_traceback(error)
+        _trace(words)
         return _fail(str(error))
     except KeyboardInterrupt:
-        print("\ninterrupted: no report was changed", file=sys.stderr)
+        print("\ninterrupted: reports that were there before are whole", file=sys.stderr)
         return 130
     except BrokenPipeError:
         raise
-    except MemoryError as error:
-        return _fail(f"out of memory: {error}. Expected the work to fit. Lower `--memory-budget` or `--batch-size`.")
+    except OSError as error:
+        if error.filename is None and sys.stdout is not None and _is_full(error):
+            raise  # standard output: the files that gapscope writes report their own
+        return _unexpected(words, error)
+    except MemoryError:
+        _trace(words)
+        return _fail(OUT_OF_MEMORY)
     except Exception as error:  # a bug, or a failure of a library: never exit 1
-        if "--debug" in words:
-            raise_with_traceback(error)
-        if "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower():
-            return _fail("out of memory. Expected the work to fit. Lower `--memory-budget` or `--batch-size`.")
-        first = (str(error).splitlines() or [""])[0][:300]
-        return _fail(
-            f"unexpected {type(error).__name__}: {first}. This is a bug in gapscope or a model that it does not know. "
-            "Run again with `--debug` and report what it prints."
-        )
+        return _unexpected(words, error)
 
 
-def raise_with_traceback(error: BaseException) -> None:
-    """Print the traceback for `--debug`."""
-    import traceback
+def _is_full(error: OSError) -> bool:
+    import errno
 
-    traceback.print_exception(error)
+    return error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
+
+
+def _unexpected(words: list[str], error: Exception) -> int:
+    _trace(words)
+    if "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower():
+        return _fail(OUT_OF_MEMORY)
+    first = (str(error).splitlines() or [""])[0][:300]
+    return _fail(
+        f"Unexpected {type(error).__name__}: {first}. This is a bug in gapscope or a model that it does not know. "
+        "Run again with `--debug` and report what it prints."
+    )
+
+
+def _trace(words: list[str]) -> None:
+    """Print the traceback where it was asked for; cli.run sets the variable where the configuration asks."""
+    if "--debug" in words or os.environ.get("GAPSCOPE_DEBUG", "").lower() not in ("", "0", "false", "no", "off"):
+        import traceback
+
+        traceback.print_exc()
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    """Print an error; it may quote a file, so nothing in it reaches the terminal as a control character."""
+    from gapscope.report.terminal import printable
+
+    print("\n".join(map(printable, f"error: {message}".splitlines())), file=sys.stderr)
     return 2
+
+
+def _forget_stdout() -> None:
+    """Let the interpreter's own flush at exit go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -23,6 +23,11 @@ Better = Literal["lower", "higher", "none"]
 Array = NDArray[np.float64]
 
 
+def scalar(value: float) -> Array:
+    """Return a number as an array of shape ()."""
+    return np.asarray(value, dtype=np.float64)
+
+
 class Status(enum.Enum):
     """How a measurement ended.  The name goes into files, the value is the sentence that people read."""
 

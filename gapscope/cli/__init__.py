@@ -3,6 +3,8 @@
 Measuring commands are generated from the analyzers' dataclasses.  Nothing here imports torch before a command runs.
 """
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,26 @@ from typing import Any
 import typer
 import typer.main
 
-from gapscope.cli import compare, demo, measuring, show, train
+from gapscope.cli import compare, demo, fields, measuring, show, train
 from gapscope.cli.settings import Configuration, read_configuration
 
 EPILOG = (
-    "Exit codes: 0 done, 2 could not be measured or compared, 130 interrupted. Every option is also an environment variable "
-    "(GAPSCOPE_DATA, GAPSCOPE_EIGENVALUES_K ...) and a key of gapscope.toml or [tool.gapscope] in pyproject.toml."
+    "Exit codes: 0 done, 2 could not be measured or compared, 130 interrupted. Options of measuring commands are also "
+    "environment variables (GAPSCOPE_DATA, GAPSCOPE_EIGENVALUES_K ...) and keys of gapscope.toml or of [tool.gapscope] "
+    "in pyproject.toml."
 )
+TABLES = {"train": train.TrainOptions, "compare": compare.Own}  # commands with a table of their own
+SHARED = (
+    "model",
+    "model_arg",
+    "data",
+    "loss",
+    "threads",
+    "quiet",
+    "debug",
+)  # common keys that mean the same to `train`
+INTERRUPTED = 130
+UNCONFIGURED = ("-h", "--help", "--version", "show", "demo")
 
 
 def app(configuration: Configuration) -> typer.Typer:
@@ -40,31 +55,47 @@ def app(configuration: Configuration) -> typer.Typer:
             print(f"gapscope {gapscope.__version__}")
             raise typer.Exit
 
-    for name, body in measuring.commands(configuration):
-        root.command(name)(body)
-    root.command("compare")(compare.command(configuration))
-    root.command("show")(show.show)
-    root.command("train")(train.command(configuration))
-    root.command("demo")(demo.demo)
+    verbs = (
+        ("compare", compare.command(configuration)),
+        ("show", show.show),
+        ("train", train.command()),
+        ("demo", demo.demo),
+    )
+    for name, body in (*measuring.commands(configuration), *verbs):
+        root.command(name, short_help=fields.headline(body.__doc__))(body)
     return root
 
 
 def run(words: Sequence[str]) -> int:
-    """Run one command and return its exit code; usage errors are printed with the usage line."""
-    configuration = read_configuration(Path.cwd())
+    """Run one command and return its exit code; usage errors are printed with the command to ask for help."""
+    # a mistake in a file of this folder must keep nobody from reading the help or a report
+    plain = not words or words[0] in UNCONFIGURED or bool({"-h", "--help"} & set(words))
+    configuration = Configuration() if plain else read_configuration(Path.cwd(), TABLES)
+    if configuration.common.get("debug"):
+        os.environ.setdefault("GAPSCOPE_DEBUG", "1")
     command = typer.main.get_command(app(configuration))
     try:
         code: Any = command.main(
             args=list(words), prog_name="gapscope", standalone_mode=False, default_map=_defaults(configuration)
         )
     except Exception as error:
+        if type(error).__name__ == "Abort":
+            raise KeyboardInterrupt from error
         # Typer carries its own click, whose usage errors know how to show themselves
         if not hasattr(error, "format_message") or not hasattr(error, "show"):
-            if type(error).__name__ == "Abort":
-                raise KeyboardInterrupt from error
             raise
-        error.show()
+        if not words:
+            error.show()  # the help
+            return 2
+        from gapscope.report.terminal import printable
+
+        context = getattr(error, "ctx", None)
+        asked = context.command_path if context else "gapscope"
+        said = error.format_message().rstrip(".")
+        print(printable(f"error: {said}. See `{asked} --help`."), file=sys.stderr)
         return 2
+    if code == INTERRUPTED:  # Typer turns a KeyboardInterrupt into this, older ones into Abort
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
 
 
@@ -72,6 +103,12 @@ def _defaults(configuration: Configuration) -> dict[str, Any]:
     """Return what the configuration files say, by command and option."""
     from gapscope.measure.analyzers import names
 
-    common = dict(configuration.common)
+    common, own = dict(configuration.common), configuration.commands
     analyzers = {name: {**common, **configuration.measure.get(name, {})} for name in names()}
-    return analyzers | {"sharpness": common, "compare": common, "train": common}
+    shared = {key: value for key, value in common.items() if key in SHARED}
+    verbs = {
+        "sharpness": common,
+        "compare": {**common, **own.get("compare", {})},
+        "train": {**shared, **own.get("train", {})},
+    }
+    return {**analyzers, **verbs}

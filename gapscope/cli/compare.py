@@ -1,9 +1,8 @@
 """`gapscope compare`: two or more checkpoints or reports side by side."""
 
-import dataclasses
 import inspect
-import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gapscope.cli import fields
+from gapscope.cli.measuring import SHARPNESS, Job, configured, prepare, refuse_unwritable, say
 from gapscope.cli.settings import Common, Configuration
-from gapscope.errors import LoadError, ReportError
+from gapscope.errors import ComparisonError, LoadError, ReportError, UsageError
 
 if TYPE_CHECKING:
     from gapscope.report.file import Report
@@ -22,7 +22,9 @@ HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 SUBJECTS = inspect.Parameter(
     "subjects",
     inspect.Parameter.KEYWORD_ONLY,
-    annotation=Annotated[list[Path], typer.Argument(help="checkpoints or reports, two or more", show_default=False)],
+    annotation=Annotated[
+        list[Path], typer.Argument(help="checkpoints or reports, two or more", metavar="SUBJECT", show_default=False)
+    ],
 )
 
 
@@ -32,22 +34,26 @@ class Own:
 
     labels: Annotated[str | None, "names of the columns, separated by commas"] = None
     force: Annotated[bool, "compare although conditions or settings differ; the output is marked"] = False
+    output: Annotated[Path | None, "comparison to write (HDF5; default: none)", "-o"] = None
 
 
 def command(configuration: Configuration) -> Callable[..., int | None]:
     """Return the command."""
 
     def compare(subjects: list[Path], **values: Any) -> None:
-        compare_and_print(subjects, fields.build(Common, values), fields.build(Own, values), configuration)
+        own = fields.build(Own, values)
+        common = fields.build(Common, {**values, "output": None})
+        compare_and_print(subjects, common, own, configuration)
 
     return fields.command(
         "compare",
         """Compare two or more checkpoints or reports, freely mixed.
 
-        Checkpoints are measured first, as by `gapscope sharpness`, with the same settings.
-        The labels small and large come from the recorded batch sizes.
+        Checkpoints are measured first, as by `gapscope sharpness`, with the same settings, and their reports
+        are written to the current folder. The last column is contrasted with the first. The labels small and
+        large come from the recorded batch sizes.
         """,
-        [SUBJECTS, *fields.options(Own), *fields.options(Common)],
+        [SUBJECTS, *fields.options(Own, prefix="GAPSCOPE_COMPARE"), *fields.options(Common, without=("output",))],
         compare,
     )
 
@@ -55,47 +61,90 @@ def command(configuration: Configuration) -> Callable[..., int | None]:
 def compare_and_print(subjects: Sequence[Path], common: Common, own: Own, configuration: Configuration) -> None:
     """Measure what is not a report yet, compare, write where asked, and print."""
     from gapscope.report import comparison, file
-    from gapscope.report.export import comparison_json
 
-    _refuse_missing(subjects, common.output)
-    known = {path: file.read_report(path) for path in subjects if _is_report(path)}  # a bad report must not cost a measurement
-    found, paths = [], []
-    for subject in subjects:
-        report, path = (known[subject], subject) if subject in known else _measure(subject, common, configuration)
-        found.append(report)
-        paths.append(path)
+    _refuse_missing(subjects, own.output)
+    known = {path: file.read_report(path) for path in subjects if _is_report(path)}
+    jobs: dict[Path, Job] = {}
+    for path in dict.fromkeys(subjects):
+        if path not in known:
+            jobs[path] = prepare(path, common, list(jobs.values()))
+    conditions = {
+        path: known[path].conditions if path in known else jobs[path].session.conditions() for path in subjects
+    }
+    if not own.force:
+        _refuse_unlike(conditions)  # before the work
+    failures, paths = [], dict(zip(known, known, strict=True))
+    analyzers = configured(SHARPNESS, configuration) if jobs else []
+    for path, job in jobs.items():
+        if not common.quiet:
+            print(f"measuring {path}", file=sys.stderr)
+        measured = job.measure(analyzers)
+        known[path], paths[path] = measured.report, measured.path
+        failures += [measured.failure] if measured.failure else []
+    found = [known[path] for path in subjects]
     labels = [label.strip() for label in own.labels.split(",")] if own.labels else None
     compared = comparison.compare(found, labels=labels, force=own.force)
-    if common.output is not None:
-        file.write(compared, common.output)
+    if own.output is not None:
+        try:
+            file.write(compared, own.output)
+        except ReportError as failure:  # shown all the same
+            failures.append(failure)
     if common.json:
-        print(json.dumps(comparison_json(compared), indent=2, allow_nan=False))
-        return
-    from gapscope.report.terminal import output
-    from gapscope.report.view import comparison_document
+        from gapscope.report.export import comparison_json, dumps
 
-    output(comparison_document(compared, verbose=common.verbose))
+        print(dumps(comparison_json(compared)))
+    else:
+        from gapscope.report.terminal import output
+        from gapscope.report.view import comparison_document
+
+        output(comparison_document(compared, verbose=common.verbose))
+        if not failures:
+            say("", *_closing(found, [paths[path] for path in subjects], own.output))
+    if failures:
+        raise failures[0]
+
+
+def _closing(found: "Sequence[Report]", paths: Sequence[Path], written: Path | None) -> list[str]:
     seconds = sum(record.seconds for report in found for record in report.results.values())
     products = sum(record.matvecs for report in found for record in report.results.values())
-    print(f"reports: {', '.join(map(str, paths))} · {seconds:.1f} s, {products} products · `gapscope show FILE` for the rest")
-    if common.output is not None:
-        print(f"comparison: {common.output}")
+    names = ", ".join(map(str, dict.fromkeys(paths)))
+    lines = [f"reports: {names} · {seconds:.1f}\u00a0s, {products}\u00a0matvecs · `gapscope show FILE` for the rest"]
+    return lines + ([f"comparison: {written}"] if written else [])
 
 
-def _measure(subject: Path, common: Common, configuration: Configuration) -> "tuple[Report, Path]":
-    from gapscope.cli.measuring import SHARPNESS, configured, measure
+def _refuse_unlike(conditions: "Mapping[Path, Mapping[str, Any]]") -> None:
+    """Raise ComparisonError where `comparison.compare` would, so that it costs no measurement."""
+    from gapscope.report.records import differing
 
-    alone = dataclasses.replace(common, output=None)
-    measured = measure(subject, alone, configured(SHARPNESS, configuration))
-    return measured.report, measured.path
+    sides = list(conditions.values())
+    keys = sorted({key for side in sides[1:] for key in differing(sides[0], side)})
+    if keys:
+        said = "; ".join(f"{key}: {' / '.join(str(side.get(key, 'none')) for side in sides)}" for key in keys)
+        raise ComparisonError(
+            f"The subjects are not under the same conditions: {said}. Expected equal ones. Measure alike (`--split`, "
+            "`--data`, `--limit`, `--dtype` ...), or compare all the same with `--force`."
+        )
 
 
 def _refuse_missing(subjects: Sequence[Path], output: Path | None) -> None:
+    if len(subjects) < 2:
+        raise UsageError(f"There is only {subjects[0]} to compare. Expected two or more: `gapscope compare A B`.")
     for subject in subjects:
         if not subject.is_file():
             raise LoadError(f"{subject} is no file. Expected a checkpoint or a report. Mend the path.")
-    if output is not None and not output.resolve().parent.is_dir():
-        raise ReportError(f"The folder of {output} does not exist. Expected a folder to write to. Make it, or mend `--output`.")
+    if output is not None:
+        refuse_unwritable(output)
+        _refuse_other(output)
+
+
+def _refuse_other(output: Path) -> None:
+    """Overwrite a comparison, and nothing else: a report took a measurement to make."""
+    from gapscope.report.file import Comparison, read
+
+    if output.exists() and not isinstance(read(output), Comparison):
+        raise ReportError(
+            f"{output} is a report, not a comparison. Expected a new name or an old comparison. Mend `--output`."
+        )
 
 
 def _is_report(path: Path) -> bool:

@@ -1,67 +1,74 @@
 """`gapscope demo`: the main job on the embedded digits, from training to comparison, in under a minute."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gapscope.errors import ReportError
 
+if TYPE_CHECKING:
+    from gapscope.training.trainer import Recipe, Trained
+
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="folder for checkpoints and reports")] = Path("gapscope-demo"),
-    threads: Annotated[int, typer.Option("--threads", help="CPU threads")] = 1,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="folder for checkpoints and reports")
+    ] = Path("gapscope-demo"),
+    threads: Annotated[int, typer.Option("--threads", metavar="INT", help="CPU threads")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,  # noqa: ARG001
 ) -> None:
-    """Train a small- and a large-batch network to the same loss, measure both, and compare them.
+    """Train a small- and a large-batch network to one loss, measure both, and compare them.
 
     One network (64-64-10) on 1,300 handwritten digits, one start, one rate, batch 8 against 650.
     """
-    from gapscope.cli.measuring import SHARPNESS, configured, measure
+    import torch
+
+    from gapscope.cli.measuring import SHARPNESS, configured, load, say
     from gapscope.cli.settings import Common, Configuration
     from gapscope.report import comparison, file
     from gapscope.report.terminal import output as show
     from gapscope.report.view import comparison_document
-
-    import torch
-
     from gapscope.training.pair import REGIMES, equal_epochs, make
 
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ReportError(f"The folder {output} cannot be made: {error.strerror}. Expected a folder. Mend `--output`.") from error
+        raise ReportError(
+            f"The folder {output} cannot be made: {error.strerror}. Expected a folder. Mend `--output`."
+        ) from error
     torch.set_num_threads(max(1, threads))
+    common, analyzers = Common(quiet=True), configured(SHARPNESS, Configuration())
 
-    def say(text: str) -> None:
+    def tell(path: Path, recipe: "Recipe", trained: "Trained") -> None:
         if not quiet:
+            text = f"{path}: batch {recipe.batch_size}, {trained.steps:,} steps, training loss {trained.train_loss:.4f}"
             print(text, file=sys.stderr, flush=True)
 
-    common = Common(threads=max(1, threads), quiet=True)
-    analyzers = configured(SHARPNESS, Configuration({}, {}))
-    reports, epochs = [], []
+    reports, trainings = [], []
     for regime in REGIMES:
         path = output / f"{regime.name}.pt"
-        trained = make(regime.recipe, path)
-        epochs.append(trained.epochs)
-        say(f"{path}: batch {regime.recipe.batch_size}, {trained.steps:,} steps, training loss {trained.train_loss:.4f}")
-        target = output / f"{regime.name}.report.h5"
-        target.unlink(missing_ok=True)  # the demo's own, from an earlier run
-        reports.append(measure(path, replace(common, output=target), analyzers).report)
+        trainings.append(make(regime.recipe, path))
+        tell(path, regime.recipe, trainings[-1])
+        reports.append(load(path, common).measure(analyzers))
+        file.write(reports[-1], output / f"{regime.name}.report.h5")  # replaces the demo's own of an earlier run
     compared = comparison.compare(reports)
     file.write(compared, output / "comparison.h5")
     show(comparison_document(compared))
+    recipe = equal_epochs(trainings[0].epochs)
     under = output / "digits-large-batch-equal-epochs.pt"
-    trained = make(equal_epochs(epochs[0]), under)
-    target = output / f"{under.stem}.report.h5"
-    target.unlink(missing_ok=True)
-    early = measure(under, replace(common, output=target), configured(SHARPNESS[:1], Configuration({}, {}))).report
-    tops = [float(r.results["eigenvalues"].quantities["top"].value) for r in (reports[0], early)]
-    print(
-        f"\nAt equal epochs ({epochs[0]}) the large batch is under-trained (loss {trained.train_loss:.2f}) and its top eigenvalue is "
-        f"{tops[1] / tops[0]:.1f} times the small batch's: that contrast is of training progress, not of batch size."
+    early = make(recipe, under)
+    tell(under, recipe, early)
+    report = load(under, common).measure(configured(SHARPNESS[:1], Configuration()))
+    file.write(report, output / f"{under.stem}.report.h5")
+    tops = [float(r.results["eigenvalues"].quantities["top"].value) for r in (reports[0], report)]
+    say(
+        "",
+        f"After equal epochs ({recipe.epochs}, {early.steps:,} steps) the large batch is under-trained: training loss "
+        f"{early.train_loss:.2g} against {trainings[0].train_loss:.2g}, and {tops[1] / tops[0]:.2g} times the top "
+        "eigenvalue of the small batch. Such a ratio is one of training progress, not of batch size.",
+        "",
+        f"reports: {output}/ · next: `gapscope show {output / 'comparison.h5'}`, or `gapscope sharpness CHECKPOINT`",
     )
-    print(f"\nreports: {output}/ · next: gapscope show {output / 'comparison.h5'} -v")

@@ -1,7 +1,9 @@
 """`gapscope sharpness` and one command per analyzer: measure a checkpoint, write its report, print it."""
 
+import hashlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ SHARPNESS = ("eigenvalues", "epsilon-sharpness", "gap")
 CHECKPOINT = inspect.Parameter(
     "checkpoint",
     inspect.Parameter.KEYWORD_ONLY,
-    annotation=Annotated[Path, typer.Argument(help="checkpoint to measure", show_default=False)],
+    annotation=Annotated[Path, typer.Argument(help="checkpoint to measure", metavar="CHECKPOINT", show_default=False)],
 )
 
 
@@ -34,60 +36,84 @@ def commands(configuration: Configuration) -> Iterator[tuple[str, Callable[..., 
     def sharpness(checkpoint: Path, **values: Any) -> None:
         measure_and_print(checkpoint, fields.build(Common, values), configured(SHARPNESS, configuration))
 
-    summary = f"""The main job: {", ".join(SHARPNESS)} of one checkpoint, on one loaded problem.
+    summary = f"""Measure sharpness and gap of one checkpoint: the main job.
 
-    Settings of each stand in gapscope.toml, as [measure.eigenvalues] and so on.
+    Runs {", ".join(SHARPNESS)} on one loaded problem. Their settings stand in gapscope.toml, as
+    [measure.eigenvalues] and so on, or are given to the command of that name.
     """
     yield "sharpness", fields.command("sharpness", summary, [CHECKPOINT, *fields.options(Common)], sharpness)
     for name in names():
-        yield name, _analyzer_command(name)
+        try:
+            cls = analyzer_class(name)
+        except Exception as error:  # another package's: what it breaks must not be the whole command line
+            print(f"warning: the analyzer `{name}` cannot be loaded: {type(error).__name__}: {error}", file=sys.stderr)
+            continue
+        yield name, _analyzer_command(name, cls)
 
 
-def _analyzer_command(name: str) -> Callable[..., int | None]:
-    cls = analyzer_class(name)
-
+def _analyzer_command(name: str, cls: type[Any]) -> Callable[..., int | None]:
     def body(checkpoint: Path, **values: Any) -> None:
         measure_and_print(checkpoint, fields.build(Common, values), [fields.build(cls, values)])
 
-    own = fields.options(cls, prefix=f"GAPSCOPE_{name.upper().replace('-', '_')}")
-    return fields.command(name, cls.__doc__ or "", [CHECKPOINT, *own, *fields.options(Common)], body)
+    parameters = [CHECKPOINT, *fields.options(cls, prefix=_prefix(name)), *fields.options(Common)]
+    return fields.command(name, cls.__doc__ or "", parameters, body)
+
+
+def _prefix(name: str) -> str:
+    return f"GAPSCOPE_{name.upper().replace('-', '_')}"
 
 
 def configured(wanted: Sequence[str], configuration: Configuration) -> list[Any]:
-    """Return analyzers with the settings of the configuration files; raises UsageError for values of a wrong type."""
+    """Return analyzers with the settings of environment and configuration files, as their own commands read them."""
     return [_converted(analyzer_class(name), configuration.measure.get(name, {})) for name in wanted]
 
 
 def _converted(cls: type[Any], values: Mapping[str, Any]) -> Any:
-    """Build an analyzer from configuration values exactly as its command would read them."""
-    parser = typer.main.get_command(_single(cls))
-    context = parser.make_context(cls.name, [], default_map=dict(values))
-    return fields.build(cls, context.params)
-
-
-def _single(cls: type[Any]) -> typer.Typer:
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
-    single.command()(fields.command(cls.name, "", fields.options(cls), lambda **_: None))
-    return single
+    single.command()(fields.command(cls.name, "", fields.options(cls, prefix=_prefix(cls.name)), lambda **_: None))
+    parser = typer.main.get_command(single)
+    return fields.build(cls, parser.make_context(f"gapscope {cls.name}", [], default_map=dict(values)).params)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A report, where it was written, and what is to be said of that."""
+    """A report, where it belongs, what is to be said of that, and why it could not be written, if so."""
 
     report: "Report"
     path: Path
     said: tuple[str, ...]
+    failure: ReportError | None
 
 
-def measure(checkpoint: Path, common: Common, analyzers: Sequence[Any]) -> Measured:
-    """Measure a checkpoint and write its report, keeping what the file already held of the same subject."""
+@dataclass(frozen=True)
+class Job:
+    """A loaded checkpoint and the place of its report: what can be refused before any work has been."""
+
+    session: "Session"
+    path: Path
+
+    def measure(self, analyzers: Sequence[Any]) -> Measured:
+        """Measure and write, keeping what the file already held of the same subject."""
+        from gapscope.report.file import merge, read_report, write
+
+        report = self.session.measure(analyzers)
+        said: tuple[str, ...] = ()
+        try:
+            if self.path.exists():
+                report, said = merge(read_report(self.path), report)
+            write(report, self.path)
+        except ReportError as failure:  # hours of work must not go unseen because the disk is full
+            return Measured(report, self.path, (), failure)
+        return Measured(report, self.path, said, None)
+
+
+def load(checkpoint: Path, common: Common) -> "Session":
+    """Load a checkpoint and its data, and say what was inferred."""
     from gapscope.cli.progress import monitor
     from gapscope.measure.loading import Request
     from gapscope.measure.loading.models import parse_args
     from gapscope.measure.loading.trust import Trust
     from gapscope.measure.session import Execution, open_session
-    from gapscope.report.file import merge, read_report, write
 
     if common.limit is not None and common.limit < 1:
         raise UsageError(f"The limit is {common.limit}. Expected 1 or more samples. Mend `--limit`.")
@@ -116,69 +142,103 @@ def measure(checkpoint: Path, common: Common, analyzers: Sequence[Any]) -> Measu
     if not common.quiet:
         for note in session.loaded.notes:
             print(note, file=sys.stderr)
-    path = _output(checkpoint, common.output, session)  # before the work: a refusal must not cost any
-    report = session.measure(analyzers)
-    said: tuple[str, ...] = ()
-    if path.exists():
-        report, said = merge(read_report(path), report)
-    write(report, path)
-    return Measured(report, path, said)
+    return session
 
 
-def _output(checkpoint: Path, asked: Path | None, session: "Session") -> Path:
-    """Return where the report goes; raises ReportError when that file must not be touched.
+def prepare(checkpoint: Path, common: Common, others: Sequence[Job] = ()) -> Job:
+    """Load a checkpoint and find the place of its report; `others` will write theirs first."""
+    if common.output is not None:
+        refuse_unwritable(common.output)
+    session = load(checkpoint, common)
+    path = _asked(common.output, session) if common.output else _default(checkpoint, session, others)
+    refuse_unwritable(path)
+    return Job(session, path)
 
-    A default name that is taken by another checkpoint gets the folder's name in front, one taken by other conditions
-    (split, limit, dtype ...) their digest behind.
-    """
-    import hashlib
 
+def refuse_unwritable(path: Path) -> None:
+    """Raise ReportError where nothing can be written, before the work."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise ReportError(
+            f"The folder of {path} does not exist. Expected a folder to write to. Make it, or mend `--output`."
+        )
+    if path.is_dir():
+        raise ReportError(f"{path} is a folder. Expected the name of a file. Mend `--output`.")
+    if not os.access(folder, os.W_OK):
+        raise ReportError(
+            f"The folder {folder} cannot be written. Expected a place for the report. Name one with `--output`."
+        )
+
+
+def _taken(path: Path, session: "Session", others: Sequence[Job] = ()) -> list[str]:
+    """Return the keys in which a report that is there, or is about to be, is of another subject."""
     from gapscope.report.file import read_report
     from gapscope.report.records import differing
 
-    def taken_by(path: Path) -> list[str]:
-        if not path.exists():
-            return []
-        old = read_report(path)
-        return differing(old.identity, session.identity()) + differing(old.conditions, session.conditions())
-
-    if asked is not None:
-        if not asked.resolve().parent.is_dir():
-            raise ReportError(f"The folder of {asked} does not exist. Expected a folder to write to. Make it, or mend `--output`.")
-        keys = taken_by(asked)
-        if keys:
+    ours = (session.identity(), session.conditions())
+    theirs = [(job.session.identity(), job.session.conditions()) for job in others if job.path == path]
+    if path.exists():
+        try:
+            old = read_report(path)
+        except ReportError as error:
             raise ReportError(
-                f"{asked.name} holds a report of another subject ({', '.join(keys)} differ). Expected the same checkpoint "
-                "under the same conditions. Name another file with `--output`, or move this one."
-            )
-        return asked
-    digest = hashlib.sha256(json.dumps([session.identity(), session.conditions()], sort_keys=True).encode()).hexdigest()[:8]
-    folder = checkpoint.resolve().parent.name
-    for stem in (checkpoint.stem, f"{folder}-{checkpoint.stem}"):
+                f"{error} Nothing was changed: move that file away, or name another with `--output`."
+            ) from error
+        theirs.append((dict(old.identity), dict(old.conditions)))
+    return [key for pair in theirs for mine, other in zip(ours, pair, strict=True) for key in differing(mine, other)]
+
+
+def _asked(path: Path, session: "Session") -> Path:
+    keys = _taken(path, session)
+    if keys:
+        raise ReportError(
+            f"{path} holds a report of another subject ({', '.join(keys)} differ). Expected the same checkpoint "
+            "under the same conditions. Name another file with `--output`, or move this one."
+        )
+    return path
+
+
+def _default(checkpoint: Path, session: "Session", others: Sequence[Job]) -> Path:
+    """Return the default name, or, where that is taken, one that is not.
+
+    Another checkpoint puts its folder's name in front, other conditions (split, limit, dtype ...) their digest behind.
+    """
+    stem = checkpoint.stem
+    for stem in (checkpoint.stem, f"{checkpoint.resolve().parent.name}-{checkpoint.stem}"):
         path = Path(f"{stem}.report.h5")
-        keys = taken_by(path)
+        keys = _taken(path, session, others)
         if not keys:
             return path
         if "sha256" not in keys:
             break  # the same checkpoint under other conditions
-    path = Path(f"{stem}.{digest}.report.h5")
-    if taken_by(path):
+    facts = json.dumps([session.identity(), session.conditions()], sort_keys=True)
+    path = Path(f"{stem}.{hashlib.sha256(facts.encode()).hexdigest()[:8]}.report.h5")
+    if _taken(path, session, others):
         raise ReportError(f"{path} is taken by another subject. Expected a free name. Give one with `--output`.")
     return path
 
 
 def measure_and_print(checkpoint: Path, common: Common, analyzers: Sequence[Any]) -> None:
     """Measure, write, and print the report: JSON alone on stdout where that was asked for."""
-    measured = measure(checkpoint, common, analyzers)
+    measured = prepare(checkpoint, common).measure(analyzers)
     if common.json:
-        from gapscope.report.export import report_json
+        from gapscope.report.export import dumps, report_json
 
-        print(json.dumps(report_json(measured.report), indent=2, allow_nan=False))
-        return
+        print(dumps(report_json(measured.report)))
+    else:
+        from gapscope.report.terminal import output
+        from gapscope.report.view import report_document
+
+        output(report_document(measured.report, verbose=common.verbose, only=[a.name for a in analyzers]))
+        if measured.failure is None:
+            say("", *measured.said, f"report: {measured.path}")
+    if measured.failure is not None:
+        raise measured.failure
+
+
+def say(*lines: str) -> None:
+    """Print sentences below a table, wrapped and cleaned like it."""
     from gapscope.report.terminal import output
-    from gapscope.report.view import report_document
+    from gapscope.report.view import Document, Note
 
-    output(report_document(measured.report, verbose=common.verbose, only=[a.name for a in analyzers]))
-    for sentence in measured.said:
-        print(sentence)
-    print(f"report: {measured.path}")
+    output(Document(blocks=(tuple(Note(text=line) for line in lines),)))

@@ -71,14 +71,22 @@ class Bar(Lines):
 
         self.end()
         super().begin(name, passes)
-        columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed:.0f}/~{task.total:.0f} passes"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            TextColumn("{task.completed:.0f}/~{task.total:.0f} passes"),
+        )
         self._bar = Progress(
-            *columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False), console=Console(stderr=True), transient=True
+            *columns,
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=Console(stderr=True),
+            transient=True,
         )
         self._task = self._bar.add_task(name, total=passes, text="")
         self._bar.start()
 
-    def show(self, now: float) -> None:
+    def show(self, now: float) -> None:  # noqa: ARG002
         """Move the bar; the total is an estimate and grows when it was too small."""
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, total=max(self.passes, self.done), text=self.text)

@@ -8,11 +8,12 @@ import dataclasses
 import json
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from gapscope.cli import fields
 from gapscope.errors import UsageError, did_you_mean
 
 
@@ -47,46 +48,93 @@ class Common:
 
 @dataclass(frozen=True)
 class Configuration:
-    """What the files say: values of common options, and of each analyzer's."""
+    """What the files say: values of common options, of each analyzer's, and of single commands."""
 
-    common: Mapping[str, Any]
-    measure: Mapping[str, Mapping[str, Any]]
+    common: Mapping[str, Any] = field(default_factory=dict)
+    measure: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    commands: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def read_configuration(folder: Path) -> Configuration:
-    """Merge gapscope.toml over [tool.gapscope] of pyproject.toml; raises UsageError for what they cannot say."""
-    project = _table(folder / "pyproject.toml").get("tool", {}).get("gapscope", {})
-    own = _table(folder / "gapscope.toml")
+def read_configuration(folder: Path, commands: Mapping[str, type[Any]] | None = None) -> Configuration:
+    """Merge gapscope.toml over [tool.gapscope] of pyproject.toml; raises UsageError for what they cannot say.
+
+    `commands` are the options of commands that have a table of their own, such as [train].
+    """
+    tool = _table(folder / "pyproject.toml").get("tool", {})
+    project = tool.get("gapscope", {}) if isinstance(tool, dict) else {}
     common: dict[str, Any] = {}
     measure: dict[str, dict[str, Any]] = {}
-    for source, table in (("[tool.gapscope] of pyproject.toml", project), ("gapscope.toml", own)):
-        tables = table.get("measure", {})
-        plain = {key: value for key, value in table.items() if key != "measure"}
-        common |= _checked(plain, Common, source)
-        if not isinstance(tables, dict) or not all(isinstance(value, dict) for value in tables.values()):
-            raise UsageError(f"{source} has a `measure` that is no table of tables. Expected [measure.NAME].")
-        for name, settings in tables.items():
-            from gapscope.measure.analyzers import analyzer_class
-
-            checked = _checked(settings, analyzer_class(name), f"[measure.{name}] in {source}")
+    own: dict[str, dict[str, Any]] = {}
+    for source, table in (
+        ("[tool.gapscope] of pyproject.toml", project),
+        ("gapscope.toml", _table(folder / "gapscope.toml")),
+    ):
+        plain = dict(_as_table(table, "[tool.gapscope]", source))
+        for name, settings in _as_table(plain.pop("measure", {}), "[measure.NAME]", source).items():
+            cls = _analyzer(name, source)
+            checked = _checked(_as_table(settings, f"[measure.{name}]", source), cls, f"[measure.{name}] in {source}")
             measure[name] = measure.get(name, {}) | checked
-    return Configuration(common, measure)
+        for name, cls in (commands or {}).items():
+            checked = _checked(_as_table(plain.pop(name, {}), f"[{name}]", source), cls, f"[{name}] in {source}")
+            own[name] = own.get(name, {}) | checked
+        common |= _checked(plain, Common, source, tables=["measure", *(commands or {})])
+    return Configuration(common, measure, own)
 
 
-def _checked(table: Mapping[str, Any], cls: type[Any], source: str) -> dict[str, Any]:
-    known = {field.name.replace("_", "-"): field for field in dataclasses.fields(cls)}
+def _as_table(found: Any, name: str, source: str) -> Mapping[str, Any]:
+    if not isinstance(found, dict):
+        raise UsageError(f"{source} has {_shown(found)} where a table is due. Expected {name}.")
+    return found
+
+
+def _analyzer(name: str, source: str) -> type[Any]:
+    from gapscope.measure.analyzers import analyzer_class, names
+
+    if name not in names():
+        known = ", ".join(f"[measure.{one}]" for one in names())
+        raise UsageError(
+            f"{source} has a table [measure.{name}]. Expected one of {known}.{did_you_mean(name, names())}"
+        )
+    return analyzer_class(name)
+
+
+def _checked(table: Mapping[str, Any], cls: type[Any], source: str, tables: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the values by field name, as texts that the command line's own parser reads."""
+    known = {one.name.replace("_", "-"): one.name for one in dataclasses.fields(cls)}
     values = {}
     for key, value in table.items():
         if key not in known:
-            raise UsageError(f"{source} has an unknown key `{key}`. Expected one of {', '.join(known)}.{did_you_mean(key, known)}")
-        default = known[key].default
-        if isinstance(value, dict):  # model-arg = { hidden = [32] }
-            value = [f"{name}={json.dumps(entry)}" for name, entry in value.items()]
-        if isinstance(default, tuple) != isinstance(value, list) or isinstance(default, bool) != isinstance(value, bool):
-            expected = "a list" if isinstance(default, tuple) else "true or false" if isinstance(default, bool) else "one value"
-            raise UsageError(f"{source} has `{key} = {json.dumps(value, default=str)}`. Expected {expected}.")
-        values[known[key].name] = value if isinstance(value, list | bool) else str(value)
+            near = _belongs(key) or did_you_mean(key, [*known, *tables])
+            raise UsageError(f"{source} has an unknown key `{key}`.{near} Expected one of {', '.join(known)}.")
+        if key == "model-arg" and isinstance(value, dict):  # model-arg = { hidden = [32] }
+            value = [f"{name}={_toml(entry, source)}" for name, entry in value.items()]
+        expected = fields.misfit(cls, known[key], value)
+        if expected:
+            raise UsageError(f"{source} has `{key} = {_shown(value)}`. Expected {expected}.")
+        texts = [str(entry) for entry in value] if isinstance(value, list) else str(value)
+        values[known[key]] = value if isinstance(value, bool) else texts
     return values
+
+
+def _belongs(key: str) -> str:
+    from gapscope.measure.analyzers import analyzer_class, names
+
+    found = [name for name in names() if key.replace("-", "_") in {f.name for f in dataclasses.fields(analyzer_class(name))}]
+    return f" It belongs to [measure.{found[0]}]." if found else ""
+
+
+def _toml(value: Any, source: str) -> str:
+    """Write a value as TOML again: JSON is, for texts, numbers, truth values and lists of them."""
+    plain = (str, int, float, bool)
+    if isinstance(value, plain) or (isinstance(value, list) and all(isinstance(entry, plain) for entry in value)):
+        return json.dumps(value, ensure_ascii=False)
+    raise UsageError(
+        f"{source} has `{_shown(value)}` for the model. Expected a number, a text, true, false or a list of them."
+    )
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 def _table(path: Path) -> dict[str, Any]:

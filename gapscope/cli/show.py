@@ -1,6 +1,5 @@
 """`gapscope show`: print a report or a comparison; no torch."""
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated
 
@@ -8,19 +7,19 @@ import typer
 
 
 def show(
-    report: Annotated[Path, typer.Argument(help="report or comparison to show", show_default=False)],
-    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    report: Annotated[Path, typer.Argument(help="report or comparison to show", metavar="REPORT", show_default=False)],
+    json: Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on stdout")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show every quantity")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,  # noqa: ARG001
 ) -> None:
     """Show a report or a comparison that was written earlier."""
-    from gapscope.report.export import comparison_json, report_json
+    from gapscope.report.export import comparison_json, dumps, report_json
     from gapscope.report.file import Comparison, read
 
     found = read(report)
     if json:
         exported = comparison_json(found) if isinstance(found, Comparison) else report_json(found)
-        print(json_module.dumps(exported, indent=2, allow_nan=False))
+        print(dumps(exported))
         return
     from gapscope.report.terminal import output
     from gapscope.report.view import comparison_document, report_document

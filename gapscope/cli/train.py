@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from gapscope.cli import fields
-from gapscope.cli.settings import Configuration
-from gapscope.errors import LoadError, ReportError
+from gapscope.cli.measuring import refuse_unwritable, say
+from gapscope.errors import LoadError, UsageError
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class TrainOptions:
 
     model: Annotated[str, "built-in name, pkg.mod:attr or file.py:attr", "-m"] = "mlp"
     model_arg: Annotated[tuple[str, ...], "KEY=VALUE for the model, repeatable; values are TOML", "-a"] = ()
-    data: Annotated[str, "as for measuring", "-d"] = "digits"
+    data: Annotated[str, "digits, digits:size=32, a .npz/.pt/.safetensors file, or pkg.mod:factory", "-d"] = "digits"
     loss: Annotated[str | None, "cross-entropy, mse or pkg.mod:attr (default: from the targets)"] = None
     optimizer: Annotated[Literal["sgd", "adam"], "update rule"] = "sgd"
     batch_size: Annotated[int, "samples per step"] = 32
@@ -37,16 +37,17 @@ class TrainOptions:
     debug: Annotated[bool, "show the traceback of an error"] = False
 
 
-def command(configuration: Configuration) -> Callable[..., int | None]:
+def command() -> Callable[..., int | None]:
     """Return the command."""
     parameters: list[inspect.Parameter] = fields.options(TrainOptions, prefix="GAPSCOPE_TRAIN")
 
     def train(**values: Any) -> None:
         train_and_save(fields.build(TrainOptions, values))
 
-    summary = """Train a network and save it so that it can be measured without any flag.
+    summary = """Train a network and save it, with all that measuring it later needs.
 
-    Everything that stops it may be given together; it says which one did. Initial weights are saved too.
+    --epochs, --steps, --until-loss and --patience all stop it, whichever comes first, and it says which one did.
+    The training loss is that of all training data in eval mode. The initial weights are saved too.
     """
     return fields.command("train", summary, parameters, train)
 
@@ -73,9 +74,14 @@ def train_and_save(options: TrainOptions) -> None:
         patience=options.patience,
         seed=options.seed,
     )
-    if not options.output.resolve().parent.is_dir():
-        raise ReportError(f"The folder of {options.output} does not exist. Expected a folder to write to. Mend `--output`.")
-    if options.threads:
+    refuse_unwritable(options.output)
+    if options.threads is not None and options.threads < 1:
+        raise UsageError(f"There are {options.threads} threads. Expected 1 or more. Mend `--threads`.")
+    if options.check_every is not None and options.check_every < 1:
+        raise UsageError(
+            f"The loss is looked at every {options.check_every} steps. Expected 1 or more. Mend `--check-every`."
+        )
+    if options.threads is not None:
         torch.set_num_threads(options.threads)
     trust, arguments = Trust(), parse_args(list(options.model_arg))
     data = load_data(options.data, "train", recorded=False, trust=trust)
@@ -92,7 +98,7 @@ def train_and_save(options: TrainOptions) -> None:
     save(trained, options.output, factory=options.model, model_args=arguments, data=options.data, loss=loss.name)
     if sys.stderr.isatty() and not options.quiet:
         print(file=sys.stderr)
-    print(
+    say(
         f"{options.output}: {trained.stopped}, after {trained.steps:,} steps; "
         f"training loss {trained.train_loss:.4g} over {len(data.inputs):,} samples"
     )

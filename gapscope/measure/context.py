@@ -18,7 +18,8 @@ from gapscope.results import Result
 class Analyzer(Protocol):
     """A frozen dataclass whose fields are its options; calling it measures.
 
-    `version` changes when the numbers change their meaning.  `incidental` names fields that do not change the numbers (a second opinion, say): they are not stored as settings.
+    `version` changes when the numbers change their meaning.  `incidental` names fields that do not change the numbers
+    (a second opinion, say): they are not stored as settings.
     """
 
     name: ClassVar[str]
@@ -55,7 +56,9 @@ class Context:
         problems = self.subjects[which].problems
         split = split or self.split
         if split not in problems:
-            raise UsageError(f"There are no {split} data. Expected some. Name them with `--{'test-' * (split == 'test')}data`.")
+            raise UsageError(
+                f"There are no {split} data. Expected some. Name them with `--{'test-' * (split == 'test')}data`."
+            )
         return problems[split]
 
     def has(self, split: str, which: int = 0) -> bool:
@@ -68,7 +71,8 @@ class Context:
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a CPU generator of its own for each purpose, so that no analyzer changes another's numbers."""
-        return torch.Generator().manual_seed((self.seed << 32) + zlib.crc32(purpose.encode()))
+        # torch's CPU generator heeds 32 bits of its seed: both must go into them
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{purpose}".encode()))
 
     def finished(self, name: str, which: int = 0) -> Result | None:
         """Return a result that this run already has, or None."""

@@ -1,7 +1,7 @@
 """Keskar's random manifold x + A y: A (n, p) with independent N(0, 1) entries, drawn from a seed in blocks of rows.
 
-The paper does not state the distribution of A.  Only entries of size O(1) reproduce the order of its table 4, so N(0, 1)
-is gapscope's choice, and stands in the report.  A is kept when it fits, else drawn again for each use.
+The paper does not state the distribution of A.  Only entries of size O(1) reproduce the order of its table 4, so N(0,
+1) is gapscope's choice, and stands in the report.  A is kept when it fits, else drawn again for each use.
 """
 
 from collections.abc import Iterator
@@ -56,4 +56,5 @@ class RandomManifold:
             part = block.double() if block.device.type != "mps" else block.cpu().double()
             gram += (part.T @ part).cpu()
             image += (part.T @ x[rows].to(part.device, torch.float64)).cpu()
-        return torch.linalg.solve(gram, image).to(self.device, self.dtype)
+        solution: Tensor = torch.linalg.solve(gram, image)
+        return solution.to(self.device, self.dtype)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Operator:
@@ -14,7 +16,7 @@ class Operator:
     size: int
     matvec: Callable[[Tensor], Tensor]  # (n,) -> (n,)
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     def block(self, vectors: Tensor) -> Tensor:
         """Apply to the rows of (k, n); costs k matvecs."""

@@ -38,7 +38,7 @@ class Parameters:
 
     def split(self, theta: Tensor) -> list[Tensor]:
         """Cut a vector (n,) into views of these shapes (`torch.split`: slices made a product 2.7 times slower)."""
-        return [part.view(shape) for part, shape in zip(theta.split(self.sizes), self.shapes, strict=True)]
+        return [part.view(shape) for part, shape in zip(torch.split(theta, self.sizes), self.shapes, strict=True)]
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """Return the parameters by name, as views of a vector (n,)."""

@@ -52,7 +52,8 @@ class Problem:
 
     The model must already be on its device and in its dtype.  `batchnorm`: `eval` uses the running statistics,
     `batch` those of each micro-batch (which then belong to L), `re-estimated` replaces the running ones by an average
-    over this data first.  Dropout is off.  The memory budget bounds the graphs kept between products and the Krylov basis, half each.
+    over this data first.  Dropout is off.  The memory budget bounds the graphs kept between products and the Krylov
+    basis, half each.
     """
 
     model: nn.Module
@@ -71,10 +72,17 @@ class Problem:
             )
         if self.batch_size is not None and self.batch_size < 1:
             raise ProblemError(f"The batch size is {self.batch_size}. Expected 1 or more. Give `--batch-size auto`.")
-        if self.batchnorm == "batch" and self.batch_size is None:
+        layers = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
+        by_batch = self.batchnorm == "batch" or any(layer.running_mean is None for layer in layers)
+        if by_batch and self.batch_size is None:
             raise ProblemError(
-                "BatchNorm in batch mode makes L depend on the micro-batches, and no size was given. "
-                "Expected a fixed size. Add for example `--batch-size 128`."
+                "BatchNorm in batch mode (or without running statistics) makes L depend on the micro-batches, and no "
+                "size was given. Expected a fixed size. Add for example `--batch-size 128`."
+            )
+        if by_batch and layers and self.batch_size and self.samples % self.batch_size == 1 != self.batch_size:
+            raise ProblemError(
+                f"The last of the micro-batches of {self.batch_size} has 1 of the {self.samples} samples: BatchNorm has no "
+                "statistics there. Expected 2 or more. Give another `--batch-size`."
             )
 
     @cached_property
@@ -128,9 +136,9 @@ class Problem:
     @cached_property
     def graph_bytes_per_sample(self) -> int:
         """Return what one more sample adds to a kept gradient graph, counted, not timed."""
-        few, more = (min(k, self.samples) for k in (2, 4))
-        small, large = (products.graph_bytes(lambda k=k: self._hessian_of(self._batch(0, k))) for k in (few, more))
-        return max(1, math.ceil((large - small) / max(1, more - few)) if more > few else large)
+        few, more = (min(samples, self.samples) for samples in (2, 4))
+        small, large = self._graph_bytes(few), self._graph_bytes(more)
+        return max(1, math.ceil((large - small) / (more - few)) if more > few else large)
 
     @cached_property
     def micro_batch(self) -> int:
@@ -180,7 +188,7 @@ class Problem:
         return np.asarray(torch.cat(parts).numpy())
 
     def correct(self, theta: Tensor | None = None) -> Array | None:
-        """Return 1.0 where the prediction is right and 0.0 elsewhere (N,), or None where the loss has no such notion."""
+        """Return 1.0 where the prediction is right, else 0.0 (N,); None where the loss knows no right and wrong."""
         judge = self.loss_function.correct
         if judge is None:
             return None
@@ -224,7 +232,7 @@ class Problem:
         )
 
     def hessian(self) -> Operator:
-        """Return the Hessian of L at the checkpoint's theta, with the gradient graphs kept as far as the budget goes."""
+        """Return the Hessian of L at the checkpoint's theta; gradient graphs are kept as far as the budget goes."""
         return self._operator(products.hessian)
 
     def gauss_newton(self) -> Operator:
@@ -256,26 +264,23 @@ class Problem:
         return self._re_estimated(fixed) if self.batchnorm == "re-estimated" else fixed
 
     def _re_estimated(self, constants: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Average the statistics of every micro-batch, as the optimizer-averaging literature does (momentum None)."""
+        """Average the statistics of every micro-batch, weighted by its samples."""
         layers = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
         if not layers:
             return constants
-        names = {id(buffer): name for name, buffer in self.model.named_buffers()}
-        for layer in layers:
-            for buffer in (layer.running_mean, layer.num_batches_tracked):
-                if buffer is not None:
-                    constants[names[id(buffer)]].zero_()
         momenta = [layer.momentum for layer in layers]
         mode = {module: module.training for module in self.model.modules()}
         everything = {**dict(self.model.named_parameters()), **constants}
-        size = self.batch_size or min(self.samples, 128)  # micro_batch itself needs the constants: a fixed size instead
+        size = self.batch_size or 128  # micro_batch itself needs the constants: a fixed size instead
+        size = math.ceil(self.samples / math.ceil(self.samples / size))  # evenly: BatchNorm refuses a last one alone
         try:
             self.model.eval()
             for layer in layers:
-                layer.momentum = None  # type: ignore[assignment]
                 layer.train()
             with torch.no_grad():
                 for batch in self.slices(size):
+                    for layer in layers:
+                        layer.momentum = (batch.stop - batch.start) / batch.stop  # of the running mean: 1, then less
                     functional_call(self.model, everything, (batch.inputs,))
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
@@ -320,9 +325,10 @@ class Problem:
 
         return products.Micro(outputs, lambda produced: self.loss_function.per_sample(produced, batch.targets))
 
-    def _hessian_of(self, batch: Batch) -> object:
+    def _graph_bytes(self, samples: int) -> int:
         with self.measuring():
-            return products.hessian(self._micro(batch), self._split(None))
+            micro = self._micro(self._batch(0, samples))
+            return products.graph_bytes(lambda: products.hessian(micro, self._split(None)))
 
     def _split(self, theta: Tensor | None) -> list[Tensor]:
         return self.parameters.split(self.theta if theta is None else theta)
@@ -332,7 +338,9 @@ class Problem:
 
     def _operator(self, build: Callable[[products.Micro, products.Leaves], products.Product]) -> Operator:
         parameters = self._split(None)
-        room = self.memory_budget // 2 // (self.graph_bytes_per_sample * self.micro_batch)  # micro-batches that may be kept
+        room = (
+            self.memory_budget // 2 // (self.graph_bytes_per_sample * self.micro_batch)
+        )  # micro-batches that may be kept
         kept: dict[int, products.Product] = {}
 
         def product_of(batch: Batch) -> products.Product:

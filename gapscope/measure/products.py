@@ -1,7 +1,7 @@
 """First and second derivatives of one micro-batch: the only file that knows how they are computed.
 
-A `Micro` is a micro-batch as a function of the list of parameters.  A `Product` holds whatever is kept between products;
-dropping it frees that.  A faster way to differentiate is a change of this file only.
+A `Micro` is a micro-batch as a function of the list of parameters.  A `Product` holds whatever is kept between
+products; dropping it frees that.  A faster way to differentiate is a change of this file only.
 
 Kept: the graph of the gradient stays in memory, and one product is one backward pass through it (2.5 to 3.1 gradients
 on convolutions, 1.5 on a multilayer perceptron).  Recomputed: the same, built anew for each product (3.7 and 2.5).
@@ -106,13 +106,23 @@ def _dot(a: Leaves, b: Leaves) -> Tensor:
 
 
 def _grad(
-    output: Tensor, inputs: Leaves, cotangent: Tensor | None = None, *, create_graph: bool = False, retain_graph: bool | None = None
+    output: Tensor,
+    inputs: Leaves,
+    cotangent: Tensor | None = None,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
 ) -> list[Tensor]:
     if not output.requires_grad:
         return [torch.zeros_like(x) for x in inputs]
     return list(
         torch.autograd.grad(
-            output, list(inputs), cotangent, create_graph=create_graph, retain_graph=retain_graph, materialize_grads=True
+            output,
+            list(inputs),
+            cotangent,
+            create_graph=create_graph,
+            retain_graph=retain_graph,
+            materialize_grads=True,
         )
     )
 

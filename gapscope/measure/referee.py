@@ -1,6 +1,7 @@
 """Second opinions on the same problem: PyHessian and SciPy.  Never the engine."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,13 @@ def pyhessian_top(problem: Problem, *, tolerance: float = 1e-4, steps: int = 300
         raise ProblemError("PyHessian measures in eval mode only. Expected `--batchnorm eval`.")
     from pyhessian import hessian
 
-    def criterion(outputs: Tensor, targets: Tensor) -> Tensor:
-        return problem.loss_function.per_sample(outputs, targets).mean()
+    trainable = [p for p in problem.model.parameters() if p.requires_grad]
+
+    def criterion(outputs: Any, targets: Tensor) -> Tensor:
+        scores = outputs if isinstance(outputs, Tensor) else outputs.logits
+        # nothing, but twice differentiable: PyHessian fails on parameters that L does not use or is linear in
+        nothing = torch.stack([0.0 * p.square().sum() for p in trainable]).sum()
+        return problem.loss_function.per_sample(scores, targets).mean() + nothing
 
     whole = next(iter(problem.slices(problem.samples)))
     modes = [(module, module.training) for module in problem.model.modules()]
@@ -36,6 +42,7 @@ def pyhessian_top(problem: Problem, *, tolerance: float = 1e-4, steps: int = 300
         ):
             warnings.simplefilter("ignore")  # backward(create_graph=True) warns of a reference cycle
             torch.manual_seed(seed)
+            problem.model.zero_grad(set_to_none=True)
             cuda = problem.device.type == "cuda"
             tool = hessian(problem.model, criterion, data=(whole.inputs, whole.targets), cuda=cuda)
             values, _ = tool.eigenvalues(maxIter=steps, tol=tolerance, top_n=1)
@@ -59,5 +66,7 @@ def scipy_top(operator: Operator, *, tolerance: float = 1e-6, seed: int = 0) -> 
         dense = np.stack([matvec(column) for column in np.eye(operator.size)])
         return float(np.linalg.eigvalsh(dense)[-1])
     start = np.random.default_rng(seed).standard_normal(operator.size)
+    if not matvec(start).any():  # A = 0, on which ARPACK fails
+        return 0.0
     linear = LinearOperator((operator.size,) * 2, matvec=matvec, dtype=np.float64)
     return float(eigsh(linear, k=1, which="LA", tol=tolerance, v0=start, return_eigenvectors=False)[0])

@@ -67,7 +67,11 @@ class Session:
     def conditions(self) -> dict[str, Any]:
         """Return what must agree before two reports are compared."""
         execution, problem = self.execution, self.problems[self.execution.split]
-        found: dict[str, Any] = {"split": execution.split, "samples": problem.samples, "samples_available": problem.data.total}
+        found: dict[str, Any] = {
+            "split": execution.split,
+            "samples": problem.samples,
+            "samples_available": problem.data.total,
+        }
         names = {"train": "data_fingerprint", "test": "test_data_fingerprint"}
         found |= {names[split]: p.data.fingerprint for split, p in self.problems.items()}
         if problem.samples < problem.data.total:
@@ -128,7 +132,8 @@ class Session:
             matvecs=result.matvecs,
             seconds=result.seconds,
             notes=result.notes,
-            settings={"seed": self.execution.seed} | {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
+            settings={"seed": self.execution.seed}
+            | {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
             quantities=result.quantities(),
         )
 
@@ -175,5 +180,7 @@ def _device(name: str) -> torch.device:
         raise UsageError(f"The device is `{name}`. Expected auto, cpu, cuda, cuda:N or mps. Mend `--device`.")
     if not available[kind] or (kind == "cuda" and index and int(index) >= torch.cuda.device_count()):
         ready = ", ".join(kind for kind, here in available.items() if here)
-        raise UsageError(f"The device `{name}` is not available to torch here. Expected one of {ready}. Mend `--device`.")
+        raise UsageError(
+            f"The device `{name}` is not available to torch here. Expected one of {ready}. Mend `--device`."
+        )
     return torch.device(name)

@@ -1,9 +1,10 @@
 """The demonstration pair: one network, one start, one rate, two batch sizes, trained to the same training loss.
 
-How the setting was chosen: plain SGD at one rate leaves eta/B as the only difference.  Of batch sizes 4 to 32 and rates
-0.1 to 0.4 on multilayer perceptrons of 32 to 128 units, batch 8 against 650 (half the data) at rate 0.2 is a setting where
-the contrast at equal loss is clear on every seed tried (top eigenvalue 0.85, 0.76, 0.82 against 1.72, 1.75, 1.77).  Batch
-32 gave 1.1 to 1.5, and Adam about 1.  Picked because it is clear, so it is an illustration, not evidence.
+How the setting was chosen: plain SGD at one rate leaves eta/B as the only difference.  Of batch sizes 4 to 32 and
+rates 0.1 to 0.4 on multilayer perceptrons of 32 to 128 units, batch 8 against 650 (half the data) at rate 0.2 is a
+setting where the contrast at equal loss is clear on every seed tried (top eigenvalue 0.85, 0.76, 0.82 against 1.72,
+1.75, 1.77).  Batch 32 gave 1.1 to 1.5, and Adam about 1.  Picked because it is clear, so it is an illustration, not
+evidence.
 """
 
 from collections.abc import Callable

@@ -42,14 +42,22 @@ class Recipe:
             for name, value in (("epochs", self.epochs), ("steps", self.steps), ("patience", self.patience))
             if value is not None and value < 1
         ]
-        if self.batch_size < 1 or not 0 < self.lr < math.inf or not 0 <= self.momentum < 1 or self.weight_decay < 0 or wrong:
+        if (
+            self.batch_size < 1
+            or not 0 < self.lr < math.inf
+            or not 0 <= self.momentum < 1
+            or self.weight_decay < 0
+            or wrong
+        ):
             raise UsageError(
                 f"The recipe has batch size {self.batch_size}, rate {self.lr}, momentum {self.momentum}, weight decay "
-                f"{self.weight_decay}{', ' * bool(wrong)}{', '.join(wrong)}. Expected batch size and counts >= 1, rate > 0, "
-                "0 <= momentum < 1, weight decay >= 0."
+                f"{self.weight_decay}{', ' * bool(wrong)}{', '.join(wrong)}. "
+                "Expected batch size and counts >= 1, rate > 0, 0 <= momentum < 1, weight decay >= 0."
             )
         if all(stop is None for stop in (self.epochs, self.steps, self.until_loss, self.patience)):
-            raise UsageError("Nothing stops this training. Expected `--epochs`, `--steps`, `--until-loss` or `--patience`.")
+            raise UsageError(
+                "Nothing stops this training. Expected `--epochs`, `--steps`, `--until-loss` or `--patience`."
+            )
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,12 @@ class Trained:
     def record(self) -> dict[str, Any]:
         """Return what goes into the checkpoint's training record."""
         recipe = {k: v for k, v in vars(self.recipe).items() if v is not None and k not in ("epochs", "steps")}
-        return recipe | {"epochs": self.epochs, "steps": self.steps, "train_loss": self.train_loss, "stopped": self.stopped}
+        return recipe | {
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "train_loss": self.train_loss,
+            "stopped": self.stopped,
+        }
 
 
 def mean_loss(model: nn.Module, data: Data, loss: Loss, *, size: int = 2048) -> float:
@@ -76,7 +89,7 @@ def mean_loss(model: nn.Module, data: Data, loss: Loss, *, size: int = 2048) -> 
     model.eval()
     total = 0.0
     with torch.no_grad():
-        for x, y in zip(data.inputs.split(size), data.targets.split(size), strict=True):
+        for x, y in zip(torch.split(data.inputs, size), torch.split(data.targets, size), strict=True):
             total += float(loss.per_sample(model(x), y).sum(dtype=torch.float64))
     model.train(was)
     return total / len(data.inputs)
@@ -105,9 +118,10 @@ def train(
         steps, stopped, current = 0, "", math.nan
         while not stopped:
             order = torch.randperm(len(data.inputs), generator=shuffle)
-            for picked in order.split(recipe.batch_size):
+            for picked in torch.split(order, recipe.batch_size):
                 optimizer.zero_grad()
-                loss.per_sample(model(data.inputs[picked]), data.targets[picked]).mean().backward()
+                mean = loss.per_sample(model(data.inputs[picked]), data.targets[picked]).mean()
+                torch.autograd.backward(mean)
                 optimizer.step()
                 steps += 1
                 ended = steps % state.per_epoch == 0
@@ -148,13 +162,11 @@ def _why_stop(recipe: Recipe, state: _State, steps: int, current: float, ended: 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
 
 def save(trained: Trained, path: Path, *, factory: str, model_args: Mapping[str, Any], data: str, loss: str) -> None:
-    """Write a checkpoint that needs no flag later: model, data, loss and recipe are recorded, initial weights included."""
+    """Write a checkpoint that needs no flag later: model, data, loss, recipe and initial weights are recorded."""
     save_checkpoint(
         path,
         trained.model,

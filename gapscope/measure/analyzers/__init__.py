@@ -1,7 +1,8 @@
 """The open set of analyzers: one file each, found by name; nothing else is edited to add one.
 
-A file `near_rank.py` here holds the frozen dataclass whose `name` is `near-rank`.  Another package adds its own through the
-entry-point group `gapscope.analyzers` (name = "package.module:Class").  Files are imported only when they are called by name.
+A file `near_rank.py` here holds the frozen dataclass whose `name` is `near-rank`.  Another package adds its own
+through the entry-point group `gapscope.analyzers` (name = "package.module:Class").  Files are imported only when they
+are called by name.
 """
 
 import functools
@@ -29,7 +30,9 @@ def analyzer_class(name: str) -> type[Any]:
         loaded: type[Any] = _entry_points()[name].load()
         return loaded
     if name not in names():
-        raise UsageError(f"There is no analyzer `{name}`. Expected one of {', '.join(names())}.{did_you_mean(name, names())}")
+        raise UsageError(
+            f"There is no analyzer `{name}`. Expected one of {', '.join(names())}.{did_you_mean(name, names())}"
+        )
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     return next(
         value for value in vars(module).values() if isinstance(value, type) and getattr(value, "name", None) == name

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from gapscope.results import Quantity, Result
+from gapscope.results import Quantity, Result, scalar
 
 if TYPE_CHECKING:
     from gapscope.measure.context import Context
@@ -33,7 +33,8 @@ class EigenvaluesResult(Result):
 
 @dataclass(frozen=True)
 class Eigenvalues:
-    """Top eigenvalues of the Hessian of the loss, by Lanczos, with an upper bound that holds with probability 1 - delta.
+    """Top eigenvalues of the Hessian of the loss, by Lanczos, with an upper bound that holds with probability 1 -
+    delta.
 
     Largest algebraic, not largest in magnitude.  The iteration stops when the recomputed residual and the bound
     are both within the tolerance.  Not invariant to rescaling the layers: read it beside the loss level.
@@ -62,6 +63,7 @@ class Eigenvalues:
                 f"max_matvecs={self.max_matvecs}. Expected k >= 1, 0 < tolerance < 1, 0 < delta < 1, max_matvecs >= 2."
             )
         problem, monitor = context.problem(), context.monitor
+        opinion = self._second_opinion(problem)  # first: it may refuse the problem
         operator = problem.gauss_newton() if self.gauss_newton else problem.hessian()
         along: list[Any] = []
 
@@ -90,9 +92,9 @@ class Eigenvalues:
             matvecs=pairs.matvecs,
             notes=self._notes(context, problem),
             top=Quantity(
-                value=np.float64(top),
-                numerical_error=np.float64(max(pairs.upper - top, pairs.residuals[0])),
-                sampling_error=np.float64(_standard_error(curvature)) if along else None,
+                value=scalar(top),
+                numerical_error=scalar(max(pairs.upper - top, pairs.residuals[0])),
+                sampling_error=_standard_error(curvature) if along else None,
                 chunks=problem.chunk_means(curvature) if along else None,
                 bound="lower",
                 better="lower",
@@ -101,40 +103,40 @@ class Eigenvalues:
                 f"distance to the upper bound that holds with probability 1 - {self.delta:g}",
             ),
             bottom=Quantity(
-                value=np.float64(pairs.bottom),
-                numerical_error=np.float64(max(pairs.bottom - pairs.lower, pairs.bottom_residual)),
+                value=scalar(pairs.bottom),
+                numerical_error=scalar(max(pairs.bottom - pairs.lower, pairs.bottom_residual)),
                 contrast="difference",
                 bound="upper",
                 doc="smallest Ritz value, a by-product: an upper bound on the smallest eigenvalue",
             ),
-            gradient_norm=Quantity(value=np.float64(gradient_norm), doc="norm of the full gradient: 0 at a minimum"),
+            gradient_norm=Quantity(value=scalar(gradient_norm), doc="norm of the full gradient: 0 at a minimum"),
             negative_ratio=Quantity(
-                value=np.float64(max(0.0, -pairs.bottom) / top if top > 0 else nan),
+                value=scalar(max(0.0, -pairs.bottom) / top if top > 0 else nan),
                 contrast="difference",
                 doc="|most negative Ritz value| / top eigenvalue: 0 at a minimum",
             ),
             stability=_stability(context.training(), top, pairs.upper, self.gauss_newton),
             effective_samples=Quantity(
-                value=np.float64(_effective_number(curvature)),
+                value=scalar(_effective_number(curvature)),
                 doc="(sum |c_i|)^2 / sum c_i^2 of the samples' shares c_i = u'H_i u of the top eigenvalue",
             ),
             top_ten_share=Quantity(
-                value=np.float64(100 * np.sort(curvature)[-TOP_SAMPLES:].sum() / curvature.sum()),
+                value=scalar(_share(curvature)),
                 unit="%",
                 contrast="difference",
                 doc=f"share of the top eigenvalue that the {TOP_SAMPLES} samples of largest u'H_i u carry",
             ),
             values=Quantity(
                 value=pairs.values,
-                numerical_error=pairs.residuals,
+                numerical_error=np.maximum(pairs.residuals, pairs.rounding),
                 dims=("rank",),
                 labels={"rank": ranks},
-                doc="the largest eigenvalues; some eigenvalue lies within the residual of each",
+                doc="the largest eigenvalues: one lies within the error of each; copies of one eigenvalue count once",
             ),
             residuals=Quantity(
                 value=pairs.residuals, dims=("rank",), labels={"rank": ranks}, doc="recomputed norm(A u - lambda u)"
             ),
-            referee=self._second_opinion(problem),
+            referee=opinion,
             vector=pairs.vectors[0],
         )
 
@@ -165,15 +167,15 @@ class Eigenvalues:
             else referee.scipy_top(problem.gauss_newton() if self.gauss_newton else problem.hessian())
         )
         return Quantity(
-            value=np.float64(opinion),
+            value=scalar(opinion),
             doc=f"the top eigenvalue by {self.referee} on the same problem"
             + (" (largest in magnitude; its iteration may stall below the top)" if self.referee == "pyhessian" else ""),
         )
 
 
-def _standard_error(values: np.ndarray) -> float:
+def _standard_error(values: np.ndarray) -> Any:
     """Return the standard error over samples: by first-order perturbation lambda moves with the mean of u'H_i u."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
 
 
 def _effective_number(values: np.ndarray) -> float:
@@ -181,15 +183,23 @@ def _effective_number(values: np.ndarray) -> float:
     return float(np.abs(values).sum() ** 2 / total) if total > 0 else float("nan")
 
 
+def _share(values: np.ndarray) -> float:
+    """Return how many percent the largest few carry of a positive sum; of another there are no shares."""
+    total = float(values.sum())
+    return 100 * float(np.sort(values)[-TOP_SAMPLES:].sum()) / total if total > 0 else float("nan")
+
+
 def _stability(training: Any, top: float, upper: float, gauss_newton: bool) -> Quantity | None:
     """Return eta (lambda_max + weight decay) / (2 + 2 momentum): above 1, (full-batch) SGD is linearly unstable."""
-    rate = training.get("lr")
-    if str(training.get("optimizer", "")).lower() != "sgd" or not isinstance(rate, int | float) or gauss_newton:
+    rate, decay, momentum = training.get("lr"), training.get("weight_decay") or 0.0, training.get("momentum") or 0.0
+    numbers = all(
+        isinstance(x, int | float) for x in (rate, decay, momentum)
+    )  # what a checkpoint recorded may be anything
+    if str(training.get("optimizer", "")).lower() != "sgd" or gauss_newton or not numbers:
         return None
-    decay, momentum = (float(training.get(key) or 0.0) for key in ("weight_decay", "momentum"))
     return Quantity(
-        value=np.float64(rate * (top + decay) / (2 + 2 * momentum)),
-        numerical_error=np.float64(rate * (upper - top) / (2 + 2 * momentum)),
+        value=scalar(rate * (top + decay) / (2 + 2 * momentum)),
+        numerical_error=scalar(rate * (upper - top) / (2 + 2 * momentum)),
         doc="recorded rate x (top eigenvalue + weight decay) / (2 + 2 momentum); "
         "1 is the edge of stability of full-batch gradient descent",
     )

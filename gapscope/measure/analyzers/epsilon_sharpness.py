@@ -8,7 +8,7 @@ import numpy as np
 from gapscope.results import CHUNKS, Array, Quantity, Result, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gapscope.measure.solvers.ascent import Maximum
 
 SOLVERS = ("keskar", "ascent")
+JUDGED: dict[str, Any] = {"unit": "%", "better": "lower", "higher_is": "sharper"}
 RITZ_STEPS = 4  # products for a start vector when `eigenvalues` did not run: its sign pattern is all that matters
 
 
@@ -25,11 +26,11 @@ class EpsilonSharpnessResult(Result):
     """What `epsilon-sharpness` measures; the manifold's value is the mean over the draws of A."""
 
     full: Quantity
-    manifold: Quantity | None
-    manifold_draws: Quantity | None
+    manifold: Quantity | None = None
+    manifold_draws: Quantity | None = None
     full_evaluations: Quantity
     full_iterations: Quantity
-    manifold_evaluations: Quantity | None
+    manifold_evaluations: Quantity | None = None
 
 
 @dataclass(frozen=True)
@@ -55,85 +56,91 @@ class EpsilonSharpness:
         """Maximize the loss over every box."""
         self._refuse_nonsense()
         problem = context.problem()
-        dimension = self.manifold if problem.size > self.manifold else 0
-        spaces = 1 + (self.draws if dimension else 0)
-        context.monitor.begin("epsilon-sharpness", 11 * len(self.epsilons) * len(self.solvers) * spaces)
+        draws = self.draws if 0 < self.manifold < problem.size else 0
+        context.monitor.begin("epsilon-sharpness", 9 * len(self.epsilons) * len(self.solvers) * (1 + draws))
         base = problem.losses()
         vector, matvecs = self._start_vector(context, problem)
-        search = _Search(self, context, problem, base, float(base.mean()), vector)
+        slope = problem.gradient() if "ascent" in self.solvers and draws else None
+        search = _Search(self, context, problem, base, float(base.mean()), vector, slope)
         full = search.maximize("full", lambda y: y, lambda g: g, problem.theta)
-        drawn = [search.on_manifold(dimension, draw) for draw in range(self.draws)] if dimension else []
-        dims, labels = ("solver", "epsilon"), {"solver": self.solvers, "epsilon": tuple(map(label, self.epsilons))}
-        notes = [
-            f"random manifold p = {dimension}: {self.draws} draws of A with N(0, 1) entries "
-            "(the paper does not give their distribution)"
-            if dimension
-            else "no random manifold" + (f": theta has {problem.size} entries, no more than p" if self.manifold else "")
-        ]
-        if self.manifold and not dimension:
-            notes.append("the random manifold was left out")
-        statuses = [m.status for found in (full, *drawn) for m in found.maxima]
-        if problem.samples < problem.data.total:
-            notes.append(f"measured on {problem.samples:,} of {problem.data.total:,} samples")
-        notes += sorted({f"keskar, L-BFGS-B: {m.message}" for f in (full, *drawn) for m in f.maxima if m.status is Status.EXACT})
-
-        def counts(found: "_Found", what: str) -> Array:
-            return np.array([float(getattr(m, what)) for m in found.maxima]).reshape(len(self.solvers), len(self.epsilons))
-
-        def quantity(value: Array, doc: str, **more: Any) -> Quantity:
-            return Quantity(value=value, doc=doc, dims=dims, labels=labels, **more)
-
-        shown: dict[str, Any] = {"unit": "%", "better": "lower", "higher_is": "sharper"}
-        values = np.stack([found.value for found in drawn]) if drawn else None
+        drawn = [search.on_manifold(draw) for draw in range(draws)]
         return EpsilonSharpnessResult(
-            status=_worst(statuses),
+            status=_worst([maximum.status for found in (full, *drawn) for maximum in found.maxima]),
             matvecs=matvecs,
-            notes=tuple(notes),
-            full=quantity(
+            notes=tuple(self._notes(problem, full, drawn)),
+            full=self._quantity(
                 full.value,
-                "100 (max f - f(x)) / (1 + f(x)) in the full space; the error of `ascent` is what a first-order step still adds",
+                "100 (max f - f(x)) / (1 + f(x)) in the full space; error of `ascent`: what a first-order step adds",
                 numerical_error=full.error,
                 sampling_error=full.sampling,
                 chunks=full.chunks,
-                **shown,
+                **JUDGED,
             ),
-            manifold=None
-            if values is None
-            else quantity(
+            full_evaluations=self._quantity(full.count("evaluations"), "gradients of the loss that each maximum took"),
+            full_iterations=self._quantity(full.count("iterations"), "iterations of the solver"),
+            **self._manifolds(drawn),
+        )
+
+    def _manifolds(self, drawn: "list[_Found]") -> dict[str, Any]:
+        if not drawn:
+            return {}
+        values = np.stack([found.value for found in drawn])
+        chunks = [found.chunks for found in drawn if found.chunks is not None]
+        return {
+            "manifold": self._quantity(
                 values.mean(axis=0),
-                f"the same on random manifolds of dimension {dimension}, mean over draws of A",
+                f"the same on random manifolds of dimension {self.manifold}, mean over draws of A",
                 # the spread over draws shrinks with more draws on the same data
-                numerical_error=values.std(axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None,
-                sampling_error=np.mean([f.sampling for f in drawn], axis=0),
-                chunks=None if drawn[0].chunks is None else np.mean([f.chunks for f in drawn if f.chunks is not None], axis=0),
-                **shown,
+                numerical_error=values.std(axis=0, ddof=1) / np.sqrt(len(drawn)) if len(drawn) > 1 else None,
+                sampling_error=np.mean([found.sampling for found in drawn], axis=0),
+                chunks=np.mean(chunks, axis=0) if chunks else None,
+                **JUDGED,
             ),
-            manifold_draws=None
-            if values is None
-            else Quantity(
+            "manifold_draws": Quantity(
                 value=values,
-                dims=("draw", *dims),
-                labels={"draw": tuple(map(str, range(self.draws))), **labels},
+                dims=("draw", *self._axes()),
+                labels={"draw": tuple(map(str, range(len(drawn)))), **self._axes()},
                 unit="%",
                 doc="epsilon-sharpness for every draw of A",
             ),
-            full_evaluations=quantity(counts(full, "evaluations"), "gradients of the loss that the maximum took"),
-            full_iterations=quantity(counts(full, "iterations"), "iterations of the solver"),
-            manifold_evaluations=quantity(sum((counts(f, "evaluations") for f in drawn), np.zeros(())), "the same, all draws")
-            if drawn
-            else None,
-        )
+            "manifold_evaluations": self._quantity(
+                np.sum([found.count("evaluations") for found in drawn], axis=0), "gradients of the loss, all draws"
+            ),
+        }
+
+    def _axes(self) -> dict[str, tuple[str, ...]]:
+        return {"solver": self.solvers, "epsilon": tuple(label(epsilon) for epsilon in self.epsilons)}
+
+    def _quantity(self, value: Array, doc: str, **more: Any) -> Quantity:
+        return Quantity(value=value, doc=doc, dims=tuple(self._axes()), labels=self._axes(), **more)
+
+    def _notes(self, problem: "Problem", full: "_Found", drawn: "list[_Found]") -> "Iterator[str]":
+        if drawn:
+            yield (
+                f"random manifold p = {self.manifold}: {len(drawn)} draws of A with N(0, 1) entries "
+                "(the paper does not give their distribution)"
+            )
+        elif self.manifold:
+            yield f"no random manifold: theta has {problem.size} entries, and p = {self.manifold} is no less"
+        if problem.samples < problem.data.total:
+            yield f"measured on {problem.samples:,} of {problem.data.total:,} samples"
+        if "keskar" in self.solvers:
+            first = self.solvers.index("keskar") * len(self.epsilons)
+            ended = {m.message for found in (full, *drawn) for m in found.maxima[first : first + len(self.epsilons)]}
+            yield "keskar ended by: " + "; ".join(sorted(message.strip().lower() for message in ended))
 
     def _refuse_nonsense(self) -> None:
         from gapscope.errors import UsageError, did_you_mean
 
         for solver in self.solvers:
             if solver not in SOLVERS:
-                raise UsageError(f"There is no solver `{solver}`. Expected {' or '.join(SOLVERS)}.{did_you_mean(solver, SOLVERS)}")
+                raise UsageError(
+                    f"There is no solver `{solver}`. Expected {' or '.join(SOLVERS)}.{did_you_mean(solver, SOLVERS)}"
+                )
         if not self.solvers or not self.epsilons or min(self.epsilons) <= 0 or self.draws < 1 or self.manifold < 0:
             raise UsageError(
-                f"epsilon-sharpness got epsilons={list(self.epsilons)}, solvers={list(self.solvers)}, draws={self.draws}, "
-                f"manifold={self.manifold}. Expected positive epsilons, at least one solver, draws >= 1, manifold >= 0."
+                f"epsilon-sharpness got epsilons={list(self.epsilons)}, solvers={list(self.solvers)}, "
+                f"draws={self.draws}, manifold={self.manifold}. Expected positive epsilons, at least one solver, draws >= 1, manifold >= 0."
             )
 
     def _start_vector(self, context: "Context", problem: "Problem") -> "tuple[Tensor | None, int]":
@@ -160,6 +167,10 @@ class _Found:
     sampling: Array
     chunks: Array | None
 
+    def count(self, what: str) -> Array:
+        """Return a count of every maximum, in the shape of the values."""
+        return np.array([float(getattr(maximum, what)) for maximum in self.maxima]).reshape(self.value.shape)
+
 
 @dataclass(frozen=True)
 class _Search:
@@ -170,20 +181,29 @@ class _Search:
     problem: "Problem"
     base: Array  # (N,) losses at x
     start: float
-    vector: "Tensor | None"
+    vector: "Tensor | None"  # top Ritz vector, for `ascent`
+    slope: "Tensor | None"  # gradient at x, for `ascent` on manifolds
 
-    def on_manifold(self, dimension: int, draw: int) -> _Found:
+    def on_manifold(self, draw: int) -> _Found:
         from gapscope.measure.manifold import RandomManifold
 
-        problem = self.problem
+        problem, dimension = self.problem, self.settings.manifold
         seed = int(self.context.generator(f"epsilon-sharpness/manifold/{draw}").initial_seed())
-        matrix = RandomManifold(problem.size, dimension, seed, problem.device, problem.dtype, problem.memory_budget // 4)
-        return self.maximize(f"manifold/{draw}", matrix.lift, matrix.project, matrix.coordinates(problem.theta))
+        matrix = RandomManifold(
+            problem.size, dimension, seed, problem.device, problem.dtype, problem.memory_budget // 4
+        )
+        second = None if self.slope is None else matrix.project(self.slope)
+        return self.maximize(f"manifold/{draw}", matrix.lift, matrix.project, matrix.coordinates(problem.theta), second)
 
     def maximize(
-        self, purpose: str, lift: "Callable[[Tensor], Tensor]", project: "Callable[[Tensor], Tensor]", center: "Tensor"
+        self,
+        purpose: str,
+        lift: "Callable[[Tensor], Tensor]",
+        project: "Callable[[Tensor], Tensor]",
+        center: "Tensor",
+        second: "Tensor | None" = None,
     ) -> _Found:
-        """Maximize over x + lift(y) for every solver and epsilon; `center` is A+ x."""
+        """Maximize over x + lift(y) for every solver and epsilon; `center` is A+ x, `second` another start."""
         from gapscope.measure.solvers import ascent
 
         def objective(y: "Tensor") -> "tuple[float, Tensor]":
@@ -200,7 +220,7 @@ class _Search:
                     found = ascent.keskar(objective, radius, self.start, rng)
                 else:
                     assert self.vector is not None
-                    found = ascent.ascent(objective, radius, self.start, project(self.vector))
+                    found = ascent.ascent(objective, radius, self.start, project(self.vector), second=second)
                 there = self.problem.losses(self.problem.theta + lift(found.point))
                 phi, spread, parts = _phi(self.base, there, self.problem.chunk_means)
                 maxima.append(found)

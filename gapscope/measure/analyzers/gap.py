@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from gapscope.results import Array, Better, Contrast, Quantity, Result, Status
+from gapscope.results import Array, Better, Contrast, Quantity, Result, Status, scalar
 
 if TYPE_CHECKING:
     from gapscope.measure.context import Context
@@ -42,7 +42,9 @@ class Gap:
         problems = {split: context.problem(split) for split in ("train", "test") if context.has(split)}
         losses = {split: _mean(p, p.losses(), "loss") for split, p in problems.items()}
         rights = {split: p.correct() for split, p in problems.items()}
-        rates = {s: _mean(problems[s], 100 * right, "accuracy", right) for s, right in rights.items() if right is not None}
+        rates = {
+            s: _mean(problems[s], 100 * right, "accuracy", right) for s, right in rights.items() if right is not None
+        }
         judged = problems and next(iter(problems.values())).loss_function.correct is not None
         missing = {kind: _quantity(kind) for kind in ("loss", "accuracy")}
         status = Status.EXACT if "train" in problems and "test" in problems else Status.NO_TEST_DATA
@@ -53,7 +55,9 @@ class Gap:
         return GapResult(
             status=status,
             loss_gap=_difference(test_loss, train_loss, "test loss - train loss", ""),
-            accuracy_gap=_difference(train_rate, test_rate, "train accuracy - test accuracy", "points") if judged else None,
+            accuracy_gap=_difference(train_rate, test_rate, "train accuracy - test accuracy", "points")
+            if judged
+            else None,
             train_loss=train_loss,
             test_loss=test_loss,
             train_accuracy=train_rate if judged else None,
@@ -69,9 +73,15 @@ _ASPECTS: dict[str, tuple[Contrast, Better, str, str]] = {
 
 def _quantity(kind: str, value: float = float("nan"), error: float | None = None, **more: object) -> Quantity:
     contrast, better, unit, doc = _ASPECTS[kind]
-    sampling = None if error is None else np.float64(error)
+    sampling = None if error is None else scalar(error)
     return Quantity(
-        value=np.float64(value), sampling_error=sampling, contrast=contrast, better=better, unit=unit, doc=doc, **more  # type: ignore[arg-type]
+        value=scalar(value),
+        sampling_error=sampling,
+        contrast=contrast,
+        better=better,
+        unit=unit,
+        doc=doc,
+        **more,  # type: ignore[arg-type]
     )
 
 

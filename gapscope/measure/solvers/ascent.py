@@ -4,12 +4,16 @@
 tolerance stops at once at a good minimizer and returns exactly 0, so it is off here, the start is a seeded random point
 of the box, and the best point seen is kept.  Its value is the metric by definition, maximum or not.
 
-`ascent`: y <- r clip(gradient / c), with c falling to 0 over a few steps and y <- r sign(gradient) from then on, the
+`ascent`: y <- r clip(gradient / c), with c falling over a few steps, and y <- r sign(gradient) from then on: the
 conditional-gradient step of length 1, which for a convex function never goes down and ends at a vertex, where the box's
-maximum lies.  Started from r clip(+-u / c), u a top Ritz vector: the sign matters (the wrong one ended a third lower), so both
-are tried.  Everything stays on the device.  Over 45 boxes (five networks on the digits, full space and manifolds, three
-half-widths): signs at once were below L-BFGS-B's 10 iterations in 10, by up to 2.3 %; with the clipped steps before them in
-4, by up to 0.2 %, and 6 % above on average, in 284 evaluations against 347.
+maximum lies.  Started from r clip(+-u / c), u a top Ritz vector: the sign matters (the wrong one ended a third lower),
+so both are tried.  Everything stays on the device.
+
+Measured on 70 boxes (five networks on the digits, full space and six manifolds, two half-widths): L-BFGS-B's 10
+iterations took 435 evaluations.  `ascent` took 415 and was above by 1.7 % on average (by up to 33 %), in the full
+space always, and below in 6 of 60 boxes on manifolds, by 0.7 % at most.  Signs at once, without the clipped steps,
+fell short by up to 2.3 %; two more clipped steps gain 0.1 % and cost a quarter more; maximizing the quadratic model
+of a Krylov space first needed only 144 evaluations, but fell short by up to 12 %, because the loss is not even in y.
 """
 
 import math
@@ -81,15 +85,18 @@ def ascent(
     start_value: float,
     direction: Tensor,
     *,
+    second: Tensor | None = None,
     evaluations: int = 11,
     tolerance: float = 1e-3,
 ) -> Maximum:
     """Climb from both signs of a direction to a point where no first-order step inside the box adds more.
 
-    The step's promise g'(r sign(g) - y) is the conditional-gradient gap; CONVERGED means that it is within `tolerance` of
-    the increase over y = 0.  Where the full step goes down, shorter ones are tried.
+    The step's promise g'(r sign(g) - y) is the conditional-gradient gap; CONVERGED means that it is within `tolerance`
+    of the increase over y = 0.  Where the full step goes down, shorter ones are tried.  On a manifold no one direction
+    rules: the vertex of a `second` one (the gradient at y = 0) is looked at too, and followed while it may beat the
+    best.
 
-    Shapes: radius and direction (n,).  Cost: at most `evaluations`, four vectors.  Source: Frank and Wolfe 1956.
+    Shapes: radius and directions (n,).  Cost: at most `evaluations`, four vectors.  Source: Frank and Wolfe 1956.
     """
     first, *later = SATURATED
     climb = _Climb(objective, radius)
@@ -98,30 +105,33 @@ def ascent(
     for share in later:  # leave the best start along a path that may go down: it ends higher than going up at once
         climb.step(_clipped(climb.slope, radius, share))
     climb.step(_vertex(climb.slope, radius, climb.here))
-    steps, length = len(SATURATED), 1.0
+    steps, length, waiting = len(SATURATED), 1.0, second
     while math.isfinite(climb.best):
         target = _vertex(climb.gradient, radius, climb.point)
         gap = float(torch.dot(climb.gradient, target - climb.point))
         settled = gap <= tolerance * (climb.best - start_value)
+        if climb.evaluations < evaluations and settled and waiting is not None:
+            climb.follow(_vertex(waiting, radius, radius), evaluations)
+            waiting = None
+            continue
         if settled or length < 1 / 16 or climb.evaluations >= evaluations:
             why = "fixed point" if settled else "no step up" if length < 1 / 16 else "out of evaluations"
             status = Status.CONVERGED if settled else Status.BUDGET_SPENT
             return Maximum(climb.point, climb.best, start_value, climb.evaluations, steps, gap, status, why)
         rose = climb.look(climb.point + length * (target - climb.point))
         steps, length = (steps + 1, 1.0) if rose else (steps, length / 4)
-    return Maximum(
-        climb.point, climb.best, start_value, climb.evaluations, steps, math.nan, Status.NONFINITE, "the loss is not finite"
-    )
+    spent, nothing = climb.evaluations, "the loss is not finite"
+    return Maximum(climb.point, climb.best, start_value, spent, steps, math.nan, Status.NONFINITE, nothing)
 
 
-SATURATED = (0.1, 0.2, 0.4, 0.7)  # share of the coordinates at the box's walls, step by step; then all
+SATURATED = (0.1, 0.4)  # share of the coordinates at the box's walls, step by step; then all
 
 
 class _Climb:
     """The best point so far with its gradient, and where the path stands."""
 
     def __init__(self, objective: Objective, radius: Tensor) -> None:
-        self.objective, self.evaluations, self.best = objective, 0, -math.inf
+        self.objective, self.radius, self.evaluations, self.best = objective, radius, 0, -math.inf
         self.point = self.gradient = self.here = self.slope = torch.zeros_like(radius)
 
     def look(self, y: Tensor) -> bool:
@@ -135,6 +145,17 @@ class _Climb:
     def step(self, y: Tensor) -> None:
         """Evaluate at y and go there whatever it is."""
         self.here, (_, self.slope) = y, self._evaluate(y)
+
+    def follow(self, y: Tensor, evaluations: int) -> None:
+        """Go up by full steps from y while four times the promise (a convex function keeps once) beats the best."""
+        best = self.best
+        while True:
+            value, gradient = self._evaluate(y)
+            target = _vertex(gradient, self.radius, y)
+            promise = value + 4 * float(torch.dot(gradient, target - y))
+            if torch.equal(target, y) or not promise > max(best, value) or self.evaluations >= evaluations:
+                return
+            y = target
 
     def _evaluate(self, y: Tensor) -> tuple[float, Tensor]:
         value, gradient = self.objective(y)

@@ -25,6 +25,7 @@ from gapscope.measure.operators import Operator
 from gapscope.results import Array, Status
 
 _BLOCK = 16  # the basis grows by this many vectors
+_ROUNDING = 10  # epsilons: a Krylov space closes at this much of |A|, and no eigenvalue is stated more exactly
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Lanczos:
         """Return the Ritz vector (n,) of the largest Ritz value."""
         _, inner = scipy.linalg.eigh_tridiagonal(self.alpha, self.beta[:-1])
         vector = torch.from_numpy(inner[:, -1].copy()).to(self.basis) @ self.basis
-        return vector / vector.norm()
+        unit: Tensor = vector / vector.norm()
+        return unit
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Eigenpairs:
     lower: float  # the smallest eigenvalue is above this with probability 1 - delta
     matvecs: int
     status: Status
+    rounding: float  # no value is known better; `upper` and `lower` include it
 
 
 @dataclass(frozen=True)
@@ -86,16 +89,16 @@ class _Iteration:
         """Do one product; return False when the Krylov space has closed (the last beta is then rounding noise)."""
         m = len(self.alpha)
         w = self.operator.matvec(self.basis[m]).to(self.basis.dtype)
-        before = float(w.norm())
+        before = _norm(w)
         self.alpha.append(float(torch.dot(self.basis[m], w)))
         known = self.basis[: m + 1]
         # twice is enough (Parlett 1998, sec. 6.9): in float32 one pass leaves max|QQ'-I| at 3e-5, two at 3e-7
         for _ in range(2):
             w = w - known.T @ (known @ w)
-        self.beta.append(float(w.norm()))
+        self.beta.append(_norm(w))
         scale = max(before, *map(abs, self.alpha), *self.beta[:-1], 0.0)
-        eps = torch.finfo(self.basis.dtype).eps
-        if not math.isfinite(self.beta[-1]) or self.beta[-1] <= 10 * eps * scale or m + 1 == self.operator.size:
+        closed = self.beta[-1] <= _ROUNDING * torch.finfo(self.basis.dtype).eps * scale
+        if not math.isfinite(self.beta[-1]) or closed or m + 1 == self.operator.size:
             return False
         if m + 1 == len(self.basis):
             self.basis = torch.cat([self.basis, self.basis.new_empty(_BLOCK, self.operator.size)])
@@ -107,6 +110,21 @@ class _Iteration:
         off = np.asarray(self.beta[:-1])
         values, vectors = scipy.linalg.eigh_tridiagonal(np.asarray(self.alpha), off)
         return values, vectors
+
+    def rounding(self, ritz: Array) -> float:
+        """Return what rounding alone may have done to an eigenvalue."""
+        return _ROUNDING * torch.finfo(self.basis.dtype).eps * float(np.abs(ritz).max())
+
+    def reach(self, ritz: Array, delta: float) -> tuple[float, float]:
+        """Return bounds on the smallest and largest eigenvalue, from all Ritz values, rounding included."""
+        size, eps, scale = self.operator.size, torch.finfo(self.basis.dtype).eps, float(np.abs(ritz).max())
+        rounding = self.rounding(ritz)
+        if scale == 0 or len(ritz) == size:
+            return float(ritz[0]) - rounding, float(ritz[-1]) + rounding
+        # below rounding a coupling is not known: what hides there is bounded like everything else
+        beta = np.append(self.beta[:-1], max(self.beta[-1], eps * scale))
+        low, high = -extreme_bound(-ritz, beta, size, delta), extreme_bound(ritz, beta, size, delta)
+        return low - rounding, high + rounding
 
 
 def gaussian_start(operator: Operator, rng: Generator) -> Tensor:
@@ -157,7 +175,8 @@ def extreme_eigenpairs(
     """Find the k largest (algebraic) eigenvalues and the smallest Ritz value of a symmetric operator.
 
     Stops when the residuals of the k top pairs, recomputed, and the bound from above on the first are within
-    `tolerance` times the larger of |theta_1| and |theta_k|; the smallest Ritz value is a by-product with its own bound.
+    `tolerance` times |theta_1|; the smallest Ritz value is a by-product with its own bound.  Copies of one eigenvalue
+    look like one, and only the first value is bounded from above: below it, one more may hide between those found.
     `verify` replaces the product that checks the first pair (the caller may learn more from it).
 
     Shapes: k >= 1, vectors (k, n).  Cost: one matvec a step, k + 1 to verify; a basis of m x n.
@@ -176,14 +195,14 @@ def extreme_eigenpairs(
             return _nonfinite(operator, k, spent)
         values, inner = iteration.ritz()
         top, recurrence = values[::-1][:k], iteration.beta[-1] * np.abs(inner[-1, ::-1][:k])
-        upper = extreme_bound(values, np.asarray(iteration.beta), operator.size, stopping.delta) if growing else top[0]
+        _, upper = iteration.reach(values, stopping.delta)
         scale = max(abs(top[0]), 1e-300)
         watch(m, float(top[0]), float(max(recurrence.max(), upper - top[0])))
         ready = m >= k and recurrence.max() <= wanted * scale and upper - top[0] <= stopping.tolerance * scale
         out_of_budget = m >= steps
         if growing and not ready and not out_of_budget:
             continue
-        pairs = _verified(operator, iteration, k, verify, stopping.delta, growing)
+        pairs = _verified(operator, iteration, k, verify, stopping.delta)
         spent += pairs.matvecs
         if not np.isfinite(pairs.residuals).all():
             return _nonfinite(operator, k, spent)
@@ -191,10 +210,12 @@ def extreme_eigenpairs(
         if growing and ready and not close and not out_of_budget and wanted > stopping.tolerance / 100:
             wanted /= 4  # the recurrence was optimistic (rounding): go on until it asks for less
             continue
-        if not growing and len(pairs.values) < k:
-            status = Status.BREAKDOWN
-        elif close and (ready or not growing):
+        if close and ready:
             status = Status.CONVERGED
+        elif close and m == operator.size:
+            status = Status.EXACT  # all of the space: only rounding keeps the bounds open
+        elif not growing and (close or len(pairs.values) < k):
+            status = Status.BREAKDOWN
         else:
             status = Status.BUDGET_SPENT
         return Eigenpairs(**{**vars(pairs), "matvecs": spent, "status": status})
@@ -209,16 +230,14 @@ def _steps_that_fit(operator: Operator, k: int, asked: int, basis_bytes: int | N
     if fitting < min(steps, k + 8):
         need = (3 * k + 8) * operator.size * torch.finfo(operator.dtype).bits // 8
         raise ProblemError(
-            f"A Krylov basis of {k + 8} vectors of {operator.size:,} entries needs {need / 1e9:.2g} GB; "
-            f"{basis_bytes / 1e9:.2g} GB are allowed for it, which holds {max(0, fitting)}. "
-            f"Raise `--memory-budget` to {2 * need / 1e9:.1f}GB, or ask for fewer eigenvalues."
+            f"A Krylov basis of {k + 8} vectors of {operator.size:,} entries and {2 * k} Ritz vectors need "
+            f"{need / 1e9:.2g} GB; {basis_bytes / 1e9:.2g} GB are allowed for them, where {max(0, fitting)} fit. "
+            f"Raise `--memory-budget` to {math.ceil(20 * need / 1e9) / 10:.1f}GB, or ask for fewer eigenvalues."
         )
     return min(steps, fitting)
 
 
-def _verified(
-    operator: Operator, iteration: _Iteration, k: int, verify: Verify | None, delta: float, growing: bool
-) -> Eigenpairs:
+def _verified(operator: Operator, iteration: _Iteration, k: int, verify: Verify | None, delta: float) -> Eigenpairs:
     """Form the Ritz vectors, recompute their residuals, and bound the bottom."""
     values, inner = iteration.ritz()
     m = len(values)
@@ -233,28 +252,34 @@ def _verified(
     for i, vector in enumerate(vectors[:-1] if same else vectors):
         image = verify(vector) if verify is not None and i == 0 else operator.matvec(vector)
         spent += 1
-        distances.append(float((image - float(wanted[i]) * vector).double().norm().cpu()) if image.device.type != "mps"
-                         else float((image - float(wanted[i]) * vector).norm()))
+        distances.append(_norm(image - float(wanted[i]) * vector))
     if same:
         distances.append(distances[0])
-    beta = np.asarray(iteration.beta)
+    lower, upper = iteration.reach(values, delta)
     return Eigenpairs(
         values=wanted[:-1],
         vectors=vectors[:-1],
         residuals=np.asarray(distances[:-1]),
-        upper=extreme_bound(values, beta, operator.size, delta) if growing else float(values[-1]),
+        upper=upper,
         bottom=float(wanted[-1]),
         bottom_vector=vectors[-1],
         bottom_residual=distances[-1],
-        lower=-extreme_bound(-values, beta, operator.size, delta) if growing else float(values[0]),
+        lower=lower,
         matvecs=spent,
         status=Status.CONVERGED,
+        rounding=iteration.rounding(values),
     )
+
+
+def _norm(vector: Tensor) -> float:
+    """Return |v|, squares summed in float64: in float32 those of entries under 1e-23 vanish, over 1e19 overflow."""
+    wide = torch.float32 if vector.device.type == "mps" else torch.float64  # no float64 there
+    return float(torch.linalg.vector_norm(vector, dtype=wide))
 
 
 def _nonfinite(operator: Operator, k: int, spent: int) -> Eigenpairs:
     nothing = torch.full((k, operator.size), math.nan)
     nan = math.nan
     return Eigenpairs(
-        np.full(k, nan), nothing, np.full(k, nan), nan, nan, nothing[0], nan, nan, spent, Status.NONFINITE
+        np.full(k, nan), nothing, np.full(k, nan), nan, nan, nothing[0], nan, nan, spent, Status.NONFINITE, nan
     )

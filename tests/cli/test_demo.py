@@ -1,0 +1,31 @@
+import pytest
+
+from gapscope.report.file import Comparison, read
+
+
+def test_demo_trains_to_one_loss_measures_and_compares_again_and_again(run, tmp_path):
+    outcome = run("demo", "-o", "out")
+    assert outcome.code == 0
+    for word in ("small batch 8", "large batch 650", "Reading", "After equal epochs", "under-trained"):
+        assert word in outcome.out
+    assert "training losses within" in outcome.out  # so at the same loss
+    assert outcome.err.count("training loss") == 3
+    compared = read(tmp_path / "out" / "comparison.h5")
+    assert isinstance(compared, Comparison)
+    top = next(row for row in compared.rows if row.path == "eigenvalues/top")
+    assert top.interval[0] > 1
+    assert run("demo", "-o", "out", "-q").err == ""
+
+
+def test_a_folder_that_cannot_be_made_is_refused(run, tmp_path):
+    (tmp_path / "file").touch()
+    outcome = run("demo", "-o", "file/x")
+    assert outcome.code == 2
+    assert "The folder file/x cannot be made" in outcome.err
+
+
+@pytest.mark.parametrize("command", ["demo", "show", "train", "compare"])
+def test_help_names_every_option(run, command):
+    outcome = run(command, "--help")
+    assert outcome.code == 0
+    assert "--debug" in outcome.out

@@ -1,0 +1,193 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from gapscope.errors import UsageError
+from gapscope.measure.analyzers.eigenvalues import Eigenvalues
+from gapscope.measure.analyzers.epsilon_sharpness import EpsilonSharpness, label
+from gapscope.measure.manifold import RandomManifold
+from gapscope.measure.solvers.ascent import SATURATED
+from gapscope.results import Status
+from tests.problems import ZOO, bowl, context, data, measure
+
+DTYPES = [torch.float32, torch.float64]
+EPSILONS = (1e-3, 5e-4)
+
+
+def curved(size=30, seed=0):
+    """Return curvatures of 10 to 100 (ten L-BFGS-B steps then reach the walls) and a center."""
+    rng = torch.Generator().manual_seed(seed)
+    h = 10 + 90 * torch.rand(size, generator=rng, dtype=torch.float64)
+    return h, torch.randn(size, generator=rng, dtype=torch.float64)
+
+
+# --- the metric
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_solvers_agree_with_the_quadratic_oracle_in_the_full_space(seed):
+    h, c = curved(seed=seed)
+    result = measure(EpsilonSharpness(manifold=0), bowl(h, c))
+    for j, epsilon in enumerate(EPSILONS):
+        phi = 100 * 0.5 * epsilon**2 * float((h * (c.abs() + 1) ** 2).sum())
+        assert result.full.value[:, j] == pytest.approx(phi, rel=1e-9)
+    assert result.status is Status.CONVERGED
+
+
+def test_float32_agrees_with_the_oracle_up_to_the_rounding_of_theta():
+    h, c = curved()
+    given = bowl(h, c.float())
+    result = measure(EpsilonSharpness(manifold=0), given)
+    center = c.float().double()
+    for j, epsilon in enumerate(EPSILONS):
+        phi = 100 * 0.5 * epsilon**2 * float((h * (center.abs() + 1) ** 2).sum())
+        # y is lost in theta + y to eps |theta|, which is eps / epsilon of y
+        rounding = 4 * torch.finfo(torch.float32).eps / epsilon * float((center.abs() + 1).max())
+        assert result.full.value[:, j] == pytest.approx(phi, rel=rounding)
+
+
+def test_a_loss_level_divides_the_increase():
+    h, c = curved()
+    shifts = torch.zeros(4, 30, dtype=torch.float64)
+    shifts[0, 0], shifts[1, 0] = 1.0, -1.0  # the mean loss at c is h_0 / 4 and the center stays
+    result = measure(EpsilonSharpness(manifold=0), bowl(h, c, shifts=shifts))
+    level = 0.25 * float(h[0])
+    for j, epsilon in enumerate(EPSILONS):
+        phi = 100 * 0.5 * epsilon**2 * float((h * (c.abs() + 1) ** 2).sum()) / (1 + level)
+        assert result.full.value[:, j] == pytest.approx(phi, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_on_a_manifold_the_maximum_is_that_of_brute_force_over_vertices(seed):
+    h, c = curved(12, seed)
+    p, epsilon = 3, 1e-3
+    given = bowl(h, c)
+    where = context(EpsilonSharpness(manifold=p, draws=2), seed=seed, train=given)
+    result = where.result("epsilon-sharpness")
+    for draw in range(2):
+        key = int(where.generator(f"epsilon-sharpness/manifold/{draw}").initial_seed())
+        matrix = RandomManifold(12, p, key, torch.device("cpu"), torch.float64)
+        radius = epsilon * (matrix.coordinates(given.theta).abs() + 1)
+        corners = [torch.tensor(signs, dtype=torch.float64) * radius for signs in itertools.product((1, -1), repeat=p)]
+        best = max(100 * given.loss(given.theta + matrix.lift(y)) for y in corners)  # convex: a vertex is the maximum
+        found = result.manifold_draws.value[draw, :, 0]
+        assert (found <= best * (1 + 1e-9)).all()
+        assert found[1] == pytest.approx(best, rel=1e-9)  # ascent
+    assert result.manifold.value == pytest.approx(result.manifold_draws.value.mean(axis=0))
+
+
+def test_the_spread_over_draws_is_the_error_of_their_mean():
+    h, c = curved()
+    result = measure(EpsilonSharpness(manifold=5, draws=4), bowl(h, c))
+    assert result.manifold.numerical_error == pytest.approx(result.manifold_draws.value.std(axis=0, ddof=1) / 2)
+    assert measure(EpsilonSharpness(manifold=5, draws=1), bowl(h, c)).manifold.numerical_error is None
+
+
+def test_the_value_is_100_times_the_relative_increase_at_the_best_point_seen():
+    given = ZOO["tanh mlp"].problem()
+    result = measure(EpsilonSharpness(manifold=0), given)
+    assert (result.full.value > 0).all()
+    assert result.full.value[1, 0] >= result.full.value[0, 0] * 0.98  # ascent, keskar
+    assert (result.full.value[:, 0] > result.full.value[:, 1]).all()  # the larger box holds the smaller
+
+
+# --- errors
+
+
+def test_the_sampling_error_is_the_spread_over_fresh_data():
+    h, c = curved(4)
+    values, errors = [], []
+    for seed in range(150):
+        shifts = 0.05 * torch.randn(60, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        result = measure(EpsilonSharpness(epsilons=(0.05,), manifold=0, solvers=("ascent",)), bowl(h, c, shifts=shifts))
+        values.append(float(result.full.value[0, 0]))
+        errors.append(float(result.full.sampling_error[0, 0]))
+    # the maximizer moves with the data, at a vertex only by jumps: five standard errors of a standard deviation
+    assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=5 / np.sqrt(2 * 149))
+
+
+def test_the_sampling_error_agrees_with_a_bootstrap_at_the_maximizer():
+    given = ZOO["regression"].problem(samples=200)
+    result = measure(EpsilonSharpness(epsilons=(0.01,), manifold=0, solvers=("keskar",)), given)
+    parts = result.full.chunks[:, 0, 0]
+    counts = np.bincount(given.chunk_of.numpy(), minlength=32)
+    assert (parts * counts).sum() / 200 == pytest.approx(float(result.full.value[0, 0]), rel=1e-9)
+    # means of about six samples each: their spread is the same standard error, known to 1 / sqrt(2 * 31)
+    assert parts.std(ddof=1) / np.sqrt(32) == pytest.approx(float(result.full.sampling_error[0, 0]), rel=5 / np.sqrt(62))
+
+
+# --- what it costs, says and refuses
+
+
+def test_the_ritz_vector_is_free_where_eigenvalues_ran_and_counted_where_not():
+    given = ZOO["tanh mlp"].problem()
+    settings = EpsilonSharpness(manifold=0)
+    alone = measure(settings, given)
+    assert alone.matvecs > 0
+    shared = context(Eigenvalues(), settings, train=given)
+    shared.result("eigenvalues")
+    assert shared.result("epsilon-sharpness").matvecs == 0
+    assert measure(EpsilonSharpness(manifold=0, solvers=("keskar",)), given).matvecs == 0
+
+
+def test_evaluations_are_counted():
+    h, c = curved()
+    result = measure(EpsilonSharpness(manifold=5), bowl(h, c))
+    assert result.full_evaluations.value.shape == (2, 2)
+    assert (result.full_evaluations.value >= len(SATURATED)).all()
+    assert (result.full_evaluations.value[1] <= 11).all()
+    assert result.full_evaluations.labels["epsilon"] == ("1e-3", "5e-4")
+
+
+def test_a_model_no_larger_than_the_manifold_has_none_and_says_so():
+    h, c = curved(5)
+    result = measure(EpsilonSharpness(manifold=5), bowl(h, c))
+    assert result.manifold is None
+    assert "theta has 5 entries, no more than p" in result.notes[0]
+
+
+def test_subsets_are_noted():
+    given = ZOO["tanh mlp"].problem()
+    few = type(given)(
+        model=given.model, data=data(given.data.inputs, given.data.targets, 999), loss_function=given.loss_function
+    )
+    assert "measured on 50 of 999 samples" in measure(EpsilonSharpness(manifold=0), few).notes
+
+
+def test_only_the_seed_changes_the_random_solver():
+    given = ZOO["relu mlp"].problem()
+    a, b, c = (measure(EpsilonSharpness(manifold=10), given, seed=seed) for seed in (0, 0, 1))
+    assert np.array_equal(a.full.value, b.full.value)
+    assert np.array_equal(a.manifold_draws.value, b.manifold_draws.value)
+    assert not np.array_equal(a.manifold_draws.value, c.manifold_draws.value)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_flat_loss_is_zero_and_not_called_a_maximum(dtype):
+    result = measure(EpsilonSharpness(manifold=0), bowl(torch.zeros(4), torch.ones(4, dtype=dtype)))
+    assert not result.full.value.any()
+    assert result.status is Status.BUDGET_SPENT  # L-BFGS-B made no iteration
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_few_samples_are_enough(samples):
+    result = measure(EpsilonSharpness(manifold=3), ZOO["relu mlp"].problem(samples=samples))
+    assert np.isfinite(result.full.value).all()
+    assert result.full.chunks is None
+
+
+def test_an_unknown_solver_is_refused():
+    with pytest.raises(UsageError, match="There is no solver `kesker`. Expected keskar or ascent. Did you mean `keskar`?"):
+        measure(EpsilonSharpness(solvers=("kesker",)), ZOO["relu mlp"].problem())
+
+
+@pytest.mark.parametrize("bad", [{"epsilons": (0.0,)}, {"epsilons": ()}, {"solvers": ()}, {"draws": 0}, {"manifold": -1}])
+def test_nonsense_is_refused(bad):
+    with pytest.raises(UsageError, match="epsilon-sharpness got .*Expected positive epsilons"):
+        measure(EpsilonSharpness(**bad), ZOO["relu mlp"].problem())
+
+
+def test_epsilons_are_labelled_as_people_write_them():
+    assert [label(epsilon) for epsilon in (1e-3, 5e-4, 0.05, 1.0)] == ["1e-3", "5e-4", "5e-2", "1e+0"]

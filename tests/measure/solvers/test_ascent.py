@@ -1,0 +1,167 @@
+import math
+
+import pytest
+import torch
+
+from gapscope.measure.solvers.ascent import KESKAR_ITERATIONS, ascent, keskar
+from gapscope.results import Status
+
+DTYPES = [torch.float32, torch.float64]
+SIZE = 40
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def counted(function):
+    calls = []
+
+    def objective(y):
+        calls.append(y.clone())
+        y = y.detach().requires_grad_()
+        value = function(y)
+        (slope,) = torch.autograd.grad(value, y)
+        return float(value.detach()), slope
+
+    return objective, calls
+
+
+def bowl(dtype=torch.float64, seed=0):
+    """Return 1/2 sum h_i y_i^2, a box, and the box's maximum by formula; y = 0 is an exact minimizer.
+
+    h >= 10: L-BFGS-B keeps no pair of negative curvature, so its steps are y <- y + h y, and ten of them reach the
+    walls.
+    """
+    h = (10 + 90 * torch.rand(SIZE, generator=rng(seed), dtype=torch.float64)).to(dtype)
+    radius = 1e-3 * (torch.randn(SIZE, generator=rng(seed + 1), dtype=torch.float64).abs().to(dtype) + 1)
+    return lambda y: 0.5 * (h * y.square()).sum(), radius, float(0.5 * (h.double() * radius.double().square()).sum())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(5))
+def test_both_reach_the_vertex_of_a_separable_bowl(dtype, seed):
+    function, radius, top = bowl(dtype, seed)
+    tolerance = 100 * torch.finfo(dtype).eps
+    for found in (
+        keskar(counted(function)[0], radius, 0.0, rng(seed)),
+        ascent(counted(function)[0], radius, 0.0, torch.randn(SIZE, generator=rng(seed), dtype=dtype)),
+    ):
+        assert found.value == pytest.approx(top, rel=tolerance)
+        assert torch.allclose(found.point.abs(), radius, rtol=tolerance)
+
+
+def test_ten_iterations_may_end_short_of_the_maximum_but_never_above():
+    function, radius, top = bowl()
+    slow = keskar(counted(lambda y: 0.01 * function(y))[0], radius, 0.0, rng())
+    assert 0 < slow.value < 0.01 * top
+    assert slow.status is Status.EXACT  # the metric is what ten iterations find
+    strong = ascent(counted(lambda y: 0.01 * function(y))[0], radius, 0.0, torch.ones(SIZE, dtype=torch.float64))
+    assert strong.value == pytest.approx(0.01 * top, rel=1e-12)
+
+
+def test_keskar_is_not_fooled_by_a_gradient_of_zero():
+    function, radius, top = bowl()
+    tiny = keskar(counted(lambda y: 1e-9 * function(y))[0], radius, 0.0, rng())  # every gradient is below pgtol's 1e-5
+    assert 0 < tiny.value <= 1e-9 * top
+    assert tiny.iterations > 0
+    assert tiny.status is Status.EXACT
+
+
+def test_keskar_stops_at_ten_iterations_and_counts_its_evaluations():
+    matrix = torch.randn(SIZE, SIZE, generator=rng(), dtype=torch.float64)
+    # a saddle whose maximum in the box is far: many iterations would be needed
+    objective, calls = counted(lambda y: torch.sin(matrix @ y).square().sum() - y.square().sum())
+    found = keskar(objective, torch.full((SIZE,), 2.0, dtype=torch.float64), 0.0, rng())
+    assert found.iterations <= KESKAR_ITERATIONS
+    assert found.evaluations == len(calls)
+    assert found.message
+
+
+def test_keskar_keeps_the_best_point_that_it_saw():
+    matrix = torch.randn(SIZE, SIZE, generator=rng(), dtype=torch.float64)
+    objective, calls = counted(lambda y: torch.cos(3 * matrix @ y).sum())
+    found = keskar(objective, torch.ones(SIZE, dtype=torch.float64), 0.0, rng())
+    values = [objective(y)[0] for y in list(calls)]
+    assert found.value == max(values)
+    assert objective(found.point)[0] == found.value
+
+
+def test_keskar_stays_inside_the_box_and_depends_on_the_seed_alone():
+    function, radius, _ = bowl()
+    objective, calls = counted(function)
+    a, b = (keskar(objective, radius, 0.0, rng(3)) for _ in range(2))
+    assert all(bool((y.abs() <= radius).all()) for y in calls)
+    assert torch.equal(a.point, b.point)
+
+
+def test_a_keskar_run_without_an_iteration_is_not_called_exact():
+    found = keskar(counted(lambda y: 0 * y.sum() + 1.0)[0], torch.ones(5, dtype=torch.float64), 1.0, rng())
+    assert found.iterations == 0
+    assert found.status is Status.BUDGET_SPENT
+    assert found.value == 1
+
+
+def test_a_fixed_point_of_the_ascent_is_converged():
+    function, radius, top = bowl()
+    objective, calls = counted(function)
+    found = ascent(objective, radius, 0.0, torch.randn(SIZE, generator=rng(), dtype=torch.float64))
+    assert found.status is Status.CONVERGED
+    assert found.gap <= 1e-3 * top
+    assert found.evaluations == len(calls) <= 11
+    again = objective(found.point)[1]
+    assert torch.equal(radius * again.sign(), found.point)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_ascent_never_ends_below_what_it_saw(seed):
+    matrix = torch.randn(SIZE, SIZE, generator=rng(seed), dtype=torch.float64)
+    objective, calls = counted(lambda y: torch.cos(matrix @ y).sum() + (matrix[0] @ y))
+    start = torch.randn(SIZE, generator=rng(seed), dtype=torch.float64)
+    found = ascent(objective, torch.ones(SIZE, dtype=torch.float64), float(SIZE), start)
+    best = max(objective(y)[0] for y in list(calls))
+    assert found.value == best
+    assert objective(found.point)[0] == found.value
+
+
+def test_a_linear_function_is_maximized_at_its_vertex_with_no_gap():
+    slope = torch.randn(SIZE, generator=rng(), dtype=torch.float64)
+    radius = torch.rand(SIZE, generator=rng(1), dtype=torch.float64)
+    found = ascent(counted(lambda y: slope @ y)[0], radius, 0.0, torch.ones(SIZE, dtype=torch.float64))
+    assert found.value == pytest.approx(float(slope.abs() @ radius), rel=1e-14)
+    assert found.gap == pytest.approx(0, abs=1e-14)
+    assert found.status is Status.CONVERGED
+
+
+@pytest.mark.parametrize("dead", [slice(0, 30), slice(0, 0)])
+def test_dead_coordinates_do_not_disturb_the_others(dead):
+    function, radius, _ = bowl()
+    alive = torch.ones(SIZE, dtype=torch.float64)
+    alive[dead] = 0
+    direction = torch.randn(SIZE, generator=rng(), dtype=torch.float64) * alive
+    found = ascent(counted(lambda y: function(y * alive))[0], radius, 0.0, direction)
+    assert found.value == pytest.approx(float(function(radius * alive)), rel=1e-12)
+    assert found.status is Status.CONVERGED
+    assert bool((found.point.abs() <= radius).all())
+
+
+def test_a_flat_objective_ends_at_once_with_a_finite_point():
+    found = ascent(counted(lambda y: 0 * y.sum() + 2.0)[0], torch.ones(5), 2.0, torch.zeros(5))
+    assert (found.value, found.gap) == (2, 0)
+    assert found.status is Status.CONVERGED
+    assert torch.isfinite(found.point).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_objective_that_is_not_a_number_is_nonfinite(dtype):
+    def objective(y):
+        return math.nan, torch.full_like(y, math.nan)
+
+    radius = torch.ones(4, dtype=dtype)
+    assert ascent(objective, radius, 1.0, torch.ones(4, dtype=dtype)).status is Status.NONFINITE
+    assert keskar(objective, radius, 1.0, rng()).status is Status.NONFINITE
+
+
+def test_one_coordinate_is_enough():
+    found = ascent(counted(lambda y: y.square().sum() + y.sum())[0], torch.ones(1), 0.0, torch.ones(1))
+    assert found.value == 2

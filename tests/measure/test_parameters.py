@@ -1,0 +1,62 @@
+import torch
+from torch import nn
+
+from gapscope.measure.parameters import Parameters
+from tests.problems import ZOO
+
+
+def test_unflatten_inverts_flatten_on_every_kind_of_model():
+    for kind in ZOO.values():
+        model = kind.build()
+        layout = Parameters.of(model)
+        theta = torch.arange(float(layout.size))
+        assert torch.equal(layout.flatten(layout.unflatten(theta)), theta)
+        assert torch.equal(layout.flatten(layout.split(theta)), theta)
+
+
+def test_a_tied_weight_counts_once():
+    layout = Parameters.of(ZOO["tied embedding"].build())
+    assert layout.names == ("embed.weight", "mix.weight", "mix.bias")
+    assert layout.size == 7 * 5 + 5 * 5 + 5
+
+
+def test_frozen_parameters_are_left_out():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    model[0].weight.requires_grad_(False)
+    layout = Parameters.of(model)
+    assert layout.names == ("0.bias", "1.weight", "1.bias")
+    assert layout.sizes == [3, 3, 1]
+
+
+def test_flattening_copies_even_a_single_parameter():
+    model = nn.Linear(2, 1, bias=False)
+    theta = Parameters.of(model).flatten(dict(model.named_parameters()))
+    theta.zero_()
+    assert not theta.requires_grad
+    assert model.weight.abs().min() > 0
+
+
+def test_scalars_and_empty_parameters_have_their_place():
+    layout = Parameters(("a", "b", "c"), (torch.Size([]), torch.Size([0, 3]), torch.Size([2])))
+    parts = layout.unflatten(torch.tensor([1.0, 2.0, 3.0]))
+    assert layout.size == 3
+    assert parts["a"] == 1
+    assert parts["b"].shape == (0, 3)
+    assert torch.equal(parts["c"], torch.tensor([2.0, 3.0]))
+
+
+def test_blocks_are_the_layers_and_cover_theta():
+    model = ZOO["lstm"].build()
+    blocks = Parameters.of(model).blocks()
+    assert list(blocks) == ["lstm", "head"]
+    assert (blocks["lstm"].start, blocks["lstm"].stop) == (0, sum(p.numel() for p in model.lstm.parameters()))
+    assert (blocks["head"].start, blocks["head"].stop) == (blocks["lstm"].stop, Parameters.of(model).size)
+
+
+def test_a_parameter_of_the_model_itself_is_its_own_layer():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.inner = nn.Parameter(torch.ones(2)), nn.Linear(2, 2)
+
+    assert list(Parameters.of(Scaled()).blocks()) == ["scale", "inner"]
