@@ -26,7 +26,9 @@ def data(inputs: Tensor, targets: Tensor, total: int | None = None) -> Data:
     return Data(inputs, targets, "here", "-", len(inputs) if total is None else total)
 
 
-def problem(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str | Loss = "cross-entropy", **more: Any) -> Problem:
+def problem(
+    model: nn.Module, inputs: Tensor, targets: Tensor, loss: str | Loss = "cross-entropy", **more: Any
+) -> Problem:
     """Return a problem over data at hand; the model is cast by the caller."""
     found = LOSSES[loss] if isinstance(loss, str) else loss
     return Problem(model=model, data=data(inputs, targets), loss_function=found, **more)
@@ -68,7 +70,7 @@ def dense_hessian(where: Problem) -> np.ndarray:
     return rows.detach().numpy()
 
 
-# --- closed forms -------------------------------------------------------------------------------------------------------
+# --- closed forms
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def bowl(
     return problem(model, shifts[:, :1].clone(), shifts, Loss("bowl", per_sample), **more)
 
 
-# --- the zoo ------------------------------------------------------------------------------------------------------------
+# --- the zoo
 
 
 class Attention(nn.Module):
@@ -223,8 +225,10 @@ class Kind:
             x, y = (torch.randint(7, (samples, *self.shape), generator=rng) for _ in range(2))
         else:
             x = torch.randn(samples, *self.shape, generator=rng)
-            y = torch.randint(3, (samples,), generator=rng) if self.targets == "classes" else torch.randn(
-                samples, 3, generator=rng, dtype=torch.float64
+            y = (
+                torch.randint(3, (samples,), generator=rng)
+                if self.targets == "classes"
+                else torch.randn(samples, 3, generator=rng, dtype=torch.float64)
             )
         return problem(model, x, y, "mse" if self.targets == "real" else "cross-entropy", **more)
 

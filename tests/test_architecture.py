@@ -92,7 +92,11 @@ def test_imports_have_one_order(path):
 
 def test_only_the_command_line_imports_the_trainer():
     users = {module_name(path) for path in FILES for used in imports(path) if within(used, "gapscope.training")}
-    assert {u for u in users if not within(u, "gapscope.training")} <= {"gapscope.cli.train", "gapscope.cli.demo", "gapscope"}
+    assert {u for u in users if not within(u, "gapscope.training")} <= {
+        "gapscope.cli.train",
+        "gapscope.cli.demo",
+        "gapscope",
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
@@ -102,7 +106,17 @@ def test_a_file_is_one_idea_of_at_most_400_lines(path):
 
 def test_the_package_holds_only_what_the_design_lists():
     found = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
-    listed = {"__init__.py", "__main__.py", "errors.py", "results.py", "cli", "measure", "report", "training", "py.typed"}
+    listed = {
+        "__init__.py",
+        "__main__.py",
+        "errors.py",
+        "results.py",
+        "cli",
+        "measure",
+        "report",
+        "training",
+        "py.typed",
+    }
     assert found <= listed
     forbidden = {"utils", "common", "base", "core", "helpers"}
     assert not forbidden & {path.stem for path in PACKAGE.rglob("*")}
@@ -158,7 +172,12 @@ def test_torch_stops_at_the_file(tmp_path):
         with pytest.raises(SystemExit) as left:
             main(["gap", str(FIXTURES / f"digits-{side}-batch.pt"), "-q", "-o", report])
         assert left.value.code == 0
-    commands = [["--help"], ["eigenvalues", "--help"], ["show", reports[0]], ["compare", *reports, "-o", str(tmp_path / "c.h5")]]
+    commands = [
+        ["--help"],
+        ["eigenvalues", "--help"],
+        ["show", reports[0]],
+        ["compare", *reports, "-o", str(tmp_path / "c.h5")],
+    ]
     done = subprocess.run(
         [sys.executable, "-c", WATCH, json.dumps(commands)], capture_output=True, text=True, cwd=tmp_path, timeout=60
     )
@@ -203,7 +222,12 @@ def test_an_analyzer_of_another_package_is_a_command(tmp_path):
     words = ["sample-count", str(FIXTURES / "digits-small-batch.pt"), "--json", "-q"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-m", "gapscope", *words], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
+        [sys.executable, "-m", "gapscope", *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["results"]["sample-count"]

@@ -90,7 +90,13 @@ def folder(tmp_path_factory):
     x, y = torch.randn(50, 4, generator=rng).numpy(), torch.randint(0, 3, (50,), generator=rng).numpy()
     hole, label = x.copy(), y.copy()
     hole[7, 1], label[3] = np.nan, 17
-    arrays = {"ok": (x, y), "hole": (hole, y), "none": (x[:0], y[:0]), "wide": (np.ones((50, 9), "f4"), y), "label": (x, label)}
+    arrays = {
+        "ok": (x, y),
+        "hole": (hole, y),
+        "none": (x[:0], y[:0]),
+        "wide": (np.ones((50, 9), "f4"), y),
+        "label": (x, label),
+    }
     for name, (inputs, targets) in arrays.items():
         np.savez(folder / f"{name}.npz", x=inputs, y=targets)
     weights = nets.good().state_dict()
@@ -171,7 +177,13 @@ def refusals(folder):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     asked = json.dumps([[str(word) for word in words] for words in BAD])
     done = subprocess.run(
-        [sys.executable, "-c", BATCH], input=asked, capture_output=True, text=True, cwd=folder, env=environment(), timeout=120
+        [sys.executable, "-c", BATCH],
+        input=asked,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment(),
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -276,7 +288,8 @@ def started(folder, process):
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted: reports that were there before"), (signal.SIGTERM, 143, "")]
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted: reports that were there before"), (signal.SIGTERM, 143, "")],
 )
 def test_a_signal_in_the_middle_leaves_the_old_report(folder, slow, number, code, said):
     before = (folder / "slow.h5").read_bytes()

@@ -37,7 +37,11 @@ def test_a_command_s_own_code_is_passed_on(monkeypatch, code):
         (RuntimeError("CUDA out of memory: 3 GB"), 2, "error: Out of memory. Expected the work to fit. Lower"),
         (MemoryError(), 2, "error: Out of memory."),
         (FileNotFoundError(2, "gone", "x"), 2, "Unexpected FileNotFoundError"),
-        (OSError(errno.ENOSPC, "No space left"), 2, "error: The output cannot be written: No space left. Expected room"),
+        (
+            OSError(errno.ENOSPC, "No space left"),
+            2,
+            "error: The output cannot be written: No space left. Expected room",
+        ),
         (SystemExit(1), 2, "error: Something asked Python to exit (1)"),
         (SystemExit(143), 143, ""),
         (KeyboardInterrupt(), 130, "interrupted: reports that were there before are whole"),

@@ -67,7 +67,7 @@ def demo(
     say(
         "",
         f"After equal epochs ({recipe.epochs}, {early.steps:,} steps) the large batch is under-trained: training loss "
-        f"{early.train_loss:.2g} against {trainings[0].train_loss:.2g}, and {tops[1] / tops[0]:.2g} times the top "
+        f"{early.train_loss:.2f} against {trainings[0].train_loss:.2f}, and {tops[1] / tops[0]:.1f} times the top "
         "eigenvalue of the small batch. Such a ratio is one of training progress, not of batch size.",
         "",
         f"reports: {output}/ · next: `gapscope show {output / 'comparison.h5'}`, or `gapscope sharpness CHECKPOINT`",

@@ -119,7 +119,8 @@ def _checked(table: Mapping[str, Any], cls: type[Any], source: str, tables: Sequ
 def _belongs(key: str) -> str:
     from gapscope.measure.analyzers import analyzer_class, names
 
-    found = [name for name in names() if key.replace("-", "_") in {f.name for f in dataclasses.fields(analyzer_class(name))}]
+    field_name = key.replace("-", "_")
+    found = [name for name in names() if field_name in (f.name for f in dataclasses.fields(analyzer_class(name)))]
     return f" It belongs to [measure.{found[0]}]." if found else ""
 
 

@@ -152,8 +152,8 @@ def open_session(request: Request, execution: Execution, monitor: Monitor | None
     data = {split: d for split, d in (("train", loaded.train), ("test", loaded.test)) if d is not None}
     if execution.split not in data:
         raise LoadError(
-            f"There are no {execution.split} data for {Path(request.checkpoint).name}. Expected some, because "
-            f"`--split {execution.split}` measures them. Name them with `--{'test-' * (execution.split == 'test')}data`."
+            f"There are no {execution.split} data for {Path(request.checkpoint).name}. Expected some, because `--split "
+            f"{execution.split}` measures them. Name them with `--{'test-' * (execution.split == 'test')}data`."
         )
     model = loaded.model.to(device, getattr(torch, execution.dtype))
     problems = {

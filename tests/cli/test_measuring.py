@@ -59,7 +59,7 @@ def test_command_line_over_environment_over_gapscope_toml_over_pyproject(run, sm
 
 
 def test_the_checkpoint_s_record_comes_last(run, small, tmp_path):
-    (tmp_path / "gapscope.toml").write_text('model-arg = { hidden = [32] }')
+    (tmp_path / "gapscope.toml").write_text("model-arg = { hidden = [32] }")
     outcome = run("gap", small)
     assert outcome.code == 2
     assert "64" in outcome.err  # the checkpoint's own width, which the file overrides

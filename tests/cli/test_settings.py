@@ -74,7 +74,9 @@ def test_a_tool_table_that_is_none_is_refused(read):
         read("", "[tool]\ngapscope = 3")
 
 
-@pytest.mark.parametrize(("text", "size"), [("500MB", 500_000_000), ("2GiB", 2 << 30), ("4G", 4_000_000_000), ("12", 12)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("500MB", 500_000_000), ("2GiB", 2 << 30), ("4G", 4_000_000_000), ("12", 12)]
+)
 def test_sizes(text, size):
     assert parse_bytes(text) == size
 

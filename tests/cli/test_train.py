@@ -14,7 +14,8 @@ def test_a_trained_checkpoint_is_measured_without_a_flag(run, tmp_path):
 
 def test_train_reads_its_own_table_and_the_keys_that_mean_the_same(run, tmp_path):
     (tmp_path / "gapscope.toml").write_text(
-        'model-arg = { hidden = [4] }\nbatch-size = 100\noutput = "report.h5"\n[train]\nsteps = 3\nbatch-size = 13\noutput = "y.pt"'
+        'model-arg = { hidden = [4] }\nbatch-size = 100\noutput = "report.h5"\n'
+        '[train]\nsteps = 3\nbatch-size = 13\noutput = "y.pt"'
     )
     outcome = run("train")
     assert outcome.code == 0

@@ -112,7 +112,7 @@ def test_weights_that_are_not_finite_are_counted(bad):
     model = nn.Linear(4, 3)
     with torch.no_grad():
         model.weight[0, :2] = bad
-    with pytest.raises(ProblemError, match="2 of 15 weights are NaN or infinite"):
+    with pytest.raises(ProblemError, match=r"2 of 15 weights are NaN or infinite"):
         check(classified(model))
 
 
@@ -129,7 +129,7 @@ def test_dropout_that_ignores_eval_mode_is_found():
         def forward(self, x):
             return F.dropout(super().forward(x), 0.3)
 
-    with pytest.raises(ProblemError, match="Two passes over the same samples gave losses that differ"):
+    with pytest.raises(ProblemError, match=r"Two passes over the same samples gave losses that differ"):
         check(classified(Dropping(4, 3)))
 
 
@@ -144,7 +144,7 @@ def test_a_forward_pass_that_moves_what_it_reads_is_found():
             self.mean.mul_(0.9).add_(0.1 * y.detach().mean(0))
             return y - self.mean * torch.arange(3.0)
 
-    with pytest.raises(ProblemError, match="Two passes over the same samples"):
+    with pytest.raises(ProblemError, match=r"Two passes over the same samples"):
         check(classified(Drifting()))
 
 
@@ -158,7 +158,7 @@ def test_a_forward_pass_that_changes_a_buffer_is_found():
             self.calls += 1
             return super().forward(x)
 
-    with pytest.raises(ProblemError, match="changed the buffer `calls`. Expected a function without memory"):
+    with pytest.raises(ProblemError, match=r"changed the buffer `calls`. Expected a function without memory"):
         check(classified(Counting()))
 
 
@@ -167,7 +167,7 @@ def test_the_wrong_double_backward_of_weight_norm_is_found(dtype):
     for seed in range(5):
         torch.manual_seed(seed)
         layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 6))
-        with pytest.raises(ProblemError, match="second derivative is not symmetric|differs from a central difference"):
+        with pytest.raises(ProblemError, match=r"second derivative is not symmetric|differs from a central difference"):
             check(classified(nn.Sequential(layer, nn.Tanh(), nn.Linear(6, 3)), dtype))
 
 
@@ -223,7 +223,7 @@ class Through(nn.Module):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_once_differentiable_function_is_found(dtype):
-    with pytest.raises(ProblemError, match="not symmetric|differs from a central|cannot be differentiated again"):
+    with pytest.raises(ProblemError, match=r"not symmetric|differs from a central|cannot be differentiated again"):
         check(classified(Through(Once), dtype))
 
 
@@ -239,13 +239,15 @@ def test_an_operation_without_a_second_derivative_is_found(dtype):
 
     rng = torch.Generator().manual_seed(0)
     tokens, y = torch.randint(7, (20, 4), generator=rng), torch.randint(3, (20,), generator=rng)
-    with pytest.raises(ProblemError, match="gradient cannot be differentiated again: .*Expected operations with a second"):
+    with pytest.raises(
+        ProblemError, match=r"gradient cannot be differentiated again: .*Expected operations with a second"
+    ):
         check(problem(Bag().to(dtype), tokens, y))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_function_that_loses_its_second_derivative_is_found(dtype):
-    with pytest.raises(ProblemError, match="differs from a central difference of the gradient by"):
+    with pytest.raises(ProblemError, match=r"differs from a central difference of the gradient by"):
         check(classified(Through(Silent), dtype))
 
 
@@ -262,7 +264,7 @@ def test_an_asymmetric_second_derivative_is_found(dtype):
     first = Loss("first", lambda outputs, targets: outputs)
     rng = torch.Generator().manual_seed(0)
     given = problem(Bowl().to(dtype), torch.randn(20, 4, generator=rng), torch.zeros(20), first)
-    with pytest.raises(ProblemError, match="second derivative is not symmetric: u'Hv = "):
+    with pytest.raises(ProblemError, match=r"second derivative is not symmetric: u'Hv = "):
         check(given)
 
 
@@ -271,7 +273,7 @@ def test_a_curvature_that_is_not_finite_is_found():
         def forward(self, x):
             return (0.0 * super().forward(x)).abs().pow(1.5)  # its second derivative at 0 is infinite
 
-    with pytest.raises(ProblemError, match="differs from a central difference"):
+    with pytest.raises(ProblemError, match=r"differs from a central difference"):
         check(classified(Root(4, 3)))
 
 

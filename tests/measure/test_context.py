@@ -52,7 +52,9 @@ def test_a_result_is_measured_once_and_shared():
 def test_the_monitor_is_told_the_end_even_after_an_interrupt():
     monitor = Ended()
     where = Context(
-        subjects=(Subject(problems={}, training={}),), analyzers={"counter": Counter(log=[], fail=True)}, monitor=monitor
+        subjects=(Subject(problems={}, training={}),),
+        analyzers={"counter": Counter(log=[], fail=True)},
+        monitor=monitor,
     )
     with pytest.raises(KeyboardInterrupt):
         where.result("counter")

@@ -137,7 +137,9 @@ def test_only_what_fits_the_memory_budget_is_kept():
     plenty, per_sample = forwards(3, 10**9)
     assert plenty == 4
     assert forwards(3, 0)[0] == 12
-    assert forwards(3, 2 * 2 * 16 * per_sample)[0] == 2 + 3 * 2  # half of the budget holds two of the four micro-batches
+    assert (
+        forwards(3, 2 * 2 * 16 * per_sample)[0] == 2 + 3 * 2
+    )  # half of the budget holds two of the four micro-batches
 
 
 def test_the_micro_batch_is_a_function_of_sizes_and_budget():
@@ -278,7 +280,7 @@ def test_the_model_is_untouched_after_a_failure(mode, failure, where):
     armed = True
     v = torch.ones(given.size, dtype=torch.float64)
     for call in (given.losses, given.gradient, lambda: given.hvp(v), lambda: given.curvature_along(v), given.hessian):
-        with pytest.raises(failure, match="in the middle"):
+        with pytest.raises(failure, match=r"in the middle"):
             call()
     assert_same(before, state_of(plain.model))
 
@@ -394,26 +396,26 @@ def test_theta_is_a_copy_that_outlives_changes_of_the_model():
 
 
 def test_a_model_without_trainable_parameters_is_refused():
-    with pytest.raises(ProblemError, match="The model has no trainable parameter"):
+    with pytest.raises(ProblemError, match=r"The model has no trainable parameter"):
         problem(nn.Linear(2, 2).requires_grad_(False), torch.ones(3, 2), torch.zeros(3, dtype=torch.long))
 
 
 def test_a_batch_size_below_one_is_refused():
-    with pytest.raises(ProblemError, match="The batch size is 0"):
+    with pytest.raises(ProblemError, match=r"The batch size is 0"):
         least_squares(batch_size=0)
 
 
 def test_batch_statistics_without_a_batch_size_are_refused():
     model, x, y = batchnorm_model()
-    with pytest.raises(ProblemError, match="makes L depend on the micro-batches"):
+    with pytest.raises(ProblemError, match=r"makes L depend on the micro-batches"):
         problem(model, x, y, batchnorm="batch")
-    with pytest.raises(ProblemError, match="or without running statistics"):
+    with pytest.raises(ProblemError, match=r"or without running statistics"):
         problem(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2)), x, y)
 
 
 def test_batch_statistics_of_a_single_sample_are_refused():
     model, x, y = batchnorm_model()
-    with pytest.raises(ProblemError, match="The last of the micro-batches of 7 has 1 of the 50 samples"):
+    with pytest.raises(ProblemError, match=r"The last of the micro-batches of 7 has 1 of the 50 samples"):
         problem(model, x, y, batchnorm="batch", batch_size=7)
 
 

@@ -102,7 +102,9 @@ def test_the_parameters_given_are_left_alone():
     before = [p.clone() for p in parameters]
     products.gradient(micro, parameters)
     products.hessian(micro, parameters)(parameters)
-    assert all(torch.equal(a, b) and not a.requires_grad and a.grad is None for a, b in zip(parameters, before, strict=True))
+    assert all(
+        torch.equal(a, b) and not a.requires_grad and a.grad is None for a, b in zip(parameters, before, strict=True)
+    )
 
 
 def test_graph_bytes_are_the_saved_tensors_each_storage_once():

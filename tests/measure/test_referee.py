@@ -69,5 +69,5 @@ def test_pyhessian_reads_logits():
 
 
 def test_pyhessian_refuses_batch_statistics():
-    with pytest.raises(ProblemError, match="PyHessian measures in eval mode only"):
+    with pytest.raises(ProblemError, match=r"PyHessian measures in eval mode only"):
         pyhessian_top(ZOO["conv batchnorm"].problem(batchnorm="batch", batch_size=10))

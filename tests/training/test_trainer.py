@@ -87,16 +87,26 @@ def test_looking_more_often_does_not_change_the_path(data, loss):
 
 
 def test_a_loss_that_explodes_is_refused(data, loss):
-    with pytest.raises(UsageError, match=r"The training loss became (nan|inf) after \d+ steps. Expected it to fall. Lower"):
+    with pytest.raises(
+        UsageError, match=r"The training loss became (nan|inf) after \d+ steps. Expected it to fall. Lower"
+    ):
         train(build, data, loss, Recipe(epochs=3, lr=1e30))
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"batch_size": 0}, {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}, {"momentum": 1.0}, {"weight_decay": -1.0}, {"steps": 0}],
+    [
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"lr": math.nan},
+        {"lr": math.inf},
+        {"momentum": 1.0},
+        {"weight_decay": -1.0},
+        {"steps": 0},
+    ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(wrong):
-    with pytest.raises(UsageError, match="The recipe has batch size .* Expected batch size and counts >= 1"):
+    with pytest.raises(UsageError, match=r"The recipe has batch size .* Expected batch size and counts >= 1"):
         Recipe(**{"epochs": 1, **wrong})
 
 

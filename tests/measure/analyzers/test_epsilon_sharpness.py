@@ -60,10 +60,10 @@ def test_a_loss_level_divides_the_increase():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_on_a_manifold_the_maximum_is_that_of_brute_force_over_vertices(seed):
+@pytest.mark.parametrize("p", [1, 3])
+def test_on_a_manifold_no_vertex_is_above_brute_force_and_in_one_dimension_it_is_found(p, seed):
     h, c = curved(12, seed)
-    p, epsilon = 3, 1e-3
-    given = bowl(h, c)
+    epsilon, given = 1e-3, bowl(h, c)
     where = context(EpsilonSharpness(manifold=p, draws=2), seed=seed, train=given)
     result = where.result("epsilon-sharpness")
     for draw in range(2):
@@ -71,10 +71,12 @@ def test_on_a_manifold_the_maximum_is_that_of_brute_force_over_vertices(seed):
         matrix = RandomManifold(12, p, key, torch.device("cpu"), torch.float64)
         radius = epsilon * (matrix.coordinates(given.theta).abs() + 1)
         corners = [torch.tensor(signs, dtype=torch.float64) * radius for signs in itertools.product((1, -1), repeat=p)]
-        best = max(100 * given.loss(given.theta + matrix.lift(y)) for y in corners)  # convex: a vertex is the maximum
+        phis = [100 * given.loss(given.theta + matrix.lift(y)) for y in corners]  # convex: the maximum is at a vertex
         found = result.manifold_draws.value[draw, :, 0]
-        assert (found <= best * (1 + 1e-9)).all()
-        assert found[1] == pytest.approx(best, rel=1e-9)  # ascent
+        assert (found <= max(phis) * (1 + 1e-9)).all()
+        assert np.abs(np.array(phis) / found[1] - 1).min() <= 1e-9  # ascent ends at a vertex, the best one or another
+        if p == 1:
+            assert found == pytest.approx(max(phis), rel=1e-9)
     assert result.manifold.value == pytest.approx(result.manifold_draws.value.mean(axis=0))
 
 
@@ -101,10 +103,11 @@ def test_the_sampling_error_is_the_spread_over_fresh_data():
     values, errors = [], []
     for seed in range(150):
         shifts = 0.05 * torch.randn(60, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        result = measure(EpsilonSharpness(epsilons=(0.05,), manifold=0, solvers=("ascent",)), bowl(h, c, shifts=shifts))
+        given = bowl(h, c, theta=c + 0.5, shifts=shifts)
+        result = measure(EpsilonSharpness(epsilons=(0.05,), manifold=0, solvers=("ascent",)), given)
         values.append(float(result.full.value[0, 0]))
         errors.append(float(result.full.sampling_error[0, 0]))
-    # the maximizer moves with the data, at a vertex only by jumps: five standard errors of a standard deviation
+    # the gradient at theta outweighs the noise, so every data set has one vertex; five standard errors of a deviation
     assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=5 / np.sqrt(2 * 149))
 
 
@@ -115,7 +118,9 @@ def test_the_sampling_error_agrees_with_a_bootstrap_at_the_maximizer():
     counts = np.bincount(given.chunk_of.numpy(), minlength=32)
     assert (parts * counts).sum() / 200 == pytest.approx(float(result.full.value[0, 0]), rel=1e-9)
     # means of about six samples each: their spread is the same standard error, known to 1 / sqrt(2 * 31)
-    assert parts.std(ddof=1) / np.sqrt(32) == pytest.approx(float(result.full.sampling_error[0, 0]), rel=5 / np.sqrt(62))
+    assert parts.std(ddof=1) / np.sqrt(32) == pytest.approx(
+        float(result.full.sampling_error[0, 0]), rel=5 / np.sqrt(62)
+    )
 
 
 # --- what it costs, says and refuses
@@ -145,7 +150,7 @@ def test_a_model_no_larger_than_the_manifold_has_none_and_says_so():
     h, c = curved(5)
     result = measure(EpsilonSharpness(manifold=5), bowl(h, c))
     assert result.manifold is None
-    assert "theta has 5 entries, no more than p" in result.notes[0]
+    assert "theta has 5 entries" in result.notes[0]
 
 
 def test_subsets_are_noted():
@@ -179,13 +184,17 @@ def test_few_samples_are_enough(samples):
 
 
 def test_an_unknown_solver_is_refused():
-    with pytest.raises(UsageError, match="There is no solver `kesker`. Expected keskar or ascent. Did you mean `keskar`?"):
+    with pytest.raises(
+        UsageError, match=r"There is no solver `kesker`. Expected keskar or ascent. Did you mean `keskar`?"
+    ):
         measure(EpsilonSharpness(solvers=("kesker",)), ZOO["relu mlp"].problem())
 
 
-@pytest.mark.parametrize("bad", [{"epsilons": (0.0,)}, {"epsilons": ()}, {"solvers": ()}, {"draws": 0}, {"manifold": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"epsilons": (0.0,)}, {"epsilons": ()}, {"solvers": ()}, {"draws": 0}, {"manifold": -1}]
+)
 def test_nonsense_is_refused(bad):
-    with pytest.raises(UsageError, match="epsilon-sharpness got .*Expected positive epsilons"):
+    with pytest.raises(UsageError, match=r"epsilon-sharpness got .*Expected positive epsilons"):
         measure(EpsilonSharpness(**bad), ZOO["relu mlp"].problem())
 
 

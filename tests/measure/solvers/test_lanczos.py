@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -187,7 +188,7 @@ def test_watch_sees_every_step_and_ritz_values_that_never_fall():
     extreme_eigenpairs(from_dense(matrix(SPECTRA["clustered"])), 1, rng(), watch=lambda *step: seen.append(step))
     assert [m for m, _, _ in seen] == list(range(1, len(seen) + 1))
     values = [value for _, value, _ in seen]
-    assert all(b >= a - 1e-14 for a, b in zip(values, values[1:], strict=False))
+    assert all(b >= a - 1e-14 for a, b in itertools.pairwise(values))
 
 
 def test_the_same_seed_gives_the_same_answer_and_another_start_does_not():
@@ -250,7 +251,9 @@ def test_a_smaller_failure_probability_widens_the_bound():
 
 
 def test_the_start_is_standard_normal_and_the_same_in_every_precision():
-    single, double = (gaussian_start(Operator(20_000, lambda v: v, dtype), rng()) for dtype in (torch.float32, torch.float64))
+    single, double = (
+        gaussian_start(Operator(20_000, lambda v: v, dtype), rng()) for dtype in (torch.float32, torch.float64)
+    )
     assert torch.equal(single, double.float())
     assert abs(float(double.mean())) < 5 / 20_000**0.5
     assert abs(float(double.square().mean()) - 1) < 5 * (2 / 20_000) ** 0.5
