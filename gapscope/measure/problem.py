@@ -81,8 +81,8 @@ class Problem:
             )
         if by_batch and layers and self.batch_size and self.samples % self.batch_size == 1 != self.batch_size:
             raise ProblemError(
-                f"The last of the micro-batches of {self.batch_size} has 1 of the {self.samples} samples: BatchNorm has "
-                "no statistics there. Expected 2 or more. Give another `--batch-size`."
+                f"The last of the micro-batches of {self.batch_size} has 1 of the {self.samples} samples: BatchNorm "
+                "has no statistics there. Expected 2 or more. Give another `--batch-size`."
             )
 
     @cached_property

@@ -93,7 +93,7 @@ class Eigenvalues:
             notes=self._notes(context, problem),
             top=Quantity(
                 value=scalar(top),
-                numerical_error=scalar(max(pairs.upper - top, pairs.residuals[0])),
+                numerical_error=_known(max(pairs.upper - top, pairs.residuals[0])),
                 sampling_error=_standard_error(curvature) if along else None,
                 chunks=problem.chunk_means(curvature) if along else None,
                 bound="lower",
@@ -104,7 +104,7 @@ class Eigenvalues:
             ),
             bottom=Quantity(
                 value=scalar(pairs.bottom),
-                numerical_error=scalar(max(pairs.bottom - pairs.lower, pairs.bottom_residual)),
+                numerical_error=_known(max(pairs.bottom - pairs.lower, pairs.bottom_residual)),
                 contrast="difference",
                 bound="upper",
                 doc="smallest Ritz value, a by-product: an upper bound on the smallest eigenvalue",
@@ -128,7 +128,7 @@ class Eigenvalues:
             ),
             values=Quantity(
                 value=pairs.values,
-                numerical_error=np.maximum(pairs.residuals, pairs.rounding),
+                numerical_error=_known(np.maximum(pairs.residuals, pairs.rounding)),
                 dims=("rank",),
                 labels={"rank": ranks},
                 doc="the largest eigenvalues: one lies within the error of each; copies of one eigenvalue count once",
@@ -173,6 +173,11 @@ class Eigenvalues:
         )
 
 
+def _known(error: Any) -> Any:
+    """Return an error, or None where it is not a number: a report has no place for one that is not known."""
+    return np.asarray(error) if np.isfinite(error).all() else None
+
+
 def _standard_error(values: np.ndarray) -> Any:
     """Return the standard error over samples: by first-order perturbation lambda moves with the mean of u'H_i u."""
     return values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
@@ -199,7 +204,7 @@ def _stability(training: Any, top: float, upper: float, gauss_newton: bool) -> Q
         return None
     return Quantity(
         value=scalar(rate * (top + decay) / (2 + 2 * momentum)),
-        numerical_error=scalar(rate * (upper - top) / (2 + 2 * momentum)),
+        numerical_error=_known(rate * (upper - top) / (2 + 2 * momentum)),
         doc="recorded rate x (top eigenvalue + weight decay) / (2 + 2 momentum); "
         "1 is the edge of stability of full-batch gradient descent",
     )
