@@ -10,8 +10,14 @@ from gapscope.results import Quantity, Result, scalar
 if TYPE_CHECKING:
     from gapscope.measure.context import Context
     from gapscope.measure.problem import Problem
+    from gapscope.measure.solvers.lanczos import Eigenpairs
 
 TOP_SAMPLES = 10
+REMEDIES = {
+    "matvecs": "the products ran out; raise `--max-matvecs`",
+    "memory": "the Krylov basis filled its memory; raise `--memory-budget`",
+    "precision": "rounding allows no smaller residual; take `--dtype float64` or a larger `--tolerance`",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +54,7 @@ class Eigenvalues:
     k: Annotated[int, "how many of the largest eigenvalues"] = 1
     tolerance: Annotated[float, "relative tolerance on residual and upper bound"] = 1e-3
     delta: Annotated[float, "probability that the top eigenvalue lies above the bound"] = 1e-3
-    max_matvecs: Annotated[int, "budget of Hessian-vector products"] = 200
+    max_matvecs: Annotated[int, "budget of Hessian-vector products, verification included"] = 200
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
     referee: Annotated[Literal["none", "pyhessian", "scipy"], "also ask another tool, on the same problem"] = "none"
 
@@ -57,10 +63,11 @@ class Eigenvalues:
         from gapscope.errors import UsageError
         from gapscope.measure.solvers.lanczos import Stopping, extreme_eigenpairs
 
-        if self.k < 1 or not 0 < self.tolerance < 1 or not 0 < self.delta < 1 or self.max_matvecs < 2:
+        if self.k < 1 or not 0 < self.tolerance < 1 or not 0 < self.delta < 1 or self.max_matvecs < self.k + 2:
             raise UsageError(
                 f"eigenvalues got k={self.k}, tolerance={self.tolerance}, delta={self.delta}, "
-                f"max_matvecs={self.max_matvecs}. Expected k >= 1, 0 < tolerance < 1, 0 < delta < 1, max_matvecs >= 2."
+                f"max_matvecs={self.max_matvecs}. Expected k >= 1, 0 < tolerance < 1, 0 < delta < 1, and max_matvecs "
+                "of k + 2 or more: k + 1 products verify what the others find."
             )
         problem, monitor = context.problem(), context.monitor
         opinion = self._second_opinion(problem)  # first: it may refuse the problem
@@ -90,7 +97,7 @@ class Eigenvalues:
         return EigenvaluesResult(
             status=pairs.status,
             matvecs=pairs.matvecs,
-            notes=self._notes(context, problem),
+            notes=self._notes(context, problem, pairs),
             top=Quantity(
                 value=scalar(top),
                 numerical_error=_known(max(pairs.upper - top, pairs.residuals[0])),
@@ -140,8 +147,10 @@ class Eigenvalues:
             vector=pairs.vectors[0],
         )
 
-    def _notes(self, context: "Context", problem: "Problem") -> tuple[str, ...]:
+    def _notes(self, context: "Context", problem: "Problem", pairs: "Eigenpairs") -> tuple[str, ...]:
         notes = []
+        if pairs.spent_on:
+            notes.append(f"not converged: {REMEDIES[pairs.spent_on]}")
         if self.gauss_newton:
             notes.append("operator: Gauss-Newton, not the Hessian; no sampling error is measured for it")
         if problem.samples < problem.data.total:

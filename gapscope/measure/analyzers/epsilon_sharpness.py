@@ -140,7 +140,8 @@ class EpsilonSharpness:
         if not self.solvers or not self.epsilons or min(self.epsilons) <= 0 or self.draws < 1 or self.manifold < 0:
             raise UsageError(
                 f"epsilon-sharpness got epsilons={list(self.epsilons)}, solvers={list(self.solvers)}, "
-                f"draws={self.draws}, manifold={self.manifold}. Expected positive epsilons, at least one solver, draws >= 1, manifold >= 0."
+                f"draws={self.draws}, manifold={self.manifold}. Expected positive epsilons, at least one solver, "
+                "draws >= 1, manifold >= 0."
             )
 
     def _start_vector(self, context: "Context", problem: "Problem") -> "tuple[Tensor | None, int]":

@@ -13,7 +13,7 @@ Source: Lanczos 1950; bound after Van Dorsselaer, Hochstenbach and van der Vorst
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
@@ -24,7 +24,6 @@ from gapscope.errors import ProblemError
 from gapscope.measure.operators import Operator
 from gapscope.results import Array, Status
 
-_BLOCK = 16  # the basis grows by this many vectors
 _ROUNDING = 10  # epsilons: a Krylov space closes at this much of |A|, and no eigenvalue is stated more exactly
 
 
@@ -60,6 +59,7 @@ class Eigenpairs:
     matvecs: int
     status: Status
     rounding: float  # no value is known better; `upper` and `lower` include it
+    spent_on: str = ""  # what ran out where the status is BUDGET_SPENT: matvecs, memory or precision
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,10 @@ Watch = Callable[[int, float, float], None]
 class _Iteration:
     """The recurrence with full reorthogonalization; grows one step at a time."""
 
-    def __init__(self, operator: Operator, start: Tensor) -> None:
+    def __init__(self, operator: Operator, start: Tensor, steps: int) -> None:
         self.operator = operator
-        self.basis = start.new_empty(_BLOCK, operator.size)
+        # all rows at once: growing would hold two bases for a moment, and a CPU gives memory only to rows in use
+        self.basis = start.new_empty(steps, operator.size)
         self.basis[0] = start / start.norm()
         self.alpha: list[float] = []
         self.beta: list[float] = []
@@ -100,9 +101,8 @@ class _Iteration:
         closed = self.beta[-1] <= _ROUNDING * torch.finfo(self.basis.dtype).eps * scale
         if not math.isfinite(self.beta[-1]) or closed or m + 1 == self.operator.size:
             return False
-        if m + 1 == len(self.basis):
-            self.basis = torch.cat([self.basis, self.basis.new_empty(_BLOCK, self.operator.size)])
-        self.basis[m + 1] = w / self.beta[-1]
+        if m + 1 < len(self.basis):
+            self.basis[m + 1] = w / self.beta[-1]
         return True
 
     def ritz(self) -> tuple[Array, Array]:
@@ -134,8 +134,9 @@ def gaussian_start(operator: Operator, rng: Generator) -> Tensor:
 
 def decompose(operator: Operator, start: Tensor, steps: int) -> Lanczos:
     """Run `steps` Lanczos steps, or fewer where the Krylov space closes."""
-    iteration = _Iteration(operator, start)
-    for _ in range(min(steps, operator.size)):
+    steps = min(steps, operator.size)
+    iteration = _Iteration(operator, start, steps)
+    for _ in range(steps):
         if not iteration.step():
             break
     m = len(iteration.alpha)
@@ -179,13 +180,14 @@ def extreme_eigenpairs(
     look like one, and only the first value is bounded from above: below it, one more may hide between those found.
     `verify` replaces the product that checks the first pair (the caller may learn more from it).
 
-    Shapes: k >= 1, vectors (k, n).  Cost: one matvec a step, k + 1 to verify; a basis of m x n.
+    Shapes: k >= 1, vectors (k, n).  Cost: one matvec a step, k + 1 to verify, `max_matvecs` in all; a basis of m x n.
     Raises ProblemError where the basis does not fit `basis_bytes`.
     """
     stopping = stopping or Stopping()
     k = min(k, operator.size)
-    steps = _steps_that_fit(operator, k, stopping.max_matvecs, basis_bytes)
-    iteration = _Iteration(operator, gaussian_start(operator, rng))
+    check = k + 1
+    steps = _steps_that_fit(operator, k, max(1, stopping.max_matvecs - check), basis_bytes)
+    iteration = _Iteration(operator, gaussian_start(operator, rng), steps)
     spent, wanted = 0, stopping.tolerance
     while True:
         growing = iteration.step()
@@ -207,7 +209,8 @@ def extreme_eigenpairs(
         if not np.isfinite(pairs.residuals).all():
             return _nonfinite(operator, k, spent)
         close = pairs.residuals.max() <= stopping.tolerance * scale
-        if growing and ready and not close and not out_of_budget and wanted > stopping.tolerance / 100:
+        affordable = not out_of_budget and spent + 1 + check <= stopping.max_matvecs
+        if growing and ready and not close and affordable and wanted > stopping.tolerance / 100:
             wanted /= 4  # the recurrence was optimistic (rounding): go on until it asks for less
             continue
         if close and ready:
@@ -218,7 +221,8 @@ def extreme_eigenpairs(
             status = Status.BREAKDOWN
         else:
             status = Status.BUDGET_SPENT
-        return Eigenpairs(**{**vars(pairs), "matvecs": spent, "status": status})
+        lacking = "precision" if affordable else "memory" if steps < stopping.max_matvecs - check else "matvecs"
+        return replace(pairs, matvecs=spent, status=status, spent_on=lacking if status is Status.BUDGET_SPENT else "")
 
 
 def _steps_that_fit(operator: Operator, k: int, asked: int, basis_bytes: int | None) -> int:
