@@ -32,7 +32,7 @@ class Common:
     batchnorm: Annotated[Literal["eval", "batch", "re-estimated"], "statistics that BatchNorm uses"] = "eval"
     device: Annotated[str, "auto, cpu, cuda, cuda:1 or mps"] = "auto"
     dtype: Annotated[Literal["float32", "float64"], "precision of the measurement"] = "float32"
-    threads: Annotated[int | None, "CPU threads"] = None
+    threads: Annotated[int | None, "CPU threads (default: 1 for small networks and data, else torch's own)"] = None
     seed: Annotated[int, "seed of the estimators"] = 0
     batch_size: Annotated[str, "samples per micro-batch, or auto; changes speed, not results"] = "auto"
     memory_budget: Annotated[str, "bytes for kept graphs and the Krylov basis, like 500MB"] = "4GB"

@@ -21,6 +21,9 @@ from gapscope.measure.problem import CHUNK_SEED, DEFAULT_MEMORY_BUDGET, BatchNor
 from gapscope.report.file import Record, Report
 from gapscope.results import CHUNKS
 
+# parameters x samples below which threads only wait for each other: on a busy machine two of them were 30 times slower
+SMALL_WORK = 30_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
@@ -168,6 +171,9 @@ def open_session(request: Request, execution: Execution, monitor: Monitor | None
         )
         for split, part in data.items()
     }
+    measured = problems[execution.split]
+    if execution.threads is None and device.type == "cpu" and measured.size * measured.samples < SMALL_WORK:
+        torch.set_num_threads(1)
     return Session(loaded, execution, problems, request.data_seed, monitor)
 
 

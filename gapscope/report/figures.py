@@ -66,6 +66,9 @@ def spread(estimate: float, interval: tuple[float, float]) -> tuple[str, str]:
     if not (0 < half < math.inf and -3 <= power <= 5):
         return number(estimate, 3), NONE if math.isnan(low) else f"{number(low, 3)} to {number(high, 3)}"
     decimals = min(max((half >= 0.1) - _power(half), 0), MOST - 1 - power)
+    # an end that rounds to 0 or 1, where a verdict turns, would hide on which side it lies
+    while decimals < MOST and any(round(end, decimals) in (0, 1) and end not in (0, 1) for end in interval):
+        decimals += 1
     return _fixed(estimate, decimals), f"{_fixed(low, decimals)} to {_fixed(high, decimals)}"
 
 

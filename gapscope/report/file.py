@@ -262,7 +262,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     except (OSError, RuntimeError) as error:
         raise ReportError(
             f"{path} cannot be opened: {_first_line(error)}. Expected a whole report. "
-            "Copy it again, or measure again to replace it."
+            "Copy it again, or move it away and measure again."
         ) from error
     with file:
         yield file
@@ -276,7 +276,7 @@ def _at(path: Path, where: str) -> Iterator[None]:
     except (LookupError, OSError, RuntimeError, ArithmeticError, ValueError, TypeError, AttributeError) as error:
         raise ReportError(
             f"{path} is damaged at {where}: {_first_line(error)}. Expected what gapscope wrote. "
-            "Copy it again, or measure again to replace it."
+            "Copy it again, or move it away and measure again."
         ) from error
 
 

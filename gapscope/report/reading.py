@@ -49,6 +49,7 @@ def reading(
     sentences = [
         f"Forced: {', '.join(forced)} should agree and do not, so the contrasts may measure that." if forced else "",
         _sharpness(reports, (first, last), table, blocked) if judged else "",
+        _apart(reports) if judged and not blocked else "",
         _slopes(reports, subjects),
         _accuracy(reports, (first, last), table),
         _limits(reports, subjects),
@@ -56,6 +57,17 @@ def reading(
         _seeds(subjects),
     ]
     return tuple(sentence for sentence in sentences if sentence)
+
+
+def _apart(reports: Sequence[Report]) -> str:
+    """Say that subjects between the first and the last are at another loss: their sharpness is shown all the same."""
+    losses = [loss for report in reports[1:-1] if (loss := _scalar(report, LOSS)) is not None]
+    ends = [loss for report in (reports[0], reports[-1]) if (loss := _scalar(report, LOSS)) is not None]
+    if not losses or not ends or (max(losses) <= SAME_LOSS * min(ends) and max(ends) <= SAME_LOSS * min(losses)):
+        return ""
+    return (
+        f"In between, training losses go from {number(min(losses), 3)} to {number(max(losses), 3)}: not at equal loss."
+    )
 
 
 def _scalar(report: Report, path: str) -> float | None:

@@ -107,18 +107,18 @@ def _table(table: Table, console: Console) -> Iterator[Text]:
         dataclasses.replace(line, cells=tuple(_clean(cell, console) for cell in line.cells))
         for line in (head, *table.lines)
     ]
-    widths = _widths(table.columns, [line for line in lines if len(line.cells) > 1], console.width)
+    widths, gap = _widths(table.columns, [line for line in lines if len(line.cells) > 1], console.width)
     for line in lines if widths else lines[1:]:
         if len(line.cells) == 1:
             yield from (Text(part) for part in _wrap(line.cells[0], console.width))
         elif widths:
-            yield from _row(table.columns, line, widths)
+            yield from _row(table.columns, line, widths, gap)
         else:
             yield from _stacked(lines[0].cells, line, console.width)
 
 
-def _widths(columns: Sequence[Column], lines: Sequence[Line], available: int) -> list[int]:
-    """Give every column its least width, and what is left to those that wrap; empty if it does not fit."""
+def _widths(columns: Sequence[Column], lines: Sequence[Line], available: int) -> tuple[list[int], int]:
+    """Give every column its least width, what is left to those that wrap, and the gap; no widths if it does not fit."""
     least, most = [], []
     for position, column in enumerate(columns):
         header, *cells = [" " * line.level * (position == 0) + line.cells[position] for line in lines]
@@ -126,17 +126,44 @@ def _widths(columns: Sequence[Column], lines: Sequence[Line], available: int) ->
         whole = max((cell_len(cell) for cell in cells), default=0)
         least.append(words + (position == 0) * max(line.level for line in lines) if column.wraps else max(whole, words))
         most.append(max(whole, cell_len(header)))
-    left = available - sum(least) - GAP * (len(columns) - 1)
+    gap = GAP if sum(most) + GAP * (len(columns) - 1) <= available else 1  # closer columns before broken lines
+    left = available - sum(least) - gap * (len(columns) - 1)
     if left < 0:
-        return []
-    for position in sorted(range(len(columns)), key=lambda position: not columns[position].wraps):
-        grown = max(min(left, most[position] - least[position]), 0)
-        least[position] += grown
-        left -= grown
-    return least
+        return [], gap
+    wrapping = [position for position, column in enumerate(columns) if column.wraps]
+    ways = [*_shared_out(least, most, wrapping, left)]
+    titled = [size if position in wrapping else most[position] for position, size in enumerate(least)]
+    if (spare := left - sum(titled) + sum(least)) >= 0:  # room for whole headers
+        ways = [*_shared_out(titled, most, wrapping, spare), *ways]
+    return min(ways, key=lambda widths: _height(lines, widths)), gap
 
 
-def _row(columns: Sequence[Column], line: Line, widths: Sequence[int]) -> Iterator[Text]:
+def _shared_out(least: Sequence[int], most: Sequence[int], wrapping: Sequence[int], left: int) -> Iterator[list[int]]:
+    """Yield the ways to give what is left to the first and the last column that wraps; the others stay least."""
+    if not wrapping:
+        yield list(least)
+        return
+    first, last = wrapping[0], wrapping[-1]
+    for share in range(left + 1):
+        widths = list(least)
+        widths[last] = min(widths[last] + share, max(most[last], least[last]))
+        if first != last:
+            widths[first] = min(widths[first] + left - share, max(most[first], least[first]))
+        yield widths
+
+
+def _height(lines: Sequence[Line], widths: Sequence[int]) -> int:
+    """Return how many lines a table of these widths takes."""
+    return sum(
+        max(
+            len(_wrap(cell, width - line.level * (position == 0)))
+            for position, (cell, width) in enumerate(zip(line.cells, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def _row(columns: Sequence[Column], line: Line, widths: Sequence[int], gap: int) -> Iterator[Text]:
     indent = " " * line.level
     wrapped = [_wrap(cell, width) for cell, width in zip(line.cells, widths, strict=True)]
     wrapped[0] = [indent + part for part in _wrap(line.cells[0], widths[0] - len(indent))]
@@ -145,7 +172,7 @@ def _row(columns: Sequence[Column], line: Line, widths: Sequence[int]) -> Iterat
         for position, (column, parts, width) in enumerate(zip(columns, wrapped, widths, strict=True)):
             part = _align(parts[level] if level < len(parts) else "", width, right=column.numeric)
             whole = line.tone in ("dim", "heading") or position == len(columns) - 1
-            row.append(" " * GAP if position else "").append(part, style=STYLES[line.tone] if whole else "")
+            row.append(" " * gap if position else "").append(part, style=STYLES[line.tone] if whole else "")
         yield row
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gapscope.report.figures import NONE, contrast_unit, count, figure, rounded, size, spread
+from gapscope.report.figures import NONE, count, figure, rounded, size, spread
 from gapscope.report.records import Comparison, Facts, Record, Report, Row, differing
 from gapscope.results import Quantity, Status
 
@@ -133,7 +133,7 @@ def _record_block(record: Record, verbose: bool) -> tuple[Table | Note, ...]:
         block.append(Table(columns=columns, lines=tuple(lines)))
     cost = [f"{count(record.matvecs)} matvecs"] if record.matvecs else []
     if record.seconds:
-        cost.append(f"{rounded(record.seconds, record.seconds / 20)} s")
+        cost.append(f"{record.seconds:.1f}\u00a0s" if record.seconds >= 0.05 else "under 0.1\u00a0s")
     tone: Tone = "dim" if record.status in PROVEN else "warning"
     block.append(Note(text=" · ".join([record.message, *cost]), tone=tone))
     block += [Note(text=note, bullet=True) for note in record.notes]
@@ -195,7 +195,7 @@ def comparison_document(comparison: Comparison, verbose: bool = False) -> Docume
     columns = (
         Column(header="", numeric=False, wraps=True),
         *(Column(header=subject.label) for subject in subjects),
-        Column(header=f"{last} / {first}", wraps=True),
+        Column(header="ratio"),
         Column(header="95 % interval"),
         Column(header="", numeric=False, wraps=True),
     )
@@ -204,7 +204,8 @@ def comparison_document(comparison: Comparison, verbose: bool = False) -> Docume
         Note(text="Reading", tone="heading"),
         *(Note(text=_bound(said), bullet=True) for said in comparison.reading),
     )
-    return Document(blocks=(tuple(head), (Table(columns=columns, lines=lines),), reading))
+    legend = Note(text=f"ratio: {last} / {first}; with a sign: {last} - {first}", tone="dim")
+    return Document(blocks=(tuple(head), (Table(columns=columns, lines=lines), legend), reading))
 
 
 def _shared(sides: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -235,12 +236,11 @@ def _row_line(row: Row, first: str, last: str, name: str = "") -> Line:
     estimate, interval = spread(row.estimate, row.interval)
     if row.contrast == "difference" and row.estimate > 0:
         estimate = f"+{estimate}"
-    unit = contrast_unit(row.contrast, row.unit)
     return Line(
         cells=(
             name or _bound(f"{row.title} {row.unit}".strip()),
             *(figure(value, error) for value, error in zip(row.values, row.errors, strict=True)),
-            f"{estimate} {unit}".strip() if estimate != NONE else NONE,
+            estimate,
             "" if interval == NONE else interval,
             _verdict_words(row, first, last),
         ),

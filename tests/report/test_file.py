@@ -184,7 +184,7 @@ def test_a_truncated_report_is_refused(tenths, path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * tenths // 10])
     assert "cannot be opened: " in refusal(path)
-    assert "measure again to replace it" in refusal(path)
+    assert "move it away and measure again" in refusal(path)
 
 
 def damage(path, change):

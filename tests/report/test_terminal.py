@@ -40,9 +40,10 @@ def test_a_report_at_80_columns():
 
 def test_a_comparison_at_80_columns():
     text = drawn(comparison_document(COMPARED))
-    assert "                 small batch 32  large batch 650   large          95 %\n" in text
-    assert "top eigenvalue    0.154 ± 0.011    0.246 ± 0.017    1.60  1.56 to 1.63  large\u00a0is\n" in text
-    assert " keskar, 1e-3       0.81 ± 0.05      0.75 ± 0.05    0.93" in text
+    assert "                  small batch 32 large batch 650 ratio 95 % interval\n" in text
+    assert "top eigenvalue     0.154 ± 0.011   0.246 ± 0.017  1.60  1.56 to 1.63 large\u00a0is\n" in text
+    assert " keskar, 1e-3        0.81 ± 0.05     0.75 ± 0.05  0.93  0.91 to 0.95 small\u00a0is\n" in text
+    assert "ratio: large / small; with a sign: large - small\n" in text
     assert "· The test accuracies cannot be told apart on 497 test samples (-1.2 points,\n  95\u00a0% interval" in text
 
 
@@ -58,7 +59,7 @@ def test_long_names_break_at_hyphens_but_numbers_do_not():
         for r, size in ((report(eigenvalues(), gap()), "small"), (large(eigenvalues(0.3), gap()), "large"))
     ]
     text = drawn(comparison_document(compare(sides)))
-    assert re.search(r"digits-small- +digits-large- .*\n +batch +batch ", text)
+    assert re.search(r"digits-small- +digits-large- .*\n +batch +batch\n", text)
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "0.154 ± 0.011" in text
 
