@@ -200,9 +200,9 @@ def seeds_table(starts: int) -> list[dict[str, Any]]:
             "problem": "MLP 784-512-512-10, 2000 samples, trained",
             "top two apart %": round(100 * (1 - two.values[1] / two.values[0]), 2),
             "starts": starts,
-            "wrong by over 1e-3": sum(error > 1e-3 for error in errors),
+            "wrong by over 1e-3": sum(bool(error > 1e-3) for error in errors),
             "largest error": f"{max(errors):.1e}",
-            "above the bound": sum(truth > pairs.upper for pairs in found),
+            "above the bound": sum(bool(truth > pairs.upper) for pairs in found),
             "products": f"{statistics.mean(pairs.matvecs for pairs in found):.1f}",
         }
     ]
