@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gapscope.cli import fields
-from gapscope.cli.measuring import SHARPNESS, Job, configured, prepare, refuse_unwritable, say
+from gapscope.cli.measuring import SHARPNESS, Job, common_of, configured, prepare, refuse_unwritable, say
 from gapscope.cli.settings import Common, Configuration
 from gapscope.errors import ComparisonError, LoadError, ReportError, UsageError
 
@@ -42,7 +42,7 @@ def command(configuration: Configuration) -> Callable[..., int | None]:
 
     def compare(subjects: list[Path], **values: Any) -> None:
         own = fields.build(Own, values)
-        common = fields.build(Common, {**values, "output": None})
+        common = common_of({**values, "output": None}, configuration)
         compare_and_print(subjects, common, own, configuration)
 
     return fields.command(
@@ -75,6 +75,8 @@ def compare_and_print(subjects: Sequence[Path], common: Common, own: Own, config
         _refuse_unlike(conditions)  # before the work
     failures, paths = [], dict(zip(known, known, strict=True))
     analyzers = configured(SHARPNESS, configuration) if jobs else []
+    if not own.force:
+        _refuse_other_settings(analyzers, known)
     for path, job in jobs.items():
         if not common.quiet:
             print(f"measuring {path}", file=sys.stderr)
@@ -124,6 +126,26 @@ def _refuse_unlike(conditions: "Mapping[Path, Mapping[str, Any]]") -> None:
             f"The subjects are not under the same conditions: {said}. Expected equal ones. Measure alike (`--split`, "
             "`--data`, `--limit`, `--dtype` ...), or compare all the same with `--force`."
         )
+
+
+def _refuse_other_settings(analyzers: "Sequence[Any]", known: "Mapping[Path, Report]") -> None:
+    """Raise ComparisonError where a report was made with other settings than those about to be used."""
+    from gapscope.report.comparison import FREE_SETTINGS
+
+    for analyzer in analyzers:
+        for path, report in known.items():
+            record = report.results.get(analyzer.name)
+            stored = {} if record is None else record.settings
+            for key, old in stored.items():
+                new = getattr(analyzer, key, None)
+                new = list(new) if isinstance(new, tuple) else new
+                if key not in FREE_SETTINGS and old != new:
+                    option = f"{analyzer.name}.{key.replace('_', '-')}"
+                    raise ComparisonError(
+                        f"{path} was measured with {option} = {old}, and {new} would be used now. Expected equal "
+                        f"settings. Set it in [measure.{analyzer.name}] of gapscope.toml, or compare all the same "
+                        "with `--force`."
+                    )
 
 
 def _refuse_missing(subjects: Sequence[Path], output: Path | None) -> None:

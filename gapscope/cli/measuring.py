@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +34,7 @@ def commands(configuration: Configuration) -> Iterator[tuple[str, Callable[..., 
     """Yield the measuring commands by name."""
 
     def sharpness(checkpoint: Path, **values: Any) -> None:
-        measure_and_print(checkpoint, fields.build(Common, values), configured(SHARPNESS, configuration))
+        measure_and_print(checkpoint, common_of(values, configuration), configured(SHARPNESS, configuration))
 
     summary = f"""Measure sharpness and gap of one checkpoint: the main job.
 
@@ -48,15 +48,22 @@ def commands(configuration: Configuration) -> Iterator[tuple[str, Callable[..., 
         except Exception as error:  # another package's: what it breaks must not be the whole command line
             print(f"warning: the analyzer `{name}` cannot be loaded: {type(error).__name__}: {error}", file=sys.stderr)
             continue
-        yield name, _analyzer_command(name, cls)
+        yield name, _analyzer_command(name, cls, configuration)
 
 
-def _analyzer_command(name: str, cls: type[Any]) -> Callable[..., int | None]:
+def _analyzer_command(name: str, cls: type[Any], configuration: Configuration) -> Callable[..., int | None]:
     def body(checkpoint: Path, **values: Any) -> None:
-        measure_and_print(checkpoint, fields.build(Common, values), [fields.build(cls, values)])
+        measure_and_print(checkpoint, common_of(values, configuration), [fields.build(cls, values)])
 
     parameters = [CHECKPOINT, *fields.options(cls, prefix=_prefix(name)), *fields.options(Common)]
     return fields.command(name, cls.__doc__ or "", parameters, body)
+
+
+def common_of(values: Mapping[str, Any], configuration: Configuration) -> Common:
+    """Build the common options; the model's arguments add up key by key: files, environment, command line."""
+    common: Common = fields.build(Common, values)
+    environment = os.environ.get("GAPSCOPE_MODEL_ARG", "").split()
+    return replace(common, model_arg=(*configuration.common.get("model_arg", ()), *environment, *common.model_arg))
 
 
 def _prefix(name: str) -> str:

@@ -21,11 +21,13 @@ def monitor(*, quiet: bool) -> Monitor:
 class Lines(Monitor):
     """Announces long work, then says where it stands every half minute."""
 
+    first: float | None
+
     def begin(self, name: str, passes: int) -> None:
         """Start counting passes over the data."""
         self.name, self.passes, self.done, self.text = name, passes, 0.0, ""
         self.started = self.spoken = time.monotonic()
-        self.announced = False
+        self.announced, self.first = False, None
 
     def tick(self, fraction: float) -> None:
         """Count, announce once the first pass has shown what one costs, and speak every half minute."""
@@ -33,9 +35,11 @@ class Lines(Monitor):
             return
         self.done += fraction
         now = time.monotonic()
-        if not self.announced and self.done >= 1:
+        if self.first is None and self.done >= 1:
+            self.first = now  # the first pass also sets up
+        if not self.announced and self.done >= 2 and self.first is not None:
             self.announced = True
-            each = (now - self.started) / self.done
+            each = (now - self.first) / (self.done - 1)
             if each * self.passes > PLAN_SECONDS:
                 self.plan(f"{self.name}: about {self.passes} passes over the data of {each:.2g} s")
         self.show(now)
@@ -44,7 +48,12 @@ class Lines(Monitor):
         """Write a line when the last is half a minute old."""
         if now - self.spoken > LINE_SECONDS:
             self.spoken = now
-            print(f"{self.name}: pass {self.done:.0f} of about {self.passes}  {self.text}", file=sys.stderr, flush=True)
+            left = (now - self.started) / max(self.done, 1e-9) * max(self.passes - self.done, 0)
+            print(
+                f"{self.name}: pass {self.done:.0f} of about {self.passes}, about {left:.0f} s left  {self.text}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def say(self, text: str) -> None:
         """Keep the current value for the next line."""

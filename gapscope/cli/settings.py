@@ -77,7 +77,10 @@ def read_configuration(folder: Path, commands: Mapping[str, type[Any]] | None = 
         for name, cls in (commands or {}).items():
             checked = _checked(_as_table(plain.pop(name, {}), f"[{name}]", source), cls, f"[{name}] in {source}")
             own[name] = own.get(name, {}) | checked
-        common |= _checked(plain, Common, source, tables=["measure", *(commands or {})])
+        checked = _checked(plain, Common, source, tables=["measure", *(commands or {})])
+        if "model_arg" in checked:  # arguments go by key: a later source adds to them
+            checked["model_arg"] = [*common.get("model_arg", []), *checked["model_arg"]]
+        common |= checked
     return Configuration(common, measure, own)
 
 

@@ -6,6 +6,7 @@ buffers, mode and requires_grad flags are as before after every call, also after
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ BatchNorm = Literal["eval", "batch", "re-estimated"]
 
 DEFAULT_MEMORY_BUDGET = 4_000_000_000
 CHUNK_SEED = 0
+RE_ESTIMATION_BATCH = 128
 # one micro-batch's graph: on a CPU larger ones leave the cache (ResNet-20: 32 samples, 96 MB, are a quarter faster per
 # sample than 128); an accelerator wants them large
 _MICRO_BYTES_CPU = 100_000_000
@@ -73,17 +75,23 @@ class Problem:
         if self.batch_size is not None and self.batch_size < 1:
             raise ProblemError(f"The batch size is {self.batch_size}. Expected 1 or more. Give `--batch-size auto`.")
         layers = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
-        by_batch = self.batchnorm == "batch" or any(layer.running_mean is None for layer in layers)
-        if by_batch and self.batch_size is None:
+        if self.depends_on_batches and self.batch_size is None:
             raise ProblemError(
                 "BatchNorm in batch mode (or without running statistics) makes L depend on the micro-batches, and no "
                 "size was given. Expected a fixed size. Add for example `--batch-size 128`."
             )
-        if by_batch and layers and self.batch_size and self.samples % self.batch_size == 1 != self.batch_size:
+        alone = self.batch_size is not None and self.samples % self.batch_size == 1 != self.batch_size
+        if self.depends_on_batches and layers and alone:
             raise ProblemError(
                 f"The last of the micro-batches of {self.batch_size} has 1 of the {self.samples} samples: BatchNorm "
                 "has no statistics there. Expected 2 or more. Give another `--batch-size`."
             )
+
+    @cached_property
+    def depends_on_batches(self) -> bool:
+        """Return whether L depends on the micro-batches: BatchNorm in batch mode or without running statistics."""
+        layers = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
+        return self.batchnorm == "batch" or any(layer.running_mean is None for layer in layers)
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -271,14 +279,15 @@ class Problem:
         momenta = [layer.momentum for layer in layers]
         mode = {module: module.training for module in self.model.modules()}
         everything = {**dict(self.model.named_parameters()), **constants}
-        size = self.batch_size or 128  # micro_batch itself needs the constants: a fixed size instead
-        size = math.ceil(self.samples / math.ceil(self.samples / size))  # evenly: BatchNorm refuses a last one alone
+        # a fixed size, so that the result depends on the data alone; even parts: BatchNorm refuses a sample alone
+        parts = math.ceil(self.samples / RE_ESTIMATION_BATCH)
+        bounds = [part * self.samples // parts for part in range(parts + 1)]
         try:
             self.model.eval()
             for layer in layers:
                 layer.train()
             with torch.no_grad():
-                for batch in self.slices(size):
+                for batch in itertools.starmap(self._batch, itertools.pairwise(bounds)):
                     for layer in layers:
                         layer.momentum = (batch.stop - batch.start) / batch.stop  # of the running mean: 1, then less
                     functional_call(self.model, everything, (batch.inputs,))
@@ -293,10 +302,14 @@ class Problem:
     def measuring(self) -> Iterator[None]:
         """Hold the model in the mode of this problem, and give it back as it was."""
         modes = [(module, module.training) for module in self.model.modules()]
+        # cuDNN's recurrent networks have no backward pass in eval mode, and no second one in any
+        recurrent = any(isinstance(module, nn.RNNBase) for module, _ in modes)
+        native = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
         try:
             for module, _ in modes:
                 module.training = self.batchnorm == "batch" and isinstance(module, _BatchNorm)
-            yield
+            with native:
+                yield
         finally:
             for module, training in modes:
                 module.training = training

@@ -86,7 +86,7 @@ class Session:
             "chunks": f"{CHUNKS} by permutation, seed {CHUNK_SEED}",
             "parameter_filter": "requires_grad",
         }
-        if execution.batchnorm == "batch":
+        if problem.depends_on_batches:
             found["batch_size"] = problem.micro_batch
         return found
 

@@ -53,8 +53,7 @@ def reading(
         _slopes(reports, subjects),
         _accuracy(reports, (first, last), table),
         _limits(reports, subjects),
-        _companion(table) if judged else "",
-        _seeds(subjects),
+        " ".join(part for part in (_companion(table) if judged else "", _seeds(subjects)) if part),
     ]
     return tuple(sentence for sentence in sentences if sentence)
 
@@ -177,7 +176,7 @@ def _limits(reports: Sequence[Report], subjects: Sequence[Subject]) -> str:
         f"{name} of {subject.label}: {record.message}"
         for report, subject in zip(reports, subjects, strict=True)
         for name, record in report.results.items()
-        if record.status not in FINISHED
+        if record.status not in (*FINISHED, Status.NO_TEST_DATA)  # `_accuracy` speaks of those
     ]
     if any(report.conditions.get("limit") for report in reports):
         said.append("this is a subset of the data, and subsets overstate lambda_max")

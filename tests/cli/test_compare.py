@@ -107,3 +107,12 @@ def test_the_comparison_is_shown_although_it_cannot_be_written(run, reports, mon
     assert outcome.code == 2
     assert "Reading" in outcome.out
     assert outcome.err == "error: the disk is full\n"
+
+
+def test_other_settings_are_refused_before_any_measurement(run, small, large, tmp_path):
+    assert run("eigenvalues", small, "--k", "2", "-q").code == 0
+    outcome = run("compare", "digits-small-batch.report.h5", large)
+    assert outcome.code == 2
+    assert "digits-small-batch.report.h5 was measured with eigenvalues.k = 2, and 1 would be used now" in outcome.err
+    assert "[measure.eigenvalues] of gapscope.toml" in outcome.err
+    assert "measuring" not in outcome.err

@@ -202,3 +202,14 @@ def test_an_analyzer_that_cannot_be_loaded_is_a_warning(run, monkeypatch):
     assert outcome.code == 0
     assert "warning: the analyzer `gap` cannot be loaded: ImportError: no gap today" in outcome.err
     assert "compare" in outcome.out
+
+
+def test_arguments_of_the_model_go_by_key_through_all_layers(run, small, tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text("[tool.gapscope]\nmodel-arg = { hidden = [16], inputs = 64 }")
+    (tmp_path / "gapscope.toml").write_text("model-arg = { hidden = [32] }")
+    refused = run("gap", small, "-a", "outputs=10", "-q")
+    assert refused.code == 2
+    assert "(32, 64) in the model" in refused.err
+    assert run("gap", small, "-a", "hidden=[64]", "-q").code == 0
+    monkeypatch.setenv("GAPSCOPE_MODEL_ARG", "hidden=[64]")
+    assert run("gap", small, "-a", "outputs=10", "-q").code == 0

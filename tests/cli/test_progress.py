@@ -45,7 +45,7 @@ def test_long_work_is_announced_once_and_spoken_of_every_half_minute(clock, caps
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "eigenvalues: about 20 passes over the data of 2 s"
     assert len(said) == 1 + 3
-    assert said[1].startswith("eigenvalues: pass 16 of about 20  Ritz value 3")
+    assert said[1].startswith("eigenvalues: pass 16 of about 20, about 9 s left  Ritz value 3")
 
 
 def test_short_work_is_not_announced(clock, capsys):

@@ -327,19 +327,21 @@ def test_batchnorm_in_batch_mode_uses_those_of_each_micro_batch():
     assert np.allclose(problem(model, x, y, batch_size=20, batchnorm="batch").losses(), expected, rtol=100 * EPS)
 
 
-def test_re_estimated_batchnorm_averages_the_statistics_by_samples():
+def test_re_estimated_batchnorm_averages_the_statistics_by_samples(monkeypatch):
+    monkeypatch.setattr("gapscope.measure.problem.RE_ESTIMATION_BATCH", 20)
     model, x, y = batchnorm_model()
-    parts = x.split(17)  # 50 samples in micro-batches of at most 20: 17, 17, 16
+    parts = x.split([16, 17, 17])  # 50 samples in even parts of at most 20
     weights = torch.tensor([len(part) for part in parts]) / 50
     mean = sum(w * part.mean(0) for w, part in zip(weights, parts, strict=True))
     var = sum(w * part.var(0) for w, part in zip(weights, parts, strict=True))
     assert torch.allclose(mean, x.mean(0))
     expected = by_hand(model, [(x, mean, var)], y)
-    found = problem(model, x, y, batch_size=20, batchnorm="re-estimated").losses()
-    assert np.allclose(found, expected, rtol=1e-6)  # the weights pass through a momentum
+    for size in (None, 7):  # the micro-batch is not the part: it must change nothing
+        found = problem(model, x, y, batch_size=size, batchnorm="re-estimated").losses()
+        assert np.allclose(found, expected, rtol=1e-6)  # the weights pass through a momentum
 
 
-@pytest.mark.parametrize("samples", [2, 129, 257])
+@pytest.mark.parametrize("samples", [2, 129, 257, 497, 16257])
 def test_re_estimation_never_leaves_one_sample_alone(samples):
     model, _, _ = batchnorm_model()
     x = torch.randn(samples, 3, dtype=torch.float64)

@@ -59,6 +59,7 @@ class EpsilonSharpness:
         draws = self.draws if 0 < self.manifold < problem.size else 0
         context.monitor.begin("epsilon-sharpness", 9 * len(self.epsilons) * len(self.solvers) * (1 + draws))
         base = problem.losses()
+        _refuse_negative(float(base.mean()))
         vector, matvecs = self._start_vector(context, problem)
         slope = problem.gradient() if "ascent" in self.solvers and draws else None
         search = _Search(self, context, problem, base, float(base.mean()), vector, slope)
@@ -70,7 +71,8 @@ class EpsilonSharpness:
             notes=tuple(self._notes(problem, full, drawn)),
             full=self._quantity(
                 full.value,
-                "100 (max f - f(x)) / (1 + f(x)) in the full space; error of `ascent`: what a first-order step adds",
+                "100 (max f - f(x)) / (1 + f(x)) in the full space; numerical error: rounding, and for `ascent` what a "
+                "first-order step adds; `keskar` also moves with its random start (another `--seed`)",
                 numerical_error=full.error,
                 sampling_error=full.sampling,
                 chunks=full.chunks,
@@ -205,6 +207,8 @@ class _Search:
         second: "Tensor | None" = None,
     ) -> _Found:
         """Maximize over x + lift(y) for every solver and epsilon; `center` is A+ x, `second` another start."""
+        import torch
+
         from gapscope.measure.solvers import ascent
 
         def objective(y: "Tensor") -> "tuple[float, Tensor]":
@@ -213,6 +217,9 @@ class _Search:
             return value, project(gradient)
 
         maxima, value, error, sampling, chunks = [], [], [], [], []
+        # a loss is good to some ten eps of its size, at random over the samples
+        eps = float(torch.finfo(self.problem.dtype).eps)
+        rounding = 10 * eps * float(np.sqrt((self.base**2).mean() + 1) / np.sqrt(len(self.base)))
         for solver in self.settings.solvers:
             for epsilon in self.settings.epsilons:
                 radius = epsilon * (center.abs() + 1)
@@ -227,7 +234,8 @@ class _Search:
                 maxima.append(found)
                 value.append(phi)
                 sampling.append(spread)
-                error.append(0.0 if solver == "keskar" else 100 * max(found.gap, 0.0) / (1 + self.base.mean()))
+                missing = 0.0 if solver == "keskar" else max(found.gap, 0.0)
+                error.append(100 * (missing + rounding) / (1 + self.base.mean()))
                 chunks.append(parts)
         shape = (len(self.settings.solvers), len(self.settings.epsilons))
         stacked = None if any(part is None for part in chunks) else np.stack(chunks, axis=1)  # type: ignore[arg-type]
@@ -237,6 +245,16 @@ class _Search:
             np.array(error).reshape(shape),
             np.array(sampling).reshape(shape),
             None if stacked is None else stacked.reshape(CHUNKS, *shape),
+        )
+
+
+def _refuse_negative(loss: float) -> None:
+    from gapscope.errors import ProblemError
+
+    if loss <= -0.5:
+        raise ProblemError(
+            f"The loss at the checkpoint is {loss:.4g}, and epsilon-sharpness divides by 1 + loss. Expected a loss "
+            "that is bounded below by 0. Add a constant to it, or leave this analyzer out."
         )
 
 

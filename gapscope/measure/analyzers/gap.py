@@ -87,7 +87,9 @@ def _quantity(kind: str, value: float = float("nan"), error: float | None = None
 
 def _mean(problem: "Problem", values: Array, kind: str, outcomes: Array | None = None) -> Quantity:
     error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-    samples = None if outcomes is None else outcomes.astype(np.uint8)
+    # a share of right tokens is no yes or no: those samples are compared by chunks
+    binary = outcomes is not None and bool(np.isin(outcomes, (0, 1)).all())
+    samples = outcomes.astype(np.uint8) if outcomes is not None and binary else None
     return _quantity(kind, float(values.mean()), error, chunks=problem.chunk_means(values), samples=samples)
 
 

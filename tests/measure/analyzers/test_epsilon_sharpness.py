@@ -1,19 +1,24 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from gapscope.errors import UsageError
+from gapscope.errors import ProblemError, UsageError
 from gapscope.measure.analyzers.eigenvalues import Eigenvalues
 from gapscope.measure.analyzers.epsilon_sharpness import EpsilonSharpness, label
+from gapscope.measure.loading import Loss, Request
 from gapscope.measure.manifold import RandomManifold
+from gapscope.measure.session import Execution, open_session
 from gapscope.measure.solvers.ascent import SATURATED
 from gapscope.results import Status
-from tests.problems import ZOO, bowl, context, data, measure
+from tests.problems import ZOO, bowl, context, data, measure, problem
 
 DTYPES = [torch.float32, torch.float64]
 EPSILONS = (1e-3, 5e-4)
+FIXTURES = Path(__file__).parents[3] / "fixtures"
+NEGATIVE = Loss("negative", lambda outputs, _: outputs.square().mean(1) - 10)
 
 
 def curved(size=30, seed=0):
@@ -201,3 +206,38 @@ def test_nonsense_is_refused(bad):
 
 def test_epsilons_are_labelled_as_people_write_them():
     assert [label(epsilon) for epsilon in (1e-3, 5e-4, 0.05, 1.0)] == ["1e-3", "5e-4", "5e-2", "1e+0"]
+
+
+def test_ascent_is_at_least_as_high_as_keskar_on_the_fixtures_at_no_more_gradients():
+    """Means over draws; beside `eigenvalues` in the same call, as `gapscope sharpness` does."""
+    spent = dict.fromkeys(("keskar", "ascent"), 0.0)
+    for regime in ("small", "large"):
+        request = Request(checkpoint=FIXTURES / f"digits-{regime}-batch.pt")
+        report = open_session(request, Execution()).measure([Eigenvalues(), EpsilonSharpness()])
+        found = report.results["epsilon-sharpness"].quantities
+        for name in ("full", "manifold"):
+            keskar, ascent = found[name].value
+            assert (ascent >= (1 - 1e-6) * keskar).all()
+            for solver, counts in zip(spent, found[f"{name}_evaluations"].value, strict=True):
+                spent[solver] += counts.sum()
+        spent["ascent"] += 1  # the gradient at x, where the climb on the manifolds may start
+    assert spent["ascent"] <= spent["keskar"]
+
+
+def test_the_stated_error_covers_float32_where_the_increase_is_all_rounding():
+    settings = EpsilonSharpness(epsilons=(1e-7,), manifold=0)
+    request = Request(checkpoint=FIXTURES / "digits-large-batch.pt")
+    single, double = (
+        open_session(request, Execution(dtype=dtype))
+        .measure([settings])
+        .results["epsilon-sharpness"]
+        .quantities["full"]
+        for dtype in ("float32", "float64")
+    )
+    assert (abs(single.value - double.value) <= single.numerical_error + double.numerical_error)[1].all()
+
+
+def test_a_negative_loss_is_refused():
+    given = problem(torch.nn.Linear(3, 2), torch.randn(9, 3), torch.zeros(9, dtype=torch.long), NEGATIVE)
+    with pytest.raises(ProblemError, match=r"epsilon-sharpness divides by 1 \+ loss"):
+        measure(EpsilonSharpness(manifold=0), given)

@@ -68,3 +68,13 @@ def test_a_loss_that_is_not_finite_is_nonfinite():
     train, test = splits()
     broken = problem(test.model, test.data.inputs, test.data.targets, nan)
     assert context(Gap(), train=train, test=broken).result("gap").status is Status.NONFINITE
+
+
+def test_a_share_of_right_tokens_is_no_yes_or_no():
+    torch.manual_seed(0)
+    x, y = torch.randn(80, 5, 3), torch.randint(0, 4, (80, 5))
+    given = problem(torch.nn.Linear(3, 4), x, y)
+    result = context(Gap(), train=given, test=given).result("gap")
+    assert result.train_accuracy.samples is None
+    assert result.train_accuracy.chunks is not None
+    assert result.train_accuracy.value == pytest.approx(100 * given.correct().mean())
