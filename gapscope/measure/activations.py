@@ -1,0 +1,362 @@
+"""Post-activation outputs of every layer, by forward hooks: streamed float64 Gram matrices, or the columns themselves.
+
+What a layer is (gapscope's own choice): a Linear, convolution, embedding, recurrent or attention module of torch, any
+other leaf that owns a parameter of two or more dimensions and is no normalization, and every module below the model
+whose class is named like an attention, MLP or feed-forward block and that contains such layers.  A block whose output
+is the very tensor of its last layer is that layer's row.
+
+What its output is (gapscope's own choice): that of the activation module that is called on the very tensor which the
+layer, or a normalization or dropout right after it, returned; else the layer's own.  Only modules are seen: of
+`F.relu(conv(x))` the output of `conv` is measured.  Softmax is no activation here.
+
+What the matrix is: units x columns.  Dense: the last dimension are units, every other position a column.
+Convolution: (c H W) x samples, or c x (samples H W).  A layer that is called several times contributes all its calls.
+"""
+
+import contextlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from gapscope.errors import ProblemError
+from gapscope.measure.problem import Batch, Problem
+from gapscope.measure.ranks import TALL, Columns, Gram, Spectra
+
+View = Literal["flat", "channels"]
+Hook = Callable[[nn.Module, Any, Any], None]
+
+KNOWN = (nn.Linear, nn.Bilinear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.RNNBase)
+BLOCKS = ("attention", "mlp", "feedforward", "ffn")
+ACTIVATIONS = ("activation", "relu", "gelu", "silu", "swish", "mish", "tanh", "sigmoid")
+NORMS = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm", "torch.nn.modules.normalization")
+TRANSPARENT = (*NORMS, "torch.nn.modules.dropout")
+WHOLE_MODEL = "model"
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One row: where its output is seen, and how large its matrix is."""
+
+    name: str
+    convolution: bool
+    points: tuple[tuple[nn.Module, int], ...]  # (module, which of its calls in one forward pass)
+    activated: bool  # an activation module follows
+    units: int
+    per_sample: int  # columns of one sample
+    dtype: torch.dtype
+    columns: int = 0
+    streamed: bool = True  # by its Gram matrix; else the columns are kept
+
+    @property
+    def kept_bytes(self) -> int:
+        """Return what the pass over the data holds for this layer."""
+        size = torch.finfo(self.dtype).bits // 8
+        return 8 * self.units * (self.units + 3) if self.streamed else size * self.units * self.columns
+
+    @property
+    def work_bytes(self) -> int:
+        """Return what the spectrum takes beside it: copies of the Gram matrix, or blocks of the factorization."""
+        narrow = min(self.units, self.columns)
+        rows = min(TALL * narrow, max(self.units, self.columns)) + narrow
+        return 3 * 8 * (self.units**2 if self.streamed else narrow * rows)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Return units^2 columns for a Gram matrix, m n^2 (an eighth more in blocks) for a factorization."""
+        if self.streamed:
+            return self.units**2 * self.columns
+        wide, narrow = max(self.units, self.columns), min(self.units, self.columns)
+        return (wide + narrow * (-(-wide // (TALL * narrow)) - 1)) * narrow**2 * (1 + (self.units < self.columns))
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was found for one layer."""
+
+    layer: Layer
+    spectra: Spectra
+
+
+# --- which outputs
+
+
+def layers(problem: Problem, view: View = "flat") -> tuple[tuple[Layer, ...], tuple[str, ...]]:
+    """Return the layers in the order in which they are first called, and the names of those that never are.
+
+    Cost: one forward pass over at most two samples.
+    """
+    named = _candidates(problem.model)
+    watched = _Watch({module: name for name, module in named.items()})
+    batch = next(problem.slices(min(2, problem.samples)))
+    with problem.measuring(), _hooked(tuple(problem.model.modules()), watched):
+        _forward(problem, batch.inputs)
+    found = []
+    for name, seen in watched.outputs.items():
+        module = named[name]
+        convolution = _is_convolution(module)
+        shapes = {_matrix_shape(output.shape, convolution, view) for output in seen}
+        if len({units for units, _ in shapes}) > 1:
+            raise ProblemError(
+                f"The layer `{name}` is called on several sizes: {', '.join(str(tuple(o.shape)) for o in seen)}. "
+                "Expected one number of units. Take `--view channels`, or leave it out with `--layers`."
+            )
+        columns = sum(_matrix_shape(output.shape, convolution, view)[1] for output in seen)
+        found.append(
+            Layer(
+                name=name,
+                convolution=convolution,
+                points=tuple(watched.points[name]),
+                activated=any(point is not module for point, _ in watched.points[name]),
+                units=next(iter(shapes))[0],
+                per_sample=max(1, columns // len(batch.inputs)),
+                dtype=seen[0].dtype,
+                streamed=not convolution or view == "channels",
+            )
+        )
+    return tuple(found), tuple(name for name in named if name not in watched.outputs and name not in watched.repeated)
+
+
+def _candidates(model: nn.Module) -> dict[str, nn.Module]:
+    """Return layers and blocks by name, in the model's own order; nothing inside a layer is another."""
+    found: dict[str, nn.Module] = {}
+
+    def visit(module: nn.Module, name: str) -> bool:
+        if _is_layer(module):
+            found[name or WHOLE_MODEL] = module
+            return True
+        inside = [visit(child, f"{name}.{key}" if name else key) for key, child in module.named_children()]
+        if name and any(inside) and any(word in type(module).__name__.lower() for word in BLOCKS):
+            found[name] = module
+        return any(inside)
+
+    visit(model, "")
+    once = {id(module): name for name, module in reversed(found.items())}  # a shared module has its first name
+    return {name: module for name, module in found.items() if once[id(module)] == name}
+
+
+def _is_layer(module: nn.Module) -> bool:
+    if isinstance(module, KNOWN):
+        return True
+    wide = any(parameter.dim() >= 2 for parameter in module.parameters(recurse=False))
+    return wide and next(module.children(), None) is None and not _from(module, *NORMS)
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    inner = [one for one in module.modules() if _is_layer(one)]
+    return bool(inner) and all(isinstance(one, _ConvNd) for one in inner)
+
+
+def _is_activation(module: nn.Module) -> bool:
+    if isinstance(module, nn.MultiheadAttention) or "softmax" in type(module).__name__.lower():
+        return False
+    alike = any(word in type(module).__name__.lower() for word in ACTIVATIONS)
+    leaf = next(module.children(), None) is None
+    return _from(module, "torch.nn.modules.activation") or (alike and leaf and not _is_layer(module))
+
+
+def _from(module: nn.Module, *places: str) -> bool:
+    return any(cls.__module__ in places for cls in type(module).__mro__)
+
+
+class _Watch:
+    """A hook that follows tensors from layers to activations during one forward pass."""
+
+    def __init__(self, names: dict[nn.Module, str]) -> None:
+        self.names = names
+        self.calls: Counter[nn.Module] = Counter()
+        self.points: defaultdict[str, list[tuple[nn.Module, int]]] = defaultdict(list)
+        self.outputs: dict[str, list[Tensor]] = {}
+        self.repeated: set[str] = set()
+        self.origins: dict[int, tuple[str, int]] = {}  # of a tensor: the layer, and which of its calls
+        self.alive: list[Tensor] = []  # so that no identity is given twice
+
+    def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        call = self.calls[module]
+        self.calls[module] += 1
+        produced = first_tensor(output)
+        if produced is None:
+            return
+        self.alive.append(produced)
+        given = first_tensor(arguments)
+        origin = self.origins.get(id(given)) if given is not None else None
+        if module in self.names:
+            name = self.names[module]
+            if any(produced is other for seen in self.outputs.values() for other in seen):
+                self.repeated.add(name)  # a block that returns what its last layer did
+                return
+            self.points[name].append((module, call))
+            self.outputs.setdefault(name, []).append(produced)
+            self.origins[id(produced)] = (name, len(self.points[name]) - 1)
+        elif origin and _is_activation(module):
+            name, index = origin
+            self.points[name][index] = (module, call)
+            self.outputs[name][index] = produced
+            del self.origins[id(given)]
+        elif origin and (_from(module, *TRANSPARENT) or isinstance(module, nn.Identity)):
+            self.origins[id(produced)] = origin
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """Return the first floating tensor of what a module takes or returns, or None."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() and output.dim() >= 1 else None
+    inside = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    return next((found for one in inside if (found := first_tensor(one)) is not None), None)
+
+
+def _matrix_shape(shape: torch.Size, convolution: bool, view: View) -> tuple[int, int]:
+    if not convolution:
+        return shape[-1], shape[:-1].numel()
+    return (shape[1:].numel(), shape[0]) if view == "flat" else (shape[1], shape[:1].numel() * shape[2:].numel())
+
+
+# --- the pass over the data
+
+
+def chosen_samples(total: int, samples: int, seed: int) -> Tensor:
+    """Return the first `samples` of a seeded permutation, in the order of the data: smaller sets lie in larger ones."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return order[:samples].sort().values
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """Which samples each layer is measured on, in as few passes as the memory budget allows."""
+
+    problem: Problem
+    view: View
+    chosen: Tensor  # (samples,) for layers whose columns are kept, or for all
+    only_chosen: bool
+    passes: tuple[tuple[Layer, ...], ...] = field(default=())
+
+    @classmethod
+    def of(
+        cls, problem: Problem, wanted: Sequence[Layer], view: View, chosen: Tensor, *, only_chosen: bool = False
+    ) -> "Plan":
+        """Group the layers into passes; raises ProblemError where one alone is beyond the memory budget."""
+        passes: list[list[Layer]] = [[]]
+        for layer in wanted:
+            samples = problem.samples if layer.streamed and not only_chosen else len(chosen)
+            sized = replace(layer, columns=layer.per_sample * samples)
+            if _peak([sized]) > problem.memory_budget:
+                what = f"Gram matrix of {layer.units:,} units" if layer.streamed else f"{sized.columns:,} columns"
+                raise ProblemError(
+                    f"The layer `{layer.name}` of {layer.units:,} units needs {_peak([sized]):,} bytes for its {what}. "
+                    f"Expected at most the memory budget of {problem.memory_budget:,}. Raise `--memory-budget`"
+                    + (", take `--view channels` or fewer `--samples`" if layer.convolution else "")
+                    + ", or leave it out with `--layers`."
+                )
+            if _peak([*passes[-1], sized]) > problem.memory_budget:
+                passes.append([])
+            passes[-1].append(sized)
+        return cls(
+            problem=problem,
+            view=view,
+            chosen=chosen,
+            only_chosen=only_chosen,
+            passes=tuple(tuple(group) for group in passes),
+        )
+
+    @property
+    def multiply_adds(self) -> int:
+        """Return the multiply-adds of all spectra, the forward passes left out."""
+        return sum(layer.multiply_adds for group in self.passes for layer in group)
+
+    def run(self) -> Iterator[Measured]:
+        """Yield what is measured of every layer; a pass over the data is made when its first layer is asked for."""
+        for group in self.passes:
+            kept = _stream(self, group)
+            for layer in group:
+                yield Measured(layer, kept.pop(layer.name).spectra())
+
+
+def _peak(group: Sequence[Layer]) -> int:
+    return sum(layer.kept_bytes for layer in group) + max((layer.work_bytes for layer in group), default=0)
+
+
+def _stream(plan: Plan, group: Sequence[Layer]) -> dict[str, Gram | Columns]:
+    """Go over the data once.  Each hook uses its output at once: nothing else outlives a micro-batch."""
+    problem = plan.problem
+    kept: dict[str, Gram | Columns] = {one.name: Gram() if one.streamed else Columns() for one in group}
+    at = {(module, call): layer for layer in group for module, call in layer.points}
+    chosen = torch.zeros(problem.samples, dtype=torch.bool)
+    chosen[plan.chosen] = True
+    # samples that no layer asks for need no forward pass, unless BatchNorm looks at its whole micro-batch
+    few = plan.only_chosen or not (any(layer.streamed for layer in group) or by_batch(problem))
+    hooked = tuple({module: None for module, _ in at})
+    calls: Counter[nn.Module] = Counter()
+    rows, size = torch.empty(0), 0
+
+    def hook(module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ARG001
+        layer = at.get((module, calls[module]))
+        calls[module] += 1
+        produced = first_tensor(output)
+        if layer is None or produced is None:
+            return
+        if layer.streamed:
+            matrix = produced.movedim(1, -1) if layer.convolution else produced
+            kept[layer.name].add(matrix.reshape(-1, layer.units))
+        else:
+            each, left = divmod(len(produced), size)  # more than 1 where the model folds a dimension into the samples
+            if left:
+                raise ProblemError(
+                    f"The layer `{layer.name}` returned {len(produced)} maps of {size} samples. Expected a multiple, "
+                    "sample by sample. Take `--view channels`, or leave it out with `--layers`."
+                )
+            kept[layer.name].add(produced.reshape(size, each, layer.units)[rows].reshape(-1, layer.units))
+
+    def per_batch(batch: Batch) -> Tensor:
+        nonlocal rows, size
+        calls.clear()
+        rows = chosen[batch.start : batch.stop].nonzero().squeeze(1).to(batch.inputs.device)
+        inputs = batch.inputs[rows] if few else batch.inputs
+        size = len(inputs)
+        rows = torch.arange(size, device=rows.device) if few else rows
+        # hooked for this call only: the loop runs the model for itself too, to find out the size of a micro-batch
+        if size:
+            with _hooked(hooked, hook):
+                _forward(problem, inputs)
+        return torch.tensor(float(size))
+
+    problem.mean(per_batch)
+    return kept
+
+
+@contextlib.contextmanager
+def _hooked(modules: Sequence[nn.Module], hook: Hook) -> Iterator[None]:
+    """Register a hook on every module, and remove it whatever happens.
+
+    The fused inference path of attention skips the modules inside, and with them their hooks: it is off meanwhile.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    handles = []
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module in modules:
+            handles.append(module.register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _forward(problem: Problem, inputs: Tensor) -> None:
+    constants = problem.constants
+    if problem.batchnorm == "batch":  # running statistics are written to
+        constants = {name: tensor.clone() for name, tensor in constants.items()}
+    with torch.no_grad():
+        functional_call(problem.model, {**problem.parameters.unflatten(problem.theta), **constants}, (inputs,))
+
+
+def by_batch(problem: Problem) -> bool:
+    """Return whether BatchNorm takes its statistics from each micro-batch."""
+    layers = [module for module in problem.model.modules() if isinstance(module, _BatchNorm)]
+    return bool(layers) and (problem.batchnorm == "batch" or any(layer.running_mean is None for layer in layers))
