@@ -78,7 +78,7 @@ def resolve_recorded(spec: str, *, kind: str, builtins: Mapping[str, object], tr
     if not (trust.embedded or trust.matches(real)):
         raise LoadError(
             f"The checkpoint records the {kind} `{spec}`, which is really `{real}`, and no trusted pattern "
-            "matches that. Expected an object that a trusted module defines. If you know it, "
+            "matches that. Expected an object that a trusted module defines. "
             f"{_ways(real, spec, kind)}"
         )
     return found
@@ -94,14 +94,19 @@ def check_recorded(spec: str, *, kind: str, trust: Trust) -> None:
     if not (trust.embedded or trust.matches(spec)):
         raise LoadError(
             f"The checkpoint records the {kind} `{spec}`, which is neither built into gapscope nor trusted by you. "
-            f"Nothing was imported. If you know it, {_ways(spec, spec, kind)}"
+            f"Nothing was imported. {_ways(spec, spec, kind)}"
         )
 
 
 def _ways(pattern: str, spec: str, kind: str) -> str:
+    if is_dangerous(pattern.replace(":", ".")):
+        return (
+            f"That name can run any command: the file may be an attack. Name the {kind} yourself: `{FLAGS[kind]} NAME`."
+        )
     return (
-        f'name it yourself: `{FLAGS[kind]} {spec}`; or trust it from now on: `trusted = ["{pattern}"]` in '
-        "gapscope.toml; or trust all that this checkpoint names: `--trust-embedded`."
+        f"If you know it, name it yourself: `{FLAGS[kind]} {spec}`; "
+        f'or trust it from now on: `trusted = ["{pattern}"]` in gapscope.toml; '
+        "or trust all that this checkpoint names: `--trust-embedded`."
     )
 
 
