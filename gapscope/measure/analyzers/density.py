@@ -1,0 +1,164 @@
+"""Spectral density of the Hessian."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+
+from gapscope.results import Quantity, Result, Status, scalar
+
+if TYPE_CHECKING:
+    from gapscope.measure.context import Context
+    from gapscope.measure.problem import Problem
+
+REACH = 4  # widths of grid beyond the outermost Ritz values
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensityResult(Result):
+    """What `density` measures."""
+
+    density: Quantity
+    mass_near_zero: Quantity
+    mass_below_zero: Quantity
+    largest: Quantity
+    smallest: Quantity
+    width: Quantity
+    cut: Quantity
+
+
+@dataclass(frozen=True)
+class Density:
+    """Spectral density of the Hessian of the loss, by stochastic Lanczos quadrature, with the masses near and below 0.
+
+    1/n sum_i delta(t - lambda_i), each delta broadened to a Gaussian of a stated width.  The error of a mass is its
+    standard error over probes, and twice what the last third of the Lanczos steps moved it.
+    """
+
+    name: ClassVar[str] = "density"
+    version: ClassVar[str] = "1"
+    arity: ClassVar[int] = 1
+    incidental: ClassVar[tuple[str, ...]] = ()
+
+    probes: Annotated[int, "random starting vectors"] = 8
+    steps: Annotated[int, "Lanczos steps, one product each, from every probe"] = 30
+    kind: Annotated[Literal["sign", "gaussian"], "distribution of the probes"] = "sign"
+    cut: Annotated[float, "near zero means |lambda| <= this times the largest |Ritz value|"] = 1e-2
+    broadening: Annotated[float, "width of the Gaussians over the range of the Ritz values"] = 1e-2
+    points: Annotated[int, "points of the grid"] = 201
+    tolerance: Annotated[float, "error allowed on the two masses"] = 0.02
+    gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
+
+    def __call__(self, context: "Context") -> DensityResult:
+        """Run Lanczos from every probe on the measured split."""
+        from gapscope.measure.solvers.quadrature import spectral_density
+
+        self._refuse_nonsense()
+        problem, monitor = context.problem(), context.monitor
+        monitor.begin("density", self.probes * min(self.steps, problem.size))
+        found = spectral_density(
+            problem.gauss_newton() if self.gauss_newton else problem.hessian(),
+            context.generator("density"),
+            probes=self.probes,
+            steps=self.steps,
+            kind=self.kind,
+            basis_bytes=problem.memory_budget // 2,
+            watch=lambda spent, largest, _: monitor.say(f"product {spent}  largest Ritz value {largest:.4g}"),
+        )
+        if not found.finite:
+            return self._nonfinite(problem, found.matvecs)
+        largest, smallest = found.largest, found.smallest
+        scale = max(abs(largest), abs(smallest))
+        # a spectrum of one point still gets a bell: a thousandth of its distance from zero (of 1 at zero) for the range
+        width = self.broadening * max(largest - smallest, 1e-3 * scale, 1e-3 * (scale == 0))
+        cut = max(self.cut * scale, found.rounding)
+        grid = np.linspace(smallest - REACH * width, largest + REACH * width, self.points)
+        density, density_error = found.broadened(grid, width)
+        near, near_error, near_moved = found.mass(-cut, cut)
+        below, below_error, below_moved = found.mass(-np.inf, np.nextafter(-cut, -np.inf))
+        noise, moved = max(near_error, below_error), max(near_moved, below_moved)
+        errors = np.hypot(near_error, near_moved), np.hypot(below_error, below_moved)
+        close = max(errors) <= self.tolerance
+        notes = list(self._notes(problem))
+        if not close:
+            remedy = "probes" if noise >= moved else "steps"
+            notes.insert(0, f"not converged: the masses are not that well known; raise `--{remedy}`")
+        how = "; error: standard error over probes, and twice what the last third of the steps moved"
+        return DensityResult(
+            status=Status.CONVERGED if close else Status.BUDGET_SPENT,
+            matvecs=found.matvecs,
+            notes=tuple(notes),
+            density=Quantity(
+                value=density,
+                numerical_error=density_error,
+                contrast="difference",
+                dims=("grid",),
+                labels={"grid": tuple(f"{t:.12g}" for t in grid)},
+                doc=f"spectral density at each lambda, Gaussians of width {width:.4g}; standard error over probes",
+            ),
+            mass_near_zero=Quantity(
+                value=scalar(near),
+                numerical_error=errors[0],
+                contrast="difference",
+                doc=f"share of eigenvalues with |lambda| <= {cut:.4g}" + how,
+            ),
+            mass_below_zero=Quantity(
+                value=scalar(below),
+                numerical_error=errors[1],
+                contrast="difference",
+                doc=f"share of eigenvalues with lambda < -{cut:.4g}" + how,
+            ),
+            largest=Quantity(
+                value=scalar(largest),
+                bound="lower",
+                better="lower",
+                higher_is="sharper",
+                doc="largest Ritz value of all probes: a lower bound on the top eigenvalue, not converged",
+            ),
+            smallest=Quantity(
+                value=scalar(smallest),
+                contrast="difference",
+                bound="upper",
+                doc="smallest Ritz value of all probes: an upper bound on the smallest eigenvalue, not converged",
+            ),
+            width=Quantity(value=scalar(width), doc="standard deviation of the Gaussians of the density"),
+            cut=Quantity(value=scalar(cut), doc="|lambda| up to this is near zero"),
+        )
+
+    def _refuse_nonsense(self) -> None:
+        from gapscope.errors import UsageError
+
+        if self.probes < 2 or self.steps < 3 or not 0 < self.cut < 1 or not 0 < self.tolerance < 1:
+            raise UsageError(
+                f"density got probes={self.probes}, steps={self.steps}, cut={self.cut}, tolerance={self.tolerance}. "
+                "Expected probes >= 2 (one has no error), steps >= 3, 0 < cut < 1 and 0 < tolerance < 1."
+            )
+        if not 0 < self.broadening <= 1 or self.points < 1 / self.broadening + 2 * REACH + 1:
+            raise UsageError(
+                f"density got broadening={self.broadening}, points={self.points}. Expected 0 < broadening <= 1 and "
+                f"points of 1 / broadening + {2 * REACH + 1} or more: the grid must not step over a Gaussian."
+            )
+
+    def _notes(self, problem: "Problem") -> tuple[str, ...]:
+        notes = []
+        if self.gauss_newton:
+            notes.append("operator: Gauss-Newton, not the Hessian")
+        if problem.samples < problem.data.total:
+            notes.append(f"measured on {problem.samples:,} of {problem.data.total:,} samples")
+        return tuple(notes)
+
+    def _nonfinite(self, problem: "Problem", spent: int) -> DensityResult:
+        lost = Quantity(value=scalar(float("nan")), doc="not finite")
+        labels = {"grid": tuple(str(i + 1) for i in range(self.points))}
+        return DensityResult(
+            status=Status.NONFINITE,
+            matvecs=spent,
+            notes=self._notes(problem),
+            density=Quantity(value=np.full(self.points, np.nan), dims=("grid",), labels=labels, doc="not finite"),
+            mass_near_zero=lost,
+            mass_below_zero=lost,
+            largest=lost,
+            smallest=lost,
+            width=lost,
+            cut=lost,
+        )
