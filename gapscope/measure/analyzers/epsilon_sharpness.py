@@ -1,5 +1,6 @@
 """Keskar et al. 2017, metric 2.1."""
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 SOLVERS = ("keskar", "ascent")
 JUDGED: dict[str, Any] = {"unit": "%", "better": "lower", "higher_is": "sharper"}
-RITZ_STEPS = 4  # products for a start vector when `eigenvalues` did not run: its sign pattern is all that matters
+RITZ_STEPS = 5  # products for a start vector when `eigenvalues` did not run: its sign pattern is all that matters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,8 @@ class EpsilonSharpness:
 
     100 (max f(x + A y) - f(x)) / (1 + f(x)) over the box |y_i| <= epsilon (|(A+ x)_i| + 1), f the mean loss.
     Solver `keskar`: 10 iterations of L-BFGS-B, which is the published metric by definition.
-    Solver `ascent`: a stronger maximizer, a quantity of its own.  Not invariant to rescaling the layers.
+    Solver `ascent`: a stronger maximizer, a quantity of its own, never below `keskar` where both run.  Not invariant
+    to rescaling the layers.
     """
 
     name: ClassVar[str] = "epsilon-sharpness"
@@ -61,8 +63,7 @@ class EpsilonSharpness:
         base = problem.losses()
         _refuse_negative(float(base.mean()))
         vector, matvecs = self._start_vector(context, problem)
-        slope = problem.gradient() if "ascent" in self.solvers and draws else None
-        search = _Search(self, context, problem, base, float(base.mean()), vector, slope)
+        search = _Search(self, context, problem, base, float(base.mean()), vector)
         full = search.maximize("full", lambda y: y, lambda g: g, problem.theta)
         drawn = [search.on_manifold(draw) for draw in range(draws)]
         return EpsilonSharpnessResult(
@@ -185,7 +186,6 @@ class _Search:
     base: Array  # (N,) losses at x
     start: float
     vector: "Tensor | None"  # top Ritz vector, for `ascent`
-    slope: "Tensor | None"  # gradient at x, for `ascent` on manifolds
 
     def on_manifold(self, draw: int) -> _Found:
         from gapscope.measure.manifold import RandomManifold
@@ -195,8 +195,7 @@ class _Search:
         matrix = RandomManifold(
             problem.size, dimension, seed, problem.device, problem.dtype, problem.memory_budget // 4
         )
-        second = None if self.slope is None else matrix.project(self.slope)
-        return self.maximize(f"manifold/{draw}", matrix.lift, matrix.project, matrix.coordinates(problem.theta), second)
+        return self.maximize(f"manifold/{draw}", matrix.lift, matrix.project, matrix.coordinates(problem.theta))
 
     def maximize(
         self,
@@ -204,9 +203,8 @@ class _Search:
         lift: "Callable[[Tensor], Tensor]",
         project: "Callable[[Tensor], Tensor]",
         center: "Tensor",
-        second: "Tensor | None" = None,
     ) -> _Found:
-        """Maximize over x + lift(y) for every solver and epsilon; `center` is A+ x, `second` another start."""
+        """Maximize over x + lift(y) for every solver and epsilon; `center` is A+ x."""
         import torch
 
         from gapscope.measure.solvers import ascent
@@ -216,27 +214,33 @@ class _Search:
             self.context.monitor.say(f"{purpose}  loss {value:.4g} (at x: {self.start:.4g})")
             return value, project(gradient)
 
-        maxima, value, error, sampling, chunks = [], [], [], [], []
-        # a loss is good to some ten eps of its size, at random over the samples
-        eps = float(torch.finfo(self.problem.dtype).eps)
-        rounding = 10 * eps * float(np.sqrt((self.base**2).mean() + 1) / np.sqrt(len(self.base)))
-        for solver in self.settings.solvers:
+        found: dict[tuple[str, float], Maximum] = {}
+        for solver in (
+            solver for solver in SOLVERS if solver in self.settings.solvers
+        ):  # `ascent` knows what came first
             for epsilon in self.settings.epsilons:
                 radius = epsilon * (center.abs() + 1)
                 if solver == "keskar":
                     rng = self.context.generator(f"epsilon-sharpness/keskar/{purpose}/{epsilon}")
-                    found = ascent.keskar(objective, radius, self.start, rng)
+                    found[solver, epsilon] = ascent.keskar(objective, radius, self.start, rng)
                 else:
                     assert self.vector is not None
-                    found = ascent.ascent(objective, radius, self.start, project(self.vector), second=second)
-                there = self.problem.losses(self.problem.theta + lift(found.point))
-                phi, spread, parts = _phi(self.base, there, self.problem.chunk_means)
-                maxima.append(found)
-                value.append(phi)
-                sampling.append(spread)
-                missing = 0.0 if solver == "keskar" else max(found.gap, 0.0)
-                error.append(100 * (missing + rounding) / (1 + self.base.mean()))
-                chunks.append(parts)
+                    axis, known = project(self.vector), found.get(("keskar", epsilon))
+                    found[solver, epsilon] = ascent.ascent(objective, radius, self.start, axis, known=known)
+        # a loss is good to some ten eps of its size, at random over the samples
+        eps = float(torch.finfo(self.problem.dtype).eps)
+        rounding = 10 * eps * float(np.sqrt((self.base**2).mean() + 1) / np.sqrt(len(self.base)))
+        maxima, value, error, sampling, chunks = [], [], [], [], []
+        for solver, epsilon in itertools.product(self.settings.solvers, self.settings.epsilons):
+            maximum = found[solver, epsilon]
+            there = self.problem.losses(self.problem.theta + lift(maximum.point))
+            phi, spread, parts = _phi(self.base, there, self.problem.chunk_means)
+            maxima.append(maximum)
+            value.append(phi)
+            sampling.append(spread)
+            missing = 0.0 if solver == "keskar" else max(maximum.gap, 0.0)
+            error.append(100 * (missing + rounding) / (1 + self.base.mean()))
+            chunks.append(parts)
         shape = (len(self.settings.solvers), len(self.settings.epsilons))
         stacked = None if any(part is None for part in chunks) else np.stack(chunks, axis=1)  # type: ignore[arg-type]
         return _Found(
