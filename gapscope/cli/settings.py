@@ -124,7 +124,8 @@ def _belongs(key: str) -> str:
 
     field_name = key.replace("-", "_")
     found = [name for name in names() if field_name in (f.name for f in dataclasses.fields(analyzer_class(name)))]
-    return f" It belongs to [measure.{found[0]}]." if found else ""
+    tables = " or ".join(f"[measure.{name}]" for name in found)
+    return f" It belongs to {tables}." if found else ""
 
 
 def _toml(value: Any, source: str) -> str:

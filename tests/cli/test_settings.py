@@ -46,7 +46,10 @@ def test_other_tables_of_pyproject_are_none_of_our_business(read):
     ("own", "message"),
     [
         ("limt = 3", "unknown key `limt`. Did you mean `limit`?"),
-        ("tolerance = 3", "unknown key `tolerance`. It belongs to [measure.eigenvalues]."),
+        (
+            "tolerance = 3",
+            "unknown key `tolerance`. It belongs to [measure.density] or [measure.eigenvalues] or [measure.trace].",
+        ),
         ("[trian]\nlr = 1", "Did you mean `train`?"),
         ("[train]\nrate = 1", "[train] in gapscope.toml has an unknown key `rate`"),
         ('limit = "abc"', '`limit = "abc"`. Expected a whole number.'),
@@ -54,7 +57,10 @@ def test_other_tables_of_pyproject_are_none_of_our_business(read):
         ('split = "both"', 'Expected "train" or "test".'),
         ('trusted = "x"', 'Expected a list, like ["text"].'),
         ("json = 1", "Expected true or false."),
-        ("[measure.eigenvalue]\nk = 3", "[measure.eigenvalue]. Expected one of [measure.eigenvalues]"),
+        (
+            "[measure.eigenvalue]\nk = 3",
+            "[measure.eigenvalue]. Expected one of [measure.density], [measure.eigenvalues]",
+        ),
         ("[measure.eigenvalues]\nkk = 3", "[measure.eigenvalues] in gapscope.toml has an unknown key `kk`"),
         ('[measure.eigenvalues]\nk = "x"', '[measure.eigenvalues] in gapscope.toml has `k = "x"`'),
         ("measure = 3", "gapscope.toml has 3 where a table is due. Expected [measure.NAME]."),
