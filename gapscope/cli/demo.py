@@ -18,6 +18,7 @@ def demo(
     ] = Path("gapscope-demo"),
     threads: Annotated[int, typer.Option("--threads", metavar="INT", help="CPU threads")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
+    # __main__ looks for this word by itself
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,  # noqa: ARG001
 ) -> None:
     """Train a small- and a large-batch network to one loss, measure both, and compare them.

@@ -95,7 +95,7 @@ class Bar(Lines):
         self._task = self._bar.add_task(name, total=passes, text="")
         self._bar.start()
 
-    def show(self, now: float) -> None:  # noqa: ARG002
+    def show(self, now: float) -> None:  # noqa: ARG002  (a bar keeps its own clock)
         """Move the bar; the total is an estimate and grows when it was too small."""
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, total=max(self.passes, self.done), text=self.text)

@@ -5,11 +5,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from gapscope.cli import fields
 from gapscope.cli.measuring import refuse_unwritable, say
 from gapscope.errors import LoadError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ def train_and_save(options: TrainOptions) -> None:
         if sys.stderr.isatty() and not options.quiet:
             print(f"\rstep {step:,}  training loss {current:.4g}   ", end="", file=sys.stderr, flush=True)
 
-    build = lambda: build_model(options.model, arguments, recorded=False, trust=trust)[0]  # noqa: E731
+    def build() -> "nn.Module":
+        return build_model(options.model, arguments, recorded=False, trust=trust)[0]
+
     trained = train(build, data, loss, recipe, check_every=options.check_every, watch=watch)
     save(trained, options.output, factory=options.model, model_args=arguments, data=options.data, loss=loss.name)
     if sys.stderr.isatty() and not options.quiet:

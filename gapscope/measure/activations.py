@@ -294,7 +294,7 @@ def _stream(plan: Plan, group: Sequence[Layer]) -> dict[str, Gram | Columns]:
     calls: Counter[nn.Module] = Counter()
     rows, size = torch.empty(0), 0
 
-    def hook(module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ARG001
+    def hook(module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ARG001  (torch passes all three)
         layer = at.get((module, calls[module]))
         calls[module] += 1
         produced = first_tensor(output)

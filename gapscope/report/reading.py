@@ -133,15 +133,20 @@ def _agreement(top: Row, rows: Mapping[str, Row]) -> str:
 
 
 def _stationary(report: Report) -> bool | None:
-    """Say whether gradient and bottom eigenvalue allow to speak of a minimum; None if they were not measured.
+    """Say whether gradient and bottom eigenvalue allow to speak of a minimum; None if they cannot tell.
 
-    A gradient step of length 1/lambda lowers a quadratic by |g|^2 / (2 lambda).
+    A gradient step of length 1/lambda lowers a quadratic by |g|^2 / (2 lambda).  The smallest eigenvalue lies between
+    the bottom Ritz value less its error and that value: both ends must agree.
     """
     top, bottom = _scalar(report, TOP), _scalar(report, "eigenvalues/bottom")
     slope, loss = _scalar(report, "eigenvalues/gradient_norm"), _scalar(report, LOSS)
     if top is None or bottom is None or slope is None or loss is None:
         return None
-    return top > 0 and slope**2 / (2 * top) <= SLOPE * loss and -bottom <= SADDLE * top
+    error = report.results["eigenvalues"].quantities["bottom"].numerical_error
+    lowest = bottom - (float(error) if error is not None else 0.0)
+    if not (top > 0 and slope**2 / (2 * top) <= SLOPE * loss and -bottom <= SADDLE * top):
+        return False
+    return True if -lowest <= SADDLE * top else None
 
 
 def _slopes(reports: Sequence[Report], subjects: Sequence[Subject]) -> str:

@@ -6,7 +6,7 @@ from example_reports import eigenvalues, epsilon_sharpness, gap, large, report, 
 
 from gapscope.errors import ComparisonError, UsageError
 from gapscope.report.comparison import compare
-from gapscope.results import Quantity, Status
+from gapscope.results import Quantity, Status, scalar
 
 
 def row(comparison, path):
@@ -191,6 +191,15 @@ def test_a_minimum_is_only_claimed_where_gradient_and_curvature_allow():
     assert "large batch 650 is still on a slope or saddle" in sloping
     assert "large batch 650 is still on a slope or saddle" in saddle
     assert "slope" not in unmeasured
+
+
+def test_neither_a_minimum_nor_a_saddle_is_claimed_where_the_bottom_is_too_uncertain():
+    record = eigenvalues(0.246)
+    bottom = replace(record.quantities["bottom"], numerical_error=scalar(0.1))
+    vague = replace(record, quantities={**record.quantities, "bottom": bottom})
+    said = reading(report(), large(vague, gap()))
+    assert "minimum" not in said
+    assert "saddle" not in said
 
 
 def test_the_reading_says_whether_accuracies_differ():

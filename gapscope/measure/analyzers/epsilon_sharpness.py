@@ -242,13 +242,13 @@ class _Search:
             error.append(100 * (missing + rounding) / (1 + self.base.mean()))
             chunks.append(parts)
         shape = (len(self.settings.solvers), len(self.settings.epsilons))
-        stacked = None if any(part is None for part in chunks) else np.stack(chunks, axis=1)  # type: ignore[arg-type]
+        parted = [part for part in chunks if part is not None]  # too few samples leave all of them out
         return _Found(
             maxima,
             np.array(value).reshape(shape),
             np.array(error).reshape(shape),
             np.array(sampling).reshape(shape),
-            None if stacked is None else stacked.reshape(CHUNKS, *shape),
+            np.stack(parted, axis=1).reshape(CHUNKS, *shape) if parted else None,
         )
 
 

@@ -97,7 +97,8 @@ def ascent(
     of the increase over y = 0.  Where the full step goes down, shorter ones are tried.  Where a `known`
     maximum of another solver is higher than what was found, the climb goes on from there: never lower than that.
 
-    Shapes: radius and directions (n,).  Cost: at most `evaluations`, four vectors.  Source: Frank and Wolfe 1956.
+    Shapes: radius and direction (n,).  Cost: at most `evaluations`, and one where `known` is higher; four vectors.
+    Source: Frank and Wolfe 1956.
     """
     first, *later = SATURATED
     climb = _Climb(objective, radius)
@@ -111,11 +112,11 @@ def ascent(
         target = _vertex(climb.gradient, radius, climb.point)
         gap = float(torch.dot(climb.gradient, target - climb.point))
         settled = gap <= tolerance * (climb.best - start_value)
-        if settled and waiting is not None and waiting.value > climb.best and climb.evaluations < evaluations:
-            climb.look(waiting.point)
-            waiting = None
-            continue
         if settled or length < 1 / 16 or climb.evaluations >= evaluations:
+            if waiting is not None and waiting.value > climb.best:  # one more than the budget, if need be
+                climb.look(waiting.point)
+                waiting, length = None, 1.0
+                continue
             why = "fixed point" if settled else "no step up" if length < 1 / 16 else "out of evaluations"
             status = Status.CONVERGED if settled else Status.BUDGET_SPENT
             return Maximum(climb.point, climb.best, start_value, climb.evaluations, steps, gap, status, why)

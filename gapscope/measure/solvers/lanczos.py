@@ -221,7 +221,14 @@ def extreme_eigenpairs(
             status = Status.BREAKDOWN
         else:
             status = Status.BUDGET_SPENT
-        lacking = "precision" if affordable else "memory" if steps < stopping.max_matvecs - check else "matvecs"
+        wanted_steps = min(max(1, stopping.max_matvecs - check), operator.size)
+        lacking = (
+            "memory"
+            if m == steps < wanted_steps
+            else "matvecs"
+            if m < operator.size and not affordable
+            else "precision"
+        )
         return replace(pairs, matvecs=spent, status=status, spent_on=lacking if status is Status.BUDGET_SPENT else "")
 
 

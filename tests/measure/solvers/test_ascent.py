@@ -165,3 +165,24 @@ def test_an_objective_that_is_not_a_number_is_nonfinite(dtype):
 def test_one_coordinate_is_enough():
     found = ascent(counted(lambda y: y.square().sum() + y.sum())[0], torch.ones(1), 0.0, torch.ones(1))
     assert found.value == 2
+
+
+@pytest.mark.parametrize("evaluations", [3, 11, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_ascent_is_never_below_a_known_maximum_even_where_its_own_steps_are_stuck(dtype, evaluations):
+    """A cap whose top lies inside the box: steps to vertices overshoot it, so the climb does not settle."""
+    top = 0.3 * torch.linspace(-1, 1, SIZE, dtype=dtype)
+    steep = torch.linspace(1, 30, SIZE, dtype=dtype)
+
+    def cap(y):
+        return -(steep * (y - top) ** 2).sum()
+
+    radius, direction = torch.ones(SIZE, dtype=dtype), torch.ones(SIZE, dtype=dtype)
+    start = float(cap(torch.zeros(SIZE, dtype=dtype)))
+    other = keskar(counted(cap)[0], radius, start, rng())
+    alone = ascent(counted(cap)[0], radius, start, direction, evaluations=evaluations)
+    assert alone.value < other.value
+    objective, calls = counted(cap)
+    found = ascent(objective, radius, start, direction, known=other, evaluations=evaluations)
+    assert found.value >= other.value
+    assert found.evaluations == len(calls)
