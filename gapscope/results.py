@@ -20,6 +20,7 @@ CHUNKS = 32
 Bound = Literal["none", "lower", "upper"]
 Contrast = Literal["ratio", "difference"]
 Better = Literal["lower", "higher", "none"]
+Drawn = Literal["numbers", "line", "bars", "strip", "map"]
 Array = NDArray[np.float64]
 
 
@@ -33,11 +34,12 @@ class Status(enum.Enum):
 
     EXACT = "computed in full: no iteration, only rounding error"
     CONVERGED = "converged to the requested tolerance"
-    BUDGET_SPENT = "stopped at the budget before it converged: read the value as a bound"
+    BUDGET_SPENT = "stopped at the budget before it reached the tolerance: only the stated errors and bounds hold"
+    NOISE_DOMINATED = "the probes' noise is larger than what they measure: more probes will lower the values"
     BREAKDOWN = "the Krylov space closed early: the values are exact, multiplicities are not resolved"
     NONFINITE = "a value became NaN or infinite: nothing can be concluded"
     NO_TEST_DATA = "no test data were given: train values only (name some with --test-data)"
-    SKIPPED = "skipped on request"
+    SKIPPED = "not measured, for the reason noted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,8 @@ class Quantity:
     `chunks` (CHUNKS, *shape) are values on disjoint parts of the data, for paired comparisons; their mean, weighted
     by chunk size, estimates `value`.  `samples` (N,) are 0/1 outcomes per sample, for paired tests of a rate.
     `higher_is` is the word for the subject with the larger value, for example "sharper".
+    `drawn` is how an array is best seen: as numbers, a line or bars along its last dimension, a strip with one cell per
+    entry, or a map of its last two dimensions.
     """
 
     value: Array
@@ -60,6 +64,7 @@ class Quantity:
     better: Better = "none"
     higher_is: str = ""
     unit: str = ""
+    drawn: Drawn = "numbers"
     dims: tuple[str, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     chunks: Array | None = None

@@ -15,7 +15,7 @@ import numpy as np
 from gapscope.errors import ComparisonError, UsageError
 from gapscope.report import contrasts
 from gapscope.report.reading import TITLES, losses_differ, reading
-from gapscope.report.records import Comparison, Report, Row, RowVerdict, Subject, differing
+from gapscope.report.records import Comparison, Record, Report, Row, RowVerdict, Subject, differing
 from gapscope.results import Quantity, Status
 
 FREE_SETTINGS = ("seed",)
@@ -23,17 +23,24 @@ DATA_KEYS = ("data", "test", "samples", "split", "limit", "chunk")  # conditions
 UNFINISHED = (Status.BUDGET_SPENT, Status.NONFINITE, Status.SKIPPED)
 
 
-def compare(reports: Sequence[Report], *, labels: Sequence[str] | None = None, force: bool = False) -> Comparison:
+def compare(
+    reports: Sequence[Report],
+    *,
+    labels: Sequence[str] | None = None,
+    force: bool = False,
+    together: Comparison | None = None,
+) -> Comparison:
     """Compare two or more reports; with more, the contrast is the last against the first.
 
-    Without labels, subjects whose recorded batch sizes all differ are ordered and named by them.
+    Without labels, subjects whose recorded batch sizes all differ are ordered and named by them.  `together` holds
+    what was measured on the same subjects together.
 
     Raises: UsageError for fewer than two reports or unfit labels; ComparisonError, unless forced, if the reports do
     not measure the same thing, and always if they share no analyzer.
     """
     if len(reports) < 2:
         raise UsageError(f"{len(reports)} report to compare; expected at least two: `gapscope compare A B`.")
-    ordered, subjects = _subjects(reports, labels)
+    ordered, subjects = arranged(reports, labels)
     shared = [name for name in ordered[0].results if all(name in report.results for report in ordered)]
     if not shared:
         measured = "; ".join(
@@ -55,7 +62,10 @@ def compare(reports: Sequence[Report], *, labels: Sequence[str] | None = None, f
     rows = tuple(row for name in shared for row in _rows(name, ordered, paired=paired, blocked=bool(blocked)))
     forced = tuple(differences)
     sentences = reading(ordered, subjects, rows, blocked=blocked, forced=forced)
-    return Comparison(subjects=subjects, rows=rows, reading=sentences, forced=forced)
+    results, environment = (together.results, together.environment) if together else ({}, {})
+    return Comparison(
+        subjects=subjects, rows=rows, reading=sentences, forced=forced, results=results, environment=environment
+    )
 
 
 def _differences(reports: Sequence[Report], shared: Sequence[str]) -> dict[str, str]:
@@ -74,9 +84,13 @@ def _preconditions(report: Report, shared: Sequence[str]) -> dict[str, Any]:
     return wanted
 
 
-def _subjects(
-    reports: Sequence[Report], labels: Sequence[str] | None
+def arranged(
+    reports: Sequence[Report], labels: Sequence[str] | None = None
 ) -> tuple[tuple[Report, ...], tuple[Subject, ...]]:
+    """Return the reports in the order in which `compare` shows them, each with its label.
+
+    Raises: UsageError for unfit labels.
+    """
     sizes = [report.training.get("batch_size") for report in reports]
     names: Sequence[tuple[str, str]]
     if labels is not None:
@@ -126,12 +140,16 @@ def _rows(name: str, reports: Sequence[Report], *, paired: bool, blocked: bool) 
         ]
         if len(alike) != len(records):
             continue
-        unproven = any(
-            record.status in UNFINISHED and quantity.bound != "none" and quantity.numerical_error is None
-            for record, quantity in zip(records, alike, strict=True)
-        )
+        unproven = any(_unproven(record, quantity) for record, quantity in zip(records, alike, strict=True))
         for index in np.ndindex(declared.value.shape):
             yield _row(f"{name}/{key}", alike, index, paired=paired, blocked=blocked, unproven=unproven)
+
+
+def _unproven(record: Record, quantity: Quantity) -> bool:
+    """Say whether a value is a bound of unknown distance; noise-dominated ones lie further off than any error says."""
+    if quantity.bound == "none" or record.status is Status.NOISE_DOMINATED:
+        return quantity.bound != "none"
+    return record.status in UNFINISHED and quantity.numerical_error is None
 
 
 def _row(
@@ -158,6 +176,9 @@ def _row(
         verdict=_verdict(declared, estimate, interval, blind=blind),
         better=declared.better,
         higher_is=declared.higher_is,
+        drawn=declared.drawn,
+        dims=declared.dims,
+        entries=tuple(entries),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gapscope.report.file import COMPARISON, FORMAT_VERSION, REPORT
+from gapscope.report.reading import whole_reading
 from gapscope.report.records import Comparison, Record, Report, Row, Subject
 from gapscope.results import Quantity
 
@@ -33,8 +34,10 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "subjects": [{"label": subject.label, **_subject(subject)} for subject in comparison.subjects],
         "rows": [_row(row) for row in comparison.rows],
-        "reading": comparison.reading,
+        "reading": whole_reading(comparison),
         "forced": comparison.forced,
+        "environment": comparison.environment,
+        "results": {name: _record(record) for name, record in comparison.results.items()},
     }
     return dict(_plain(content))
 
@@ -63,12 +66,12 @@ def _record(record: Record) -> dict[str, Any]:
 
 def _quantity(quantity: Quantity) -> dict[str, Any]:
     keys = ("value", "numerical_error", "sampling_error", "bound", "contrast", "better", "higher_is", "unit", "dims")
-    return {key: getattr(quantity, key) for key in (*keys, "labels", "doc")}
+    return {key: getattr(quantity, key) for key in (*keys, "labels", "drawn", "doc")}
 
 
 def _row(row: Row) -> dict[str, Any]:
     keys = ("path", "title", "unit", "values", "errors", "contrast", "estimate", "interval", "verdict", "better")
-    return {key: getattr(row, key) for key in (*keys, "higher_is")}
+    return {key: getattr(row, key) for key in (*keys, "higher_is", "dims", "entries")}
 
 
 def _plain(value: Any) -> Any:

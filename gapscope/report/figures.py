@@ -21,7 +21,7 @@ def figure(value: float, error: float = math.nan) -> str:
         return f"{number(value, MOST)} ± {size(error)}"
     shift = 0 if -3 <= power <= 5 else power
     decimals = _decimals(error) + shift
-    text = f"{_fixed(value / 10.0**shift, decimals)} ± {_fixed(error / 10.0**shift, decimals)}"
+    text = f"{_fixed(_scaled(value, shift), decimals)} ± {_fixed(_scaled(error, shift), decimals)}"
     return f"({text})e{shift}" if shift else text
 
 
@@ -40,7 +40,7 @@ def number(value: float, digits: int = 4, *, keep: bool = False) -> str:
         return "inf" if value > 0 else "-inf"
     power = _power(value)
     shift = 0 if -4 <= power <= 5 else power
-    text = _fixed(value / 10.0**shift, digits - 1 - power + shift)
+    text = _fixed(_scaled(value, shift), digits - 1 - power + shift)
     if not keep and "." in text:
         text = text.rstrip("0").rstrip(".")
     return f"{text}e{shift}" if shift else text
@@ -79,6 +79,11 @@ def contrast_unit(kind: Contrast, unit: str) -> str:
     return "points" if unit == "%" else unit
 
 
+def _scaled(value: float, shift: int) -> float:
+    """Return value / 10^shift; 10^shift alone is 0 below the smallest float."""
+    return value * 1e300 / 10.0 ** (shift + 300) if shift < -300 else value / 10.0**shift
+
+
 def _power(value: float) -> int:
     return math.floor(math.log10(abs(value))) if value else 0
 
@@ -86,7 +91,7 @@ def _power(value: float) -> int:
 def _decimals(error: float) -> int:
     """Return the decimals that an error deserves; negative ones round to tens."""
     power = _power(error)
-    leading = round(error / 10.0**power * 100)  # 100 ... 1000
+    leading = round(_scaled(error, power) * 100)  # 100 ... 1000
     return 1 - power if leading < 355 else -power
 
 

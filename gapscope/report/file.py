@@ -12,7 +12,7 @@ A report is an HDF5 file.  MUST, SHOULD and MAY are meant as in RFC 2119; string
     /results/NAME            attrs  analyzer, version, status, message, matvecs, settings, notes, quantities
     /results/NAME/DIM        dimension scale of strings: the labels along one dimension
     /results/NAME/chunk      dimension scale 0 ... 31, where a quantity has per-chunk values
-    /results/NAME/QUANTITY   float64   attrs  unit, better, bound, contrast, higher_is, doc
+    /results/NAME/QUANTITY   float64   attrs  unit, better, bound, contrast, higher_is, drawn, doc
     /results/NAME/QUANTITY__numerical_error, QUANTITY__sampling_error    float64, the shape of QUANTITY
     /results/NAME/chunks/QUANTITY     float64 (chunk, *shape of QUANTITY)
     /results/NAME/samples/QUANTITY    uint8 (samples,), 0 or 1
@@ -20,10 +20,12 @@ A report is an HDF5 file.  MUST, SHOULD and MAY are meant as in RFC 2119; string
 A comparison has the same root, and
 
     /subjects/0, /subjects/1 ...  attrs label, short;  groups identity, training, conditions as above
-    /results/comparison      attrs  reading, forced: arrays of strings, MAY be empty
-        path (rows,), subject, bound                       dimension scales of strings
+    /environment, /results/NAME   as above: what was measured on the subjects together
+    /results/comparison      attrs  reading, forced: arrays of strings, MAY be empty; `order` does not name it
+        path (rows,), subject, bound                       dimension scales of strings; there MAY be no rows
         values, errors (path, subject);  interval (path, bound);  estimate (path,)              float64
-        title, unit, contrast, verdict, better, higher_is (path,)                               strings
+        title, unit, contrast, verdict, better, higher_is, drawn (path,)                        strings
+        dims, entries (path,): which element of which array a row is                            JSON arrays of strings
 
 Rules
 - `format` MUST be "gapscope-report" or "gapscope-comparison" and `format_version` an integer.  A reader MUST refuse a
@@ -65,20 +67,23 @@ from gapscope.report.records import Record as Record
 from gapscope.report.records import Report as Report
 from gapscope.report.records import Row as Row
 from gapscope.report.records import merge as merge
-from gapscope.results import CHUNKS, Better, Bound, Contrast, Quantity, Status
+from gapscope.report.records import merge_comparison as merge_comparison
+from gapscope.results import CHUNKS, Better, Bound, Contrast, Drawn, Quantity, Status
 
 FORMAT_VERSION = 1
 REPORT, COMPARISON = "gapscope-report", "gapscope-comparison"
-RESERVED = ("chunk", "chunks", "samples")
+RESERVED = ("chunk", "chunks", "samples", "comparison")
 PARTS = ("identity", "training", "conditions")
 CHOICES: dict[str, tuple[str, ...]] = {
     "bound": get_args(Bound),
+    "drawn": get_args(Drawn),
     "contrast": get_args(Contrast),
     "better": get_args(Better),
     "verdict": get_args(RowVerdict),
 }
-QUANTITY_TEXTS = ("unit", "better", "bound", "contrast", "higher_is", "doc")
-ROW_TEXTS = ("path", "title", "unit", "contrast", "verdict", "better", "higher_is")
+QUANTITY_TEXTS = ("unit", "better", "bound", "contrast", "higher_is", "drawn", "doc")
+ROW_TEXTS = ("path", "title", "unit", "contrast", "verdict", "better", "higher_is", "drawn")
+ROW_LISTS = ("dims", "entries")
 ROW_NUMBERS = ("values", "errors", "interval", "estimate")
 
 
@@ -106,17 +111,21 @@ def write(content: Report | Comparison, path: str | os.PathLike[str]) -> None:
 
 def _put_report(file: h5py.File, report: Report) -> None:
     _put_subject(file.create_group("subject"), report)
+    _put_results(file, report)
+
+
+def _put_results(file: h5py.File, content: Report | Comparison) -> None:
     results = file.create_group("results")
     results.attrs["NX_class"] = "NXentry"
-    hdf5.put_texts(results, "order", tuple(report.results))
-    for name, record in report.results.items():
+    hdf5.put_texts(results, "order", tuple(content.results))
+    for name, record in content.results.items():
         _check_name(results, name)
         _put_record(results.create_group(name), record)
         if "signal" in results[name].attrs:
             results.attrs.setdefault("default", name)
     environment = file.create_group("environment")
-    hdf5.put_facts(environment, report.environment)
-    seconds = {name: float(record.seconds) for name, record in report.results.items()}
+    hdf5.put_facts(environment, content.environment)
+    seconds = {name: float(record.seconds) for name, record in content.results.items()}
     hdf5.put_facts(environment.create_group("seconds"), seconds)
 
 
@@ -192,9 +201,10 @@ def _put_comparison(file: h5py.File, comparison: Comparison) -> None:
         group = subjects.create_group(str(index))
         group.attrs.update(label=hdf5.text(subject.label), short=hdf5.text(subject.short))
         _put_subject(group, subject)
-    results = file.create_group("results")
-    results.attrs.update(NX_class="NXentry", default="comparison")
-    table = results.create_group("comparison")
+    _put_results(file, comparison)
+    if comparison.rows or not comparison.results:
+        file["results"].attrs["default"] = "comparison"
+    table = file["results"].create_group("comparison")
     table.attrs.update(NX_class="NXdata", signal="values")
     hdf5.put_texts(table, "reading", comparison.reading)
     hdf5.put_texts(table, "forced", comparison.forced)
@@ -208,6 +218,8 @@ def _put_comparison(file: h5py.File, comparison: Comparison) -> None:
         hdf5.put_array(table, name, data.reshape([scale.size for scale in scales]), scales)
     for name in ROW_TEXTS[1:]:
         hdf5.put_array(table, name, hdf5.texts([getattr(row, name) for row in rows]), [path])
+    for name in ROW_LISTS:
+        hdf5.put_array(table, name, hdf5.texts([json.dumps(getattr(row, name)) for row in rows]), [path])
 
 
 # Reading
@@ -286,7 +298,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _get_report(path: Path, file: h5py.File) -> Report:
-    subject = _get_subject(path, hdf5.member(file, "subject", h5py.Group))
+    return Report(**_get_subject(path, hdf5.member(file, "subject", h5py.Group)), **_get_results(path, file))
+
+
+def _get_results(path: Path, file: h5py.File) -> dict[str, Any]:
     environment = hdf5.member(file, "environment", h5py.Group)
     with _at(path, "/environment/seconds"):
         seconds = hdf5.get_facts(hdf5.member(environment, "seconds", h5py.Group))
@@ -294,7 +309,7 @@ def _get_report(path: Path, file: h5py.File) -> Report:
     for name in hdf5.get_texts(results, "order"):
         with _at(path, f"/results/{name}"):
             records[name] = _get_record(path, hdf5.member(results, name, h5py.Group), float(seconds[name]))
-    return Report(**subject, environment=hdf5.get_facts(environment), results=records)
+    return {"environment": hdf5.get_facts(environment), "results": records}
 
 
 def _get_subject(path: Path, group: h5py.Group) -> dict[str, Any]:
@@ -347,6 +362,7 @@ def _get_comparison(path: Path, file: h5py.File) -> Comparison:
             side = hdf5.member(sides, str(index), h5py.Group)
             label, short = hdf5.get_text(side, "label"), hdf5.get_text(side, "short")
             subjects.append(Subject(label=label, short=short, **_get_subject(path, side)))
+    results = _get_results(path, file)
     with _at(path, "/results/comparison"):
         table = hdf5.member(hdf5.member(file, "results", h5py.Group), "comparison", h5py.Group)
         return Comparison(
@@ -354,6 +370,7 @@ def _get_comparison(path: Path, file: h5py.File) -> Comparison:
             rows=_get_rows(table),
             reading=hdf5.get_texts(table, "reading"),
             forced=hdf5.get_texts(table, "forced"),
+            **results,
         )
 
 
@@ -362,7 +379,16 @@ def _get_rows(table: h5py.Group) -> tuple[Row, ...]:
     for name, choices in CHOICES.items():
         if unknown := set(columns.get(name, ())) - set(choices):
             raise ValueError(f"`{name}` holds {sorted(unknown)}, not only {', '.join(choices)}")
+    for name in ROW_LISTS:
+        columns[name] = [_strings(name, text) for text in hdf5.get_strings(table, name)]
     for name in ROW_NUMBERS:
         numbers = hdf5.get_array(table, name).tolist()
         columns[name] = numbers if name == "estimate" else [tuple(row) for row in numbers]
     return tuple(Row(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+
+
+def _strings(name: str, text: str) -> tuple[str, ...]:
+    found = json.loads(text)
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ValueError(f"`{name}` holds {text!r}, not a JSON array of strings")
+    return tuple(found)

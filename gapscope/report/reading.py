@@ -7,17 +7,29 @@ here contains.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from gapscope.report.figures import contrast_unit, number, spread
-from gapscope.report.records import Report, Row, Subject
+from gapscope.report.figures import contrast_unit, figure, number, spread
+from gapscope.report.records import Comparison, Report, Row, Subject
 from gapscope.results import Status
 
-TITLES = {"eigenvalues/top": "top eigenvalue", "eigenvalues/bottom": "bottom eigenvalue"}
+TITLES = {
+    "eigenvalues/top": "top eigenvalue",
+    "eigenvalues/bottom": "bottom eigenvalue",
+    "trace/trace": "trace",
+    "trace/frobenius": "Frobenius norm",
+    "adaptive-sharpness/worst_l2": "adaptive sharpness worst l2",
+    "adaptive-sharpness/worst_linf": "adaptive sharpness worst linf",
+    "adaptive-sharpness/average": "adaptive sharpness average",
+    "adaptive-sharpness/sam": "SAM sharpness",
+    "adaptive-sharpness/fisher_rao": "Fisher-Rao norm",
+}
 TOP, LOSS = "eigenvalues/top", "gap/train_loss"
 SAME_LOSS = 2.0  # beyond this ratio of training losses a sharpness contrast cannot tell
 SLOPE = 0.01  # at a minimum no gradient step may promise more than this share of the loss ...
 SADDLE = 0.05  # ... and the smallest eigenvalue may not reach below this share of the largest
+SCALE_AWARE = tuple(f"adaptive-sharpness/{name}" for name in ("worst_l2", "worst_linf", "average"))
+BARRIER = "barrier"
 FINISHED = (Status.EXACT, Status.CONVERGED)
 
 
@@ -49,6 +61,7 @@ def reading(
     sentences = [
         f"Forced: {', '.join(forced)} should agree and do not, so the contrasts may measure that." if forced else "",
         _sharpness(reports, (first, last), table, blocked) if judged else "",
+        _scale(table, (first, last)) if judged and not blocked else "",
         _apart(reports) if judged and not blocked else "",
         _slopes(reports, subjects),
         _accuracy(reports, (first, last), table),
@@ -88,8 +101,11 @@ def _sharpness(reports: Sequence[Report], ends: tuple[Subject, Subject], rows: M
         at = f"At training losses within {percent} % of each other, "
     top = rows.get(TOP)
     if top is None:
-        judged = next(row for row in rows.values() if row.higher_is == "sharper")
-        return f"{at}{_compared(judged, ends, judged.title)}."
+        judged = [row for row in rows.values() if row.higher_is == "sharper"]
+        whole = next((row for row in judged if "layer" not in row.dims), None)
+        if whole is None:
+            return f"{at}{_layers(judged, ends)}."
+        return f"{at}{_compared(whole, ends, whole.title)}."
     flat = all(_stationary(report) for report in (reports[0], reports[-1]))
     return f"{at}{_compared(top, ends, 'the top eigenvalue', flat=flat)}{_agreement(top, rows)}."
 
@@ -112,24 +128,89 @@ def _compared(row: Row, ends: tuple[Subject, Subject], by: str, *, flat: bool = 
     return f"{sharper.label} {verb} {shown} times sharper than {flatter.label}{owner} by {by} (95 % interval {between})"
 
 
+def _layers(judged: Sequence[Row], ends: tuple[Subject, Subject]) -> str:
+    """Count the verdicts of the first quantity that has one per layer: no layer speaks for the others."""
+    name = judged[0].path.partition("[")[0]
+    verdicts = [row.verdict for row in judged if row.path.partition("[")[0] == name]
+    counts = [verdicts.count("lower"), verdicts.count("higher")]
+    said = [f"{end.label} is sharper in {times}" for end, times in zip(ends, counts, strict=True) if times]
+    title, left = judged[0].title.partition(",")[0], len(verdicts) - sum(counts)
+    said += [f"{left} cannot be told apart"] if left else []
+    return f"of {len(verdicts)} values of {title} by layer, {', '.join(said)}"
+
+
 def _agreement(top: Row, rows: Mapping[str, Row]) -> str:
     said = []
-    for analyzer, name in (
-        ("adaptive-sharpness", "the scale-aware companion"),
-        ("epsilon-sharpness", "epsilon-sharpness"),
+    for paths, name in (
+        (SCALE_AWARE, "adaptive sharpness, the scale-aware companion,"),
+        (("epsilon-sharpness/",), "epsilon-sharpness"),
     ):
-        verdicts = {row.verdict for path, row in rows.items() if path.startswith(f"{analyzer}/") and row.verdict}
+        verdicts = {row.verdict for path, row in rows.items() if path.startswith(paths) and row.verdict}
+        decided = verdicts - {"cannot tell"}
+        where = " where it can tell" if decided != verdicts else ""
         if not verdicts:
             continue
-        if verdicts == {"cannot tell"}:
+        if not decided:
             said.append(f"{name} cannot tell")
-        elif len(verdicts) > 1:
+        elif len(decided) > 1:
             said.append(f"{name} is divided")
-        elif top.verdict == "cannot tell":
-            said.append(f"{name} can")
+        elif top.verdict in ("", "cannot tell"):
+            said.append(f"{name} can{' in part' if where else ''}")
         else:
-            said.append(f"{name} {'agrees' if verdicts == {top.verdict} else 'says the opposite'}")
+            said.append(f"{name} {'agrees' if decided == {top.verdict} else 'says the opposite'}{where}")
     return "; " + ", ".join(said) if said else ""
+
+
+def _scale(rows: Mapping[str, Row], ends: tuple[Subject, Subject]) -> str:
+    """Say what it means that the top eigenvalue, which feels the scale of the weights, and the adaptive one differ."""
+    top = rows.get(TOP)
+    verdicts = {row.verdict for path, row in rows.items() if path.startswith(SCALE_AWARE) and row.verdict}
+    decided = verdicts - {"cannot tell"}
+    if top is None or not verdicts or decided == {top.verdict}:
+        return ""
+    if top.verdict in ("higher", "lower"):
+        # definitions: the same function with rescaled layers had a top eigenvalue of 0.095 and of 294
+        trust = "; on that question believe the adaptive one" if decided else ""
+        return (
+            "Rescaling layers can move the top eigenvalue a thousandfold without changing the function, and leaves "
+            f"adaptive sharpness as it is: the raw contrast may be a matter of the scale of the weights{trust}."
+        )
+    if len(decided) == 1:
+        sharper = ends[1] if decided == {"higher"} else ends[0]
+        return f"Apart from the scale of the weights, {sharper.label} is the sharper one: adaptive sharpness can tell."
+    return ""
+
+
+def whole_reading(comparison: Comparison) -> tuple[str, ...]:
+    """Return the sentences of a comparison and those on what was measured on its subjects together."""
+    return (*comparison.reading, *_together(comparison))
+
+
+def _together(comparison: Comparison) -> Iterator[str]:
+    record = comparison.results.get("path")
+    quantity = record.quantities.get(BARRIER) if record else None
+    if quantity is None or quantity.dims or not math.isfinite(quantity.value):
+        return
+    splits = {str(subject.conditions.get("split", "train")) for subject in comparison.subjects}
+    loss = "training loss" if splits == {"train"} else "loss"
+    errors = [float(e) for e in (quantity.sampling_error, quantity.numerical_error) if e is not None]
+    error = math.hypot(*(e for e in errors if math.isfinite(e)))
+    rise = float(quantity.value)
+    if rise > 2 * error:
+        losses = next((row.values for row in comparison.rows if row.path == LOSS), (math.nan,))
+        beside = " and ".join(number(value, 3, keep=True) for value in losses)
+        small = f", parted by little beside their losses of {beside}" if rise < max(losses) / 2 else ""
+        yield (
+            f"Along the straight line between them the {loss} rises by {figure(rise, error)}: on this line they lie in "
+            f"different basins{small}."
+        )
+    elif rise > 0:
+        yield (
+            f"Along the straight line between them the {loss} rises by {figure(rise, error)}: no barrier can be told "
+            "from none."
+        )
+    else:
+        yield f"Along the straight line between them there is no barrier: the {loss} does not rise."
 
 
 def _stationary(report: Report) -> bool | None:
@@ -177,19 +258,19 @@ def _accuracy(reports: Sequence[Report], ends: tuple[Subject, Subject], rows: Ma
 
 def _limits(reports: Sequence[Report], subjects: Sequence[Subject]) -> str:
     """Say what did not converge and whether a subset was measured."""
-    said = [
-        f"{name} of {subject.label}: {record.message}"
-        for report, subject in zip(reports, subjects, strict=True)
-        for name, record in report.results.items()
-        if record.status not in (*FINISHED, Status.NO_TEST_DATA)  # `_accuracy` speaks of those
-    ]
+    found: dict[tuple[str, str], list[str]] = {}
+    for report, subject in zip(reports, subjects, strict=True):
+        for name, record in report.results.items():
+            if record.status not in (*FINISHED, Status.NO_TEST_DATA):  # `_accuracy` speaks of those
+                found.setdefault((name, record.message), []).append(subject.label)
+    said = [f"{name} of {' and '.join(labels)} ({message})" for (name, message), labels in found.items()]
     if any(report.conditions.get("limit") for report in reports):
-        said.append("this is a subset of the data, and subsets overstate lambda_max")
-    return f"Mind that {'; '.join(said)}." if said else ""
+        said.append("that this is a subset of the data, and subsets overstate lambda_max")
+    return f"Mind {'; '.join(said)}." if said else ""
 
 
 def _companion(rows: Mapping[str, Row]) -> str:
-    if any(path.startswith("adaptive-sharpness/") for path in rows):
+    if any(path.startswith(SCALE_AWARE) for path in rows):
         return ""
     return "Raw sharpness changes under rescaling of layers; no scale-aware measure is in these reports."
 

@@ -1,11 +1,11 @@
 """What the reporting half handles: a `Report` of `Record`s, and a `Comparison` of reports in `Row`s."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from gapscope.errors import ReportError
-from gapscope.results import Better, Contrast, Quantity, Status
+from gapscope.results import Better, Contrast, Drawn, Quantity, Status
 
 Scalar = str | int | float | bool
 Facts = Mapping[str, Scalar]
@@ -41,6 +41,13 @@ class Report:
     environment: Facts
     results: Mapping[str, Record]
 
+    def _repr_html_(self) -> str:
+        """Show the report in a notebook."""
+        from gapscope.report.html import fragment
+        from gapscope.report.view import report_document
+
+        return fragment(report_document(self))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
@@ -72,16 +79,31 @@ class Row:
     verdict: RowVerdict
     better: Better
     higher_is: str
+    drawn: Drawn = "numbers"
+    dims: tuple[str, ...] = ()
+    entries: tuple[str, ...] = ()  # the labels along dims: which element of an array this is
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two or more reports side by side; `forced` names the keys that differ although they should agree."""
+    """Two or more reports side by side; `forced` names the keys that differ although they should agree.
+
+    `results` were measured on the subjects together, in their order.  Where only those were measured there are no rows.
+    """
 
     subjects: tuple[Subject, ...]
     rows: tuple[Row, ...]
     reading: tuple[str, ...]
     forced: tuple[str, ...] = ()
+    results: Mapping[str, Record] = field(default_factory=dict)
+    environment: Facts = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        """Show the comparison in a notebook."""
+        from gapscope.report.html import fragment
+        from gapscope.report.view import comparison_document
+
+        return fragment(comparison_document(self))
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
@@ -96,31 +118,50 @@ def merge(old: Report, new: Report) -> tuple[Report, tuple[str, ...]]:
 
     Raises: ReportError if identity or conditions differ.
     """
-    differences = [
-        f"{key} ({getattr(old, part).get(key, 'none')} there, {getattr(new, part).get(key, 'none')} now)"
-        for part in ("identity", "conditions")
-        for key in differing(getattr(old, part), getattr(new, part))
-    ]
-    if differences:
+    if differences := _unlike(old, new):
         raise ReportError(
             f"The existing report measures something else: {', '.join(differences)}. "
             "Expected the same subject under the same conditions. Name another file with `--output`."
         )
-    said = tuple(
-        f"replaced {name}: {change}" for name, record in new.results.items() if (change := _change(old, record))
-    )
-    merged = Report(
-        identity=new.identity,
-        training=new.training,
-        conditions=new.conditions,
-        environment=new.environment,
-        results={**old.results, **new.results},
-    )
-    return merged, said
+    return replace(new, results={**old.results, **new.results}), _replaced(old.results, new.results)
 
 
-def _change(old: Report, record: Record) -> str:
-    before = old.results.get(record.analyzer)
+def merge_comparison(old: Comparison, new: Comparison) -> tuple[Comparison, tuple[str, ...]]:
+    """Add new results to an older comparison of the same subjects, and keep its rows if there are no new ones.
+
+    Raises: ReportError if the subjects, their order or their conditions differ.
+    """
+    sides = enumerate(zip(old.subjects, new.subjects, strict=False), start=1)
+    differences = [f"subject {side}: {said}" for side, pair in sides for said in _unlike(*pair)]
+    if len(old.subjects) != len(new.subjects):
+        differences = [f"{len(old.subjects)} subjects there, {len(new.subjects)} now"]
+    if differences:
+        raise ReportError(
+            f"The existing comparison is of something else: {', '.join(differences)}. "
+            "Expected the same subjects in the same order under the same conditions. "
+            "Name another file with `--output`."
+        )
+    merged = replace(new, results={**old.results, **new.results})
+    if not new.rows:
+        forced = tuple(dict.fromkeys((*old.forced, *new.forced)))
+        merged = replace(merged, rows=old.rows, reading=old.reading, forced=forced)
+    return merged, _replaced(old.results, new.results)
+
+
+def _unlike(old: Report | Subject, new: Report | Subject) -> list[str]:
+    return [
+        f"{key} ({getattr(old, part).get(key, 'none')} there, {getattr(new, part).get(key, 'none')} now)"
+        for part in ("identity", "conditions")
+        for key in differing(getattr(old, part), getattr(new, part))
+    ]
+
+
+def _replaced(old: Mapping[str, Record], new: Mapping[str, Record]) -> tuple[str, ...]:
+    changes = {name: _change(old.get(name), record) for name, record in new.items()}
+    return tuple(f"replaced {name}: {change}" for name, change in changes.items() if change)
+
+
+def _change(before: Record | None, record: Record) -> str:
     if before is None:
         return ""
     keys = differing(before.settings, record.settings)

@@ -1,8 +1,8 @@
 """Draw a `Document` on a terminal or into a pipe: words carry the meaning, colour only repeats it.
 
-Nothing is cut off: text columns wrap, number columns do not, and a table too wide for the window is drawn as one
-small block per row.  Strings come from files that anybody may have written, so no markup is interpreted and no
-control character reaches the terminal.
+Nothing is cut off unsaid: text columns wrap, number columns do not, and a table too wide for the window becomes one
+small block per row, several tables, or loses its last columns by name, as it asks for.  Strings come from files that
+anybody may have written, so no markup is interpreted and no control character reaches the terminal.
 """
 
 import dataclasses
@@ -17,7 +17,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from gapscope.report.view import Column, Document, Line, Note, Table
+from gapscope.report import drawing
+from gapscope.report.document import Column, Document, Heat, Item, Line, Note, Series, Table
 
 WIDTH = 80
 GAP = 2
@@ -30,7 +31,9 @@ STYLES = {
     "heading": "bold",
     "warning": "yellow",
 }
-HYPHENS = re.compile(r"(?<=[^\W\d]-)(?=[^\W\d])")
+SAMPLE = 200  # lines of a table that decide how its columns share the window: the search takes time
+NAME = 28  # characters of a layer's name that stay together before columns of numbers are given up
+HYPHENS = re.compile(r"(?<=[^\W\d]-)(?=[^\W\d])|(?<=\w\.)(?=[^\W\d])")
 UNBROKEN = re.compile(r"(?!)")  # sentences have room enough not to break inside words
 ASCII = str.maketrans({"\u00a0": " ", "±": "+-", "–": "-", "≥": ">=", "≤": "<=", "·": "*"})
 
@@ -60,9 +63,37 @@ def render(document: Document, console: Console) -> None:
         if position:
             console.print()
         for item in block:
-            for line in _note(item, console) if isinstance(item, Note) else _table(item, console):
+            for line in _lines(item, console):
                 line.rstrip()
                 console.print(line, soft_wrap=True)
+
+
+def _lines(item: Item, console: Console) -> Iterator[Text]:
+    if isinstance(item, Note):
+        return _note(item, console)
+    return _table(item, console) if isinstance(item, Table) else _drawing(item, console)
+
+
+def _drawing(item: Series | Heat, console: Console) -> Iterator[Text]:
+    canvas = drawing.Canvas(
+        width=console.width,
+        blocks=console.encoding.lower().startswith("utf"),
+        colours=not console.no_color and console.color_system in ("256", "truecolor"),
+    )
+    cleaned = drawing.relabelled(item, lambda text: _clean(text, console))
+    drawn = drawing.series(cleaned, canvas) if isinstance(cleaned, Series) else drawing.heat(cleaned, canvas)
+    for spans in drawn:
+        if len(spans) == 1:  # words
+            words = spans[0].text.strip()
+            indent = " " * spans[0].text.index(words)
+            for part in _wrap(_clean(words, console), console.width - len(indent), UNBROKEN):
+                yield Text(indent + part, style=STYLES[spans[0].tone])
+            continue
+        line = Text()
+        for span in spans:
+            look = " on ".join(filter(None, (span.fore, span.back))) if span.fore else STYLES[span.tone]
+            line.append(_clean(span.text, console), style=look)
+        yield line
 
 
 def _clean(text: str, console: Console) -> str:
@@ -107,14 +138,59 @@ def _table(table: Table, console: Console) -> Iterator[Text]:
         dataclasses.replace(line, cells=tuple(_clean(cell, console) for cell in line.cells))
         for line in (head, *table.lines)
     ]
-    widths, gap = _widths(table.columns, [line for line in lines if len(line.cells) > 1], console.width)
-    for line in lines if widths else lines[1:]:
+    if table.caption:
+        yield from (Text(part) for part in _wrap(_clean(table.caption, console), console.width, UNBROKEN))
+    groups = [range(len(table.columns))] if table.overflow == "stack" else _groups(table, lines, console.width)
+    for position, group in enumerate(groups if table.overflow == "split" else groups[:1]):
+        if position:
+            yield Text()
+        columns = [table.columns[i] for i in group]
+        yield from _grid(columns, [_kept(line, group) for line in lines], console.width)
+    if table.overflow == "drop" and len(groups) > 1:
+        left = ", ".join(lines[0].cells[i] for group in groups[1:] for i in group[1:])
+        said = f"no room for {left}: --verbose"
+        yield from (Text(part, style=STYLES["dim"]) for part in _wrap(said, console.width, UNBROKEN))
+
+
+def _kept(line: Line, positions: Sequence[int]) -> Line:
+    return line if len(line.cells) == 1 else dataclasses.replace(line, cells=tuple(line.cells[i] for i in positions))
+
+
+def _groups(table: Table, lines: Sequence[Line], available: int) -> list[Sequence[int]]:
+    """Deal the columns to tables that fit, each beginning with the first one."""
+    sizes = [
+        max(_least(column, [line.cells[i] for line in lines if len(line.cells) > 1]), 1)
+        for i, column in enumerate(table.columns)
+    ]
+    names = max((cell_len(line.cells[0]) for line in lines if len(line.cells) > 1), default=0)
+    first = max(min(names, NAME), sizes[0])
+    groups: list[list[int]] = [[0]]
+    left = available - first
+    for i, size in list(enumerate(sizes))[1:]:
+        if left < size + GAP and len(groups[-1]) > 1:
+            groups.append([0])
+            left = available - first
+        groups[-1].append(i)
+        left -= size + GAP
+    return list(groups)
+
+
+def _least(column: Column, cells: Sequence[str]) -> int:
+    """Return the least width of a column whose first cell is its header."""
+    words = max((cell_len(word) for cell in cells for word in _words(cell)), default=0)
+    return words if column.wraps else max(words, *(cell_len(cell) for cell in cells[1:]), 0)
+
+
+def _grid(columns: Sequence[Column], lines: Sequence[Line], available: int) -> Iterator[Text]:
+    widths, gap = _widths(columns, [line for line in lines if len(line.cells) > 1], available)
+    headed = bool(widths) and any(lines[0].cells)
+    for line in lines if headed else lines[1:]:
         if len(line.cells) == 1:
-            yield from (Text(part) for part in _wrap(line.cells[0], console.width))
+            yield from (Text(part, style=STYLES[line.tone]) for part in _wrap(line.cells[0], available))
         elif widths:
-            yield from _row(table.columns, line, widths, gap)
+            yield from _row(columns, line, widths, gap)
         else:
-            yield from _stacked(lines[0].cells, line, console.width)
+            yield from _stacked(lines[0].cells, line, available)
 
 
 def _widths(columns: Sequence[Column], lines: Sequence[Line], available: int) -> tuple[list[int], int]:
@@ -135,7 +211,7 @@ def _widths(columns: Sequence[Column], lines: Sequence[Line], available: int) ->
     titled = [size if position in wrapping else most[position] for position, size in enumerate(least)]
     if (spare := left - sum(titled) + sum(least)) >= 0:  # room for whole headers
         ways = [*_shared_out(titled, most, wrapping, spare), *ways]
-    return min(ways, key=lambda widths: _height(lines, widths)), gap
+    return min(ways, key=lambda widths: _height(lines[:SAMPLE], widths)), gap
 
 
 def _shared_out(least: Sequence[int], most: Sequence[int], wrapping: Sequence[int], left: int) -> Iterator[list[int]]:
@@ -152,15 +228,16 @@ def _shared_out(least: Sequence[int], most: Sequence[int], wrapping: Sequence[in
         yield widths
 
 
-def _height(lines: Sequence[Line], widths: Sequence[int]) -> int:
-    """Return how many lines a table of these widths takes."""
-    return sum(
-        max(
+def _height(lines: Sequence[Line], widths: Sequence[int]) -> tuple[int, int]:
+    """Return how many lines a table of these widths takes, and, to choose among equals, how many its cells take."""
+    heights = [
+        [
             len(_wrap(cell, width - line.level * (position == 0)))
             for position, (cell, width) in enumerate(zip(line.cells, widths, strict=True))
-        )
+        ]
         for line in lines
-    )
+    ]
+    return sum(map(max, heights)), sum(map(sum, heights))
 
 
 def _row(columns: Sequence[Column], line: Line, widths: Sequence[int], gap: int) -> Iterator[Text]:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from gapscope.report.comparison import compare
 from gapscope.report.records import Record, Report
 from gapscope.results import CHUNKS, Quantity, Status
 
@@ -67,6 +68,115 @@ def epsilon_sharpness(scale=1.0, *, status=Status.CONVERGED):
     )
 
 
+def adaptive_sharpness(scale=1.0, *, average=None):
+    labels = {"rho": ("0.1", "0.5")}
+    average = scale if average is None else average
+    common = {"dims": ("rho",), "labels": labels, "better": "lower", "higher_is": "sharper"}
+
+    def quantity(value, doc):
+        return Quantity(value=value, sampling_error=np.abs(value) * 0.03, doc=doc, **common)
+
+    value = np.array([0.02, 0.3])
+    return Record(
+        analyzer="adaptive-sharpness",
+        version="1",
+        status=Status.CONVERGED,
+        matvecs=20,
+        seconds=1.1,
+        settings={"rho": [0.1, 0.5]},
+        quantities={
+            "worst_l2": quantity(scale * value, "worst case in the l2 ball"),
+            "worst_linf": quantity(scale * value * 3, "worst case in the cube"),
+            "average": quantity(average * value / 9, "mean over Gaussian noise"),
+            "sam": quantity(scale * value * 2, "worst case in an unscaled ball"),
+        },
+    )
+
+
+def curvature(scale=1.0, *, layers=7, status=Status.CONVERGED):
+    """Per-layer medians: drawn as a strip, named as in real networks, one layer far above the others."""
+    names = tuple(f"transformer.h.{i // 2}.{('attn.c_attn', 'mlp.c_fc')[i % 2]}" for i in range(layers))
+    value = (1 + np.arange(layers) % 4) * 0.01
+    value[layers // 2] *= 40
+    ratio = np.array([1 + (scale - 1) * i / max(layers - 1, 1) for i in range(layers)])
+    common = {"dims": ("layer",), "labels": {"layer": names}}
+    return Record(
+        analyzer="curvature",
+        version="1",
+        status=status,
+        matvecs=30,
+        seconds=0.9,
+        settings={"probes": 10},
+        quantities={
+            "median": Quantity(
+                value=value * ratio,
+                numerical_error=value * 0.1,
+                doc="median of the curvature of a layer's parameters",
+                better="lower",
+                higher_is="sharper",
+                drawn="strip",
+                **common,
+            ),
+            "zeros": Quantity(value=np.arange(layers) / 100, doc="exact zeros", contrast="difference", **common),
+            "probes": Quantity(value=10, doc="probes"),
+        },
+    )
+
+
+def near_rank(loss=0, *, layers=("fc1", "fc2", "fc3")):
+    count, index = len(layers), tuple(map(str, range(1, 11)))
+    by_layer = {"layer": layers}
+    counts = np.array([[47, 55], [9, 10], [30, 31]])[:count] - np.array([[loss, 0], [0, 0], [1, loss // 2]])[:count]
+    each = {"dims": ("layer",), "labels": by_layer, "doc": "of each layer"}
+    values = 10.0 ** (2 - np.arange(10) / 3) * (1 + np.arange(count)[:, None])
+    return Record(
+        analyzer="near-rank",
+        version="1",
+        status=Status.EXACT,
+        seconds=0.2,
+        settings={"cuts": ["rel:1e-2", "rel:1e-3"]},
+        quantities={
+            "near_rank": Quantity(
+                value=counts,
+                doc="singular values above the cut",
+                contrast="difference",
+                dims=("layer", "cut"),
+                labels={**by_layer, "cut": ("rel:1e-2", "rel:1e-3")},
+            ),
+            "effective_rank": Quantity(value=[19.45, 7.297, 12.1][:count], **each),
+            "condition": Quantity(value=[np.inf, 187.5, 31.02][:count], **each),
+            "participation_ratio": Quantity(value=[2.828, 3.763, 3.1][:count], **each),
+            "numerical_rank": Quantity(value=[60.0, 10, 31][:count], contrast="difference", **each),
+            "dead_units": Quantity(value=[0.04688, 0, 0.1][:count], contrast="difference", **each),
+            "units": Quantity(value=[64.0, 10, 32][:count], contrast="difference", **each),
+            "columns": Quantity(value=[1300.0, 1300, 1300][:count], contrast="difference", **each),
+            "singular_values": Quantity(
+                value=values, doc="largest first", dims=("layer", "index"), labels={**by_layer, "index": index}
+            ),
+        },
+    )
+
+
+def density(points=201):
+    grid = np.linspace(-0.05, 0.95, points)
+    value = 40 * np.exp(-((grid / 0.02) ** 2)) + 0.01 * np.exp(-(((grid - 0.85) / 0.02) ** 2))
+    labels = {"grid": tuple(f"{t:.6g}" for t in grid)}
+    return Record(
+        analyzer="density",
+        version="1",
+        status=Status.CONVERGED,
+        matvecs=240,
+        seconds=0.7,
+        settings={"points": points},
+        quantities={
+            "density": Quantity(
+                value=value, numerical_error=value / 50, doc="density", dims=("grid",), labels=labels, drawn="bars"
+            ),
+            "mass_near_zero": Quantity(value=0.984, numerical_error=0.008, doc="share near zero"),
+        },
+    )
+
+
 def gap(train_loss=0.0121, *, wrong=range(35), samples=497):
     correct = np.ones(samples, np.uint8)
     correct[list(wrong)] = 0
@@ -98,6 +208,41 @@ def gap(train_loss=0.0121, *, wrong=range(35), samples=497):
     )
 
 
+def path(barrier=0.4, *, error=0.02, points=11):
+    steps = np.linspace(0, 1, points)
+    axis = {"dims": ("t",), "labels": {"t": tuple(f"{t:.3g}" for t in steps)}, "drawn": "line"}
+    return Record(
+        analyzer="path",
+        version="1",
+        status=Status.EXACT,
+        seconds=0.7,
+        settings={"points": points},
+        quantities={
+            "barrier": Quantity(value=barrier, sampling_error=error, doc="rise above both ends", contrast="difference"),
+            "loss": Quantity(
+                value=0.02 + 4 * barrier * steps * (1 - steps), doc="training loss along the line", **axis
+            ),
+        },
+    )
+
+
+def plane(points=9):
+    steps = np.linspace(-1, 1, points)
+    labels = {axis: tuple(f"{t:.3g}" for t in steps) for axis in ("y", "x")}
+    loss = np.exp(4 * (steps[:, None] ** 2 + steps[None] ** 2)) / 100
+    loss[0, 0] = np.nan
+    return Record(
+        analyzer="plane",
+        version="1",
+        status=Status.EXACT,
+        seconds=1.7,
+        settings={"points": points},
+        quantities={
+            "loss": Quantity(value=loss, doc="training loss on the plane", drawn="map", dims=("y", "x"), labels=labels)
+        },
+    )
+
+
 def report(*records, batch_size=32, checkpoint="small.pt", **conditions):
     records = records or (eigenvalues(), epsilon_sharpness(), gap())
     return Report(
@@ -125,3 +270,9 @@ def large(*records, **given):
 
 def with_quantity(record, **quantities):
     return replace(record, quantities=quantities)
+
+
+def together(*records, **changes):
+    """A comparison with results of its subjects together."""
+    results = {record.analyzer: record for record in records or (path(), plane())}
+    return replace(compare([report(), large()]), results=results, environment={"device": "cpu"}, **changes)

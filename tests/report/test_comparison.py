@@ -2,7 +2,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from example_reports import eigenvalues, epsilon_sharpness, gap, large, report, with_quantity
+from example_reports import eigenvalues, epsilon_sharpness, gap, large, report, together, with_quantity
 
 from gapscope.errors import ComparisonError, UsageError
 from gapscope.report.comparison import compare
@@ -141,6 +141,35 @@ def test_an_unfinished_bound_without_a_numerical_error_cannot_tell():
     assert row(compare([report(eigenvalues()), large(eigenvalues(0.3))]), "eigenvalues/top").verdict == "higher"
 
 
+def test_a_noise_dominated_bound_cannot_tell_whatever_its_error():
+    for bound, verdict in (("upper", "cannot tell"), ("none", "higher")):
+        sides = []
+        for top in (0.1, 0.3):
+            record = eigenvalues(top, status=Status.NOISE_DOMINATED)
+            sides.append(with_quantity(record, top=replace(record.quantities["top"], bound=bound)))
+        assert row(compare([report(sides[0]), large(sides[1])]), "eigenvalues/top").verdict == verdict
+
+
+def test_an_unbiased_estimate_that_ran_out_of_budget_is_judged_by_its_errors():
+    sides = []
+    for top in (0.1, 0.3):
+        record = eigenvalues(top, status=Status.BUDGET_SPENT)
+        sides.append(with_quantity(record, top=replace(record.quantities["top"], bound="none", numerical_error=None)))
+    assert row(compare([report(sides[0]), large(sides[1])]), "eigenvalues/top").verdict == "higher"
+
+
+def test_rows_say_which_element_of_which_array_they_are():
+    found = row(compare([report(), large()]), "epsilon-sharpness/full[keskar,1e-3]")
+    assert (found.dims, found.entries, found.drawn) == (("solver", "epsilon"), ("keskar", "1e-3"), "numbers")
+    assert row(compare([report(), large()]), "eigenvalues/top").dims == ()
+
+
+def test_what_was_measured_on_the_subjects_together_is_carried():
+    both = together()
+    comparison = compare([report(), large()], together=both)
+    assert (comparison.results, comparison.environment) == (both.results, both.environment)
+
+
 # The same-loss rule and the reading
 
 
@@ -217,24 +246,13 @@ def test_the_reading_says_whether_accuracies_differ():
 
 def test_the_reading_says_what_the_numbers_cannot():
     said = reading(report(limit=64), large(eigenvalues(0.2, status=Status.BUDGET_SPENT), gap(), limit=64))
-    assert "Mind that eigenvalues of large batch 650: stopped at the budget before it converged" in said
-    assert "subsets overstate lambda_max." in said
+    assert "Mind eigenvalues of large batch 650 (stopped at the budget before it reached the tolerance: only " in said
+    assert "); that this is a subset of the data, and subsets overstate lambda_max." in said
     assert "Raw sharpness changes under rescaling of layers; no scale-aware measure is in these reports." in said
     assert "One seed per batch size proves nothing about the recipe" in said
     assert "One checkpoint of each kind proves nothing" in reading(report(batch_size=None), large(batch_size=None))
     several = reading(report(), report(), large(), large())
     assert "proves nothing" not in several
-
-
-def test_a_scale_aware_companion_is_quoted():
-    quantity = Quantity(value=1, sampling_error=0.01, doc="", better="lower", higher_is="sharper")
-    sides = [
-        replace(with_quantity(gap(), worst=replace(quantity, value=value)), analyzer="adaptive-sharpness")
-        for value in (1.0, 2.0)
-    ]
-    said = reading(report(eigenvalues(), gap(), sides[0]), large(eigenvalues(0.3), gap(), sides[1]))
-    assert "the scale-aware companion agrees" in said
-    assert "Raw sharpness" not in said
 
 
 def test_the_reading_has_three_to_six_sentences():

@@ -2,7 +2,7 @@ import json
 import math
 from dataclasses import replace
 
-from example_reports import eigenvalues, large, report, with_quantity
+from example_reports import eigenvalues, large, path, plane, report, with_quantity
 
 from gapscope.report.comparison import compare
 from gapscope.report.export import comparison_json, dumps, report_json
@@ -35,6 +35,16 @@ def test_a_comparison_has_the_promised_shape():
     assert {"path", "values", "errors", "contrast", "estimate", "interval", "verdict"} <= set(row)
     assert (row["path"], row["values"], row["verdict"]) == ("eigenvalues/top", [0.154, 0.246], "higher")
     assert len(content["reading"]) >= 3
+
+
+def test_results_of_the_subjects_together_have_the_shape_of_a_report_s():
+    results = {"path": path(), "plane": plane()}
+    comparison = replace(compare([report(), large()]), results=results, environment={"device": "cpu"})
+    content = json.loads(dumps(comparison_json(comparison)))
+    alone = json.loads(dumps(report_json(report(path(), plane()))))
+    assert content["results"] == alone["results"]
+    assert content["environment"] == {"device": "cpu"}
+    assert content["results"]["plane"]["quantities"]["loss"]["value"][0][0] is None
 
 
 def test_nan_and_infinity_are_null():

@@ -33,10 +33,23 @@ def test_digits_follow_the_error(value, error, shown):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.0, "0"), (1300, "1300"), (12345.6, "12350"), (1e-7, "1e-7"), (0.00012345, "0.0001234"), (1.5e9, "1.5e9")],
+    [
+        (0.0, "0"),
+        (1300, "1300"),
+        (12345.6, "12350"),
+        (1e-7, "1e-7"),
+        (0.00012345, "0.0001234"),
+        (1.5e9, "1.5e9"),
+        (5e-324, "4.941e-324"),
+    ],
 )
 def test_a_number_without_error_has_four_digits(value, shown):
     assert number(value) == shown
+
+
+def test_the_smallest_number_is_shown_too():
+    assert number(5e-324) == "4.941e-324"
+    assert figure(5e-324, 5e-324) == "(5 ± 5)e-324"
 
 
 def test_value_and_error_of_separate_columns_agree():

@@ -1,21 +1,16 @@
 import math
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 from dataclasses import fields, replace
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from example_reports import eigenvalues, epsilon_sharpness, gap, large, report, with_quantity
+from example_reports import eigenvalues, large, plane, report, together, with_quantity
+from example_reports import path as path_record
 
 from gapscope.errors import ReportError
 from gapscope.report.comparison import compare
-from gapscope.report.file import merge, read, read_report, write
+from gapscope.report.file import read, read_report, write
 from gapscope.results import Quantity, Status
 
 
@@ -56,6 +51,43 @@ def test_a_comparison_reads_as_it_was_written(tmp_path):
     after = read(tmp_path / "c.h5")
     assert (after.subjects, after.reading, after.forced) == (comparison.subjects, comparison.reading, ("dtype",))
     assert repr(after.rows) == repr(comparison.rows)  # NaN is not equal to itself
+
+
+@pytest.mark.parametrize("changes", [{}, {"rows": (), "reading": ()}], ids=["rows", "no rows"])
+def test_results_of_the_subjects_together_read_as_they_were_written(changes, tmp_path):
+    comparison = together(**changes)
+    write(comparison, tmp_path / "c.h5")
+    after = read(tmp_path / "c.h5")
+    assert (repr(after.rows), after.reading) == (repr(comparison.rows), comparison.reading)
+    assert dict(after.environment) == {"device": "cpu"}
+    assert list(after.results) == ["path", "plane"]
+    for name, record in comparison.results.items():
+        assert replace(after.results[name], quantities={}) == replace(record, quantities={})
+        for key, quantity in record.quantities.items():
+            same_quantity(after.results[name].quantities[key], quantity)
+    with h5py.File(tmp_path / "c.h5", "r") as file:
+        assert file["results"].attrs["default"] == ("path" if changes else "comparison")
+
+
+def test_a_comparison_without_rows_and_results_is_one(tmp_path):
+    write(replace(together(), rows=(), reading=(), results={}), tmp_path / "c.h5")
+    after = read(tmp_path / "c.h5")
+    assert (after.rows, after.results) == ((), {})
+
+
+def test_a_comparison_is_byte_reproducible_outside_the_environment(tmp_path):
+    write(together(), tmp_path / "a.h5")
+    time.sleep(1.1)
+    write(together(), tmp_path / "b.h5")
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+    slow = replace(together(replace(path_record(), seconds=99.0), plane()), environment={"device": "another"})
+    write(slow, tmp_path / "c.h5")
+    assert contents(tmp_path / "c.h5") == contents(tmp_path / "a.h5")
+
+
+def test_no_result_may_take_the_place_of_the_rows(tmp_path):
+    with pytest.raises(ValueError, match="`comparison` cannot be stored"):
+        write(together(replace(path_record(), analyzer="comparison")), tmp_path / "c.h5")
 
 
 def test_nan_infinity_and_odd_strings_survive(tmp_path):
@@ -269,16 +301,55 @@ def test_a_hostile_size_is_refused_before_it_is_read(path):
     assert f"holds {2**40} elements" in damage(path, change)
 
 
-def test_damage_in_a_comparison_is_reported_with_its_place(tmp_path):
-    path = tmp_path / "c.h5"
-    write(compare([report(), large()]), path)
+ROW_DAMAGES = [
+    ("verdict", "maybe", "`verdict` holds ['maybe'], not only higher, lower"),
+    ("drawn", "crayon", "`drawn` holds ['crayon'], not only numbers, line, bars, strip, map"),
+    ("entries", "{}", "`entries` holds '{}', not a JSON array of strings"),
+    ("dims", "[1]", "`dims` holds '[1]', not a JSON array of strings"),
+    ("dims", "[", "Expecting value"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "observed"), ROW_DAMAGES)
+def test_damage_in_a_comparison_is_reported_with_its_place(name, value, observed, tmp_path):
+    write(compare([report(), large()]), tmp_path / "c.h5")
 
     def change(file):
-        file["results/comparison/verdict"][0] = "maybe"
+        file[f"results/comparison/{name}"][0] = value
 
-    assert "is damaged at /results/comparison: `verdict` holds ['maybe'], not only higher, lower" in damage(
-        path, change
-    )
+    said = damage(tmp_path / "c.h5", change)
+    assert "is damaged at /results/comparison: " in said
+    assert observed in said
+
+
+LOSS = "/results/plane/loss"
+JOINT_DAMAGES = [
+    (lambda file: file.__delitem__(LOSS), LOSS, "`loss` is missing"),
+    (put(LOSS, h5py.ExternalLink("other.h5", "/x")), LOSS, "is an external link, which is never followed"),
+    (attribute(LOSS, "drawn", "crayon"), LOSS, "`drawn` is 'crayon', not one of numbers, line, bars, strip, map"),
+    (attribute("/results/path", "status", "FINE"), "/results/path", "`status` is 'FINE', not one of EXACT"),
+    (attribute("/results", "order", ["path", "gone"]), "/results/gone", "`gone` is missing"),
+    (lambda file: file["results"].attrs.pop("order"), "/", "order"),
+    (put("/environment/seconds", 1.0), "/environment/seconds", "`seconds` is a Dataset"),
+    (lambda file: file.__delitem__("results/comparison"), "/results/comparison", "`comparison` is missing"),
+]
+
+
+@pytest.mark.parametrize(("change", "where", "observed"), JOINT_DAMAGES)
+def test_damage_in_results_of_the_subjects_together_is_reported_with_its_place(change, where, observed, tmp_path):
+    write(together(), tmp_path / "c.h5")
+    said = damage(tmp_path / "c.h5", change)
+    assert f"is damaged at {where}: " in said
+    assert observed in said
+
+
+@pytest.mark.parametrize("tenths", range(1, 10))
+def test_a_truncated_comparison_is_refused(tenths, tmp_path):
+    path = tmp_path / "c.h5"
+    write(together(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * tenths // 10])
+    assert "cannot be opened: " in refusal(path)
 
 
 def test_members_that_nobody_names_are_ignored(path):
@@ -286,96 +357,3 @@ def test_members_that_nobody_names_are_ignored(path):
         file["results/later"] = h5py.ExternalLink("other.h5", "/")
         file["results/gap/later"] = 3.0
     assert next(iter(read_report(path).results["gap"].quantities)) == "train_loss"
-
-
-# Refusals while writing: real mechanisms, and the old file stays
-
-
-def test_a_place_that_cannot_be_written_is_refused(tmp_path, path):
-    before = path.read_bytes()
-    for place in (tmp_path / "no folder" / "r.h5", path / "r.h5"):
-        with pytest.raises(ReportError, match=r"r\.h5 cannot be written: .*Nothing was lost: .*`--output`"):
-            write(report(), place)
-    assert path.read_bytes() == before
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/null"), reason="needs a device file")
-def test_devices_and_folders_are_not_replaced(tmp_path):
-    for place in ("/dev/null", tmp_path):
-        with pytest.raises(ReportError, match=r"is not a regular file\. Expected a place for a report"):
-            write(report(), place)
-    assert not Path("/dev/null").is_file()
-
-
-def test_a_symbolic_link_is_followed(tmp_path, path):
-    (tmp_path / "link.h5").symlink_to(path)
-    write(large(), tmp_path / "link.h5")
-    assert (tmp_path / "link.h5").is_symlink()
-    assert read_report(path).identity["checkpoint"] == "large.pt"
-
-
-def child(script, path):
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[2])\nfrom example_reports import *\nfrom gapscope.report import file\n"
-    )
-    arguments = [sys.executable, "-c", code + textwrap.dedent(script), str(path), str(Path(__file__).parent)]
-    return subprocess.run(arguments, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
-def test_a_full_disk_leaves_the_old_report(path):
-    before = path.read_bytes()
-    script = """
-    import resource, signal
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))
-    try:
-        file.write(large(), sys.argv[1])
-    except file.ReportError as error:
-        print(error)
-    """
-    done = child(script, path)
-    assert "cannot be written: File too large. Nothing was lost: what was there is unchanged." in done.stdout, done
-    assert path.read_bytes() == before
-    assert os.listdir(path.parent) == [path.name]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
-def test_a_kill_at_the_last_moment_leaves_the_old_report(how, path):
-    before = path.read_bytes()
-    script = f"""
-    import os, signal
-    os.replace = lambda *_: os.kill(os.getpid(), signal.{how})
-    file.write(large(), sys.argv[1])
-    """
-    done = child(script, path)
-    killed = -signal.SIGKILL if how == "SIGKILL" else -signal.SIGINT
-    assert done.returncode == killed, done
-    assert path.read_bytes() == before
-    left = sorted(set(os.listdir(path.parent)) - {path.name})
-    assert left == [] if how == "SIGINT" else len(left) == 1
-
-
-# Merging
-
-
-def test_merging_keeps_the_other_results():
-    merged, said = merge(report(eigenvalues(), gap()), report(epsilon_sharpness(), gap()))
-    assert list(merged.results) == ["eigenvalues", "gap", "epsilon-sharpness"]
-    assert said == ()
-
-
-def test_a_replaced_result_says_which_settings_changed():
-    merged, said = merge(report(eigenvalues()), report(eigenvalues(k=3, delta=0.1)))
-    assert merged.results["eigenvalues"].settings["k"] == 3
-    assert said == ("replaced eigenvalues: settings changed: delta none -> 0.1, k 1 -> 3",)
-    _, said = merge(report(eigenvalues()), report(replace(eigenvalues(), version="2")))
-    assert said == ("replaced eigenvalues: settings changed: version 1 -> 2",)
-
-
-def test_reports_of_other_subjects_or_conditions_do_not_merge():
-    with pytest.raises(ReportError, match=r"measures something else: checkpoint \(small.pt there, large.pt now\)"):
-        merge(report(), large())
-    with pytest.raises(ReportError, match=r"dtype \(float32 there, float64 now\), limit \(none there, 64 now\)\. Exp"):
-        merge(report(), report(dtype="float64", limit=64))

@@ -3,9 +3,22 @@ import re
 from dataclasses import replace
 
 import pytest
-from example_reports import eigenvalues, epsilon_sharpness, gap, large, report
+from example_reports import (
+    curvature,
+    density,
+    eigenvalues,
+    epsilon_sharpness,
+    gap,
+    large,
+    near_rank,
+    path,
+    plane,
+    report,
+    together,
+)
 
 from gapscope.report.comparison import compare
+from gapscope.report.document import Column, Heat, Line, Series, Table
 from gapscope.report.terminal import open_console, output, printable, render
 from gapscope.report.view import Document, Note, comparison_document, report_document
 
@@ -19,14 +32,106 @@ def drawn(document, width=80):
 
 
 COMPARED = compare([report(), large()])
+FULL = report(near_rank(), curvature(layers=12), density(), path(), plane(), epsilon_sharpness())
+JOINT = replace(
+    compare([report(near_rank(), curvature()), large(near_rank(loss=17), curvature(2.0))]), results=together().results
+)
+DOCUMENTS = [
+    report_document(report()),
+    comparison_document(COMPARED),
+    report_document(FULL),
+    report_document(FULL, verbose=True),
+    comparison_document(JOINT),
+    comparison_document(JOINT, verbose=True),
+]
 
 
-@pytest.mark.parametrize("document", [report_document(report()), comparison_document(COMPARED)])
+@pytest.mark.parametrize("document", DOCUMENTS)
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_nothing_is_cut_off(document, width):
     text = drawn(document, width)
     assert "…" not in text
-    assert all(len(line) <= width and line == line.rstrip() for line in text.splitlines())
+    whole = [line for line in text.splitlines() if "ab" * 32 not in line and "cd" * 32 not in line]  # digests
+    assert all(len(line) <= width and line == line.rstrip() for line in whole)
+
+
+LAYERED = Table(
+    columns=(
+        Column(header="layer", numeric=False, wraps=True),
+        *(Column(header=f"quantity {i}") for i in range(6)),
+    ),
+    lines=(Line(cells=("transformer.h.11.mlp.c_fc", *(f"{i}00000000 ± 1" for i in range(6)))), Line(cells=("more",))),
+)
+
+
+def test_columns_without_room_are_dropped_by_name():
+    lines = drawn(Document(blocks=((replace(LAYERED, overflow="drop"),),))).splitlines()
+    assert lines[0].split() == ["layer", "quantity", "0", "quantity", "1", "quantity", "2"]
+    assert "transformer.h.11.mlp.c_fc  000000000 ± 1  100000000 ± 1  200000000 ± 1" in lines
+    assert lines[-2:] == ["more", "no room for quantity 3, quantity 4, quantity 5: --verbose"]
+    assert "no room" not in drawn(Document(blocks=((replace(LAYERED, overflow="drop"),),)), width=130)
+
+
+def test_columns_without_room_are_dealt_to_several_tables():
+    text = drawn(Document(blocks=((replace(LAYERED, overflow="split", caption="what it is"),),)))
+    assert text.startswith("what it is\nlayer ")
+    assert text.count("transformer.h.11.mlp.c_fc") == 2
+    assert all(f"{i}00000000 ± 1" in text for i in range(6))
+
+
+def test_a_window_too_narrow_for_one_column_still_gets_everything():
+    for overflow in ("drop", "split"):
+        text = drawn(Document(blocks=((replace(LAYERED, overflow=overflow),),)), width=30)
+        assert "transformer.  000000000 ± 1\nh.11.mlp.c_fc\n" in text
+        stacked = drawn(Document(blocks=((replace(LAYERED, overflow=overflow),),)), width=20)
+        assert "transformer.h.11.\nmlp.c_fc\n  quantity 0  000000000 ± 1\n" in stacked
+
+
+def test_very_long_names_break_after_dots():
+    name = "model.encoder.layers.11.self_attention.output.dense.weight"
+    lines = (Line(cells=(name, *LAYERED.lines[0].cells[1:])),)
+    text = drawn(Document(blocks=((replace(LAYERED, lines=lines, overflow="drop"),),)))
+    assert "\nmodel.encoder.layers.11.           000000000 ± 1 100000000 ± 1 200000000 ± 1\nself_attention." in text
+
+
+def test_drawings_follow_what_the_stream_can_show(monkeypatch):
+    rows = columns = ("-1", "0", "1")
+    heat = Heat(title="m", axes=("y", "x"), rows=rows, columns=columns, values=((0, 1, 2), (1, 2, 3), (2, 3, 4)))
+    strip = Series(title="s", style="strip", axis="layer", labels=rows, curves=((0, 1, 2),))
+    document = Document(blocks=((heat,), (strip,)))
+    plain = drawn(document)
+    assert "@" in plain
+    assert "██" in plain
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    render(document, open_console(stream))
+    stream.flush()
+    assert raw.getvalue().isascii()
+    assert b"?" not in raw.getvalue()
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    coloured = drawn(document)
+    assert "▀" in coloured
+    assert "\x1b[38;5;" in coloured
+    for key, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        monkeypatch.setenv(key, value)
+        assert "▀" not in drawn(document)
+        assert "\x1b[38" not in drawn(document)
+        monkeypatch.delenv(key)
+        monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def test_strings_of_drawings_are_harmless():
+    evil = "a\x1b]0;title\x07b\u202e"
+    series = Series(
+        title=evil, style="line", axis=evil, labels=(evil, evil), curves=((1, 2), (2, 3)), names=(evil, evil)
+    )
+    heat = Heat(title=evil, axes=(evil, evil), rows=(evil,), columns=(evil, evil), values=((1, 2),))
+    text = drawn(Document(blocks=((series, heat),)))
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "a]0;titleb" in text
 
 
 def test_a_report_at_80_columns():
@@ -42,7 +147,8 @@ def test_a_comparison_at_80_columns():
     text = drawn(comparison_document(COMPARED))
     assert "                  small batch 32 large batch 650 ratio 95 % interval\n" in text
     assert "top eigenvalue     0.154 ± 0.011   0.246 ± 0.017  1.60  1.56 to 1.63 large\u00a0is\n" in text
-    assert " keskar, 1e-3        0.81 ± 0.05     0.75 ± 0.05  0.93  0.91 to 0.95 small\u00a0is\n" in text
+    assert "\nepsilon-sharpness %\n full, keskar,       0.81 ± 0.05     0.75 ± 0.05  0.93" in text
+    assert "Of an array its first number is shown: 6 more with --verbose.\n" in text
     assert "ratio: large / small; with a sign: large - small\n" in text
     assert "· The test accuracies cannot be told apart on 497 test samples (-1.2 points,\n  95\u00a0% interval" in text
 
@@ -51,6 +157,14 @@ def test_a_table_that_is_too_wide_becomes_a_block_per_row():
     text = drawn(comparison_document(COMPARED), width=40)
     assert "top eigenvalue\n  small batch 32   0.154 ± 0.011\n  large batch 650  0.246 ± 0.017\n" in text
     assert "  95 % interval    1.56 to 1.63\n                   large\u00a0is sharper\n" in text
+
+
+def test_many_subjects_at_80_columns_take_two_tables():
+    several = compare([report(), report(batch_size=128), report(batch_size=256), large()])
+    text = drawn(comparison_document(several))
+    assert re.search("top eigenvalue +0.154 ± 0.011 +0.154 ± 0.011 +0.154 ± 0.011", text)
+    assert re.search("top eigenvalue .* 1.60 +1.56 to 1.63 +batch 650\u00a0is", text)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_long_names_break_at_hyphens_but_numbers_do_not():

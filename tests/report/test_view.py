@@ -1,15 +1,15 @@
 import math
 from dataclasses import replace
 
-from example_reports import eigenvalues, large, report, with_quantity
+from example_reports import eigenvalues, large, plane, report, together, with_quantity
 
 from gapscope.report.comparison import compare
-from gapscope.report.view import Table, comparison_document, report_document
+from gapscope.report.view import Note, Table, comparison_document, report_document
 from gapscope.results import Quantity, Status
 
 
 def items(document, kind):
-    return [item for block in document.blocks for item in block if isinstance(item, kind) == (kind is Table)]
+    return [item for block in document.blocks for item in block if isinstance(item, kind)]
 
 
 def lines(document):
@@ -17,7 +17,7 @@ def lines(document):
 
 
 def texts(document):
-    return [item.text for block in document.blocks for item in block if not isinstance(item, Table)]
+    return [item.text for item in items(document, Note)]
 
 
 def test_a_report_begins_with_its_subject():
@@ -70,14 +70,18 @@ def test_a_value_that_did_not_converge_is_shown_as_a_bound():
     document = report_document(report(with_quantity(record, top=record.quantities["top"], upper=upper, none=unknown)))
     assert [line.cells[1] for line in lines(document)] == ["≥ 0.154", "≤ 0.154", "–"]
     assert items(document, Table)[0]
-    assert "stopped at the budget before it converged: read the value as a bound · 17 matvecs · 1.5\u00a0s" in texts(
-        document
-    )
+    assert f"{Status.BUDGET_SPENT.value} · 17 matvecs · 1.5\u00a0s" in texts(document)
+
+
+def test_an_unbiased_estimate_that_ran_out_of_budget_is_no_bound():
+    record = eigenvalues(status=Status.BUDGET_SPENT)
+    unbiased = replace(record.quantities["top"], bound="none")
+    assert [line.cells[1] for line in lines(report_document(report(with_quantity(record, top=unbiased))))] == ["0.154"]
 
 
 def test_large_arrays_are_shown_in_part():
-    labels = {"layer": tuple(f"fc{i}" for i in range(40))}
-    many = Quantity(value=range(40), doc="", dims=("layer",), labels=labels)
+    labels = {"draw": tuple(f"fc{i}" for i in range(40))}
+    many = Quantity(value=range(40), doc="", dims=("draw",), labels=labels)
     record = with_quantity(eigenvalues(), many=many)
     brief = lines(report_document(report(record)))
     assert len(brief) == 9
@@ -93,8 +97,8 @@ def test_a_comparison_shows_values_contrast_interval_and_who_is_sharper():
     top, title, first, *_ = table.lines
     assert top.cells[:4] == ("top eigenvalue", "0.154 ± 0.011", "0.246 ± 0.017", "1.60")
     assert (top.cells[-1], top.tone) == ("large\u00a0is sharper", "worse")
-    assert title.cells == ("epsilon-sharpness full %",)
-    assert (first.cells[0], first.level) == ("keskar, 1e-3", 1)
+    assert title.cells == ("epsilon-sharpness %",)
+    assert (first.cells[0], first.level) == ("full, keskar, 1e-3", 1)
     accuracy = next(line for line in table.lines if line.cells[0].startswith("test accuracy"))
     assert accuracy.cells[3:] == ("-1.2", "-3.0 to 0.4", "cannot tell")
     assert accuracy.tone == "unsure"
@@ -124,3 +128,18 @@ def test_what_differs_is_not_said_of_both_and_force_is_marked():
     said = texts(comparison_document(compare([report(), large(dtype="float64", split="test")], force=True)))
     assert said[0] == "digits, 1,300 samples · mlp 64-32-10, 2,410 parameters · cross-entropy · eval mode"
     assert said[1] == "Forced: these keys should agree and do not: dtype, split"
+
+
+def test_what_was_measured_together_is_shown_between_the_rows_and_the_reading():
+    said = texts(comparison_document(together()))
+    legend = "ratio: large / small; with a sign: large - small"
+    order = [said.index(text) for text in (legend, "path", "plane", "Reading")]
+    assert order == sorted(order)
+    assert "Along the straight line between them the training loss rises by 0.400 ± 0.020" in said[-1]
+
+
+def test_a_comparison_without_rows_names_its_subjects_and_has_no_empty_table():
+    document = comparison_document(together(plane(), rows=(), reading=()))
+    assert texts(document)[0] == "small batch 32, large batch 650"
+    assert "Reading" not in texts(document)
+    assert not [table for table in items(document, Table) if not table.lines]

@@ -1,0 +1,89 @@
+"""Draw a `Document` as plain HTML, for notebooks and pages: headings, tables, lists, and drawings as text.
+
+Strings come from files that anybody may have written: every one is escaped, and none becomes an attribute.
+"""
+
+import html
+from collections.abc import Iterator, Sequence
+
+from gapscope.report import drawing
+from gapscope.report.document import Column, Document, Heat, Item, Line, Note, Series, Table
+from gapscope.report.terminal import printable
+
+CANVAS = drawing.Canvas(width=100, colours=True)
+RIGHT = ' style="text-align:right"'
+INDENT = ' style="padding-left:1.5em"'
+
+
+def fragment(document: Document) -> str:
+    """Return one `div` without styles of its own; tones are classes of the cells and paragraphs."""
+    blocks = ("\n".join(("<section>", *_block(block), "</section>")) for block in document.blocks if block)
+    return "\n".join(('<div class="gapscope">', *blocks, "</div>"))
+
+
+def _block(block: Sequence[Item]) -> Iterator[str]:
+    """Yield the elements of a block; neighbouring bullets share a list."""
+    listed = False
+    for item in block:
+        bullet = isinstance(item, Note) and item.bullet
+        if bullet != listed:
+            yield "<ul>" if bullet else "</ul>"
+        listed = bullet
+        yield (
+            _note(item)
+            if isinstance(item, Note)
+            else "\n".join(_table(item) if isinstance(item, Table) else _pre(item))
+        )
+    if listed:
+        yield "</ul>"
+
+
+def _text(text: str) -> str:
+    return html.escape(printable(text))
+
+
+def _note(note: Note) -> str:
+    name = "li" if note.bullet else "h4" if note.tone == "heading" else "p"
+    return f'<{name} class="{note.tone}">{_text(note.text)}</{name}>'
+
+
+def _table(table: Table) -> Iterator[str]:
+    yield "<table>"
+    if table.caption:
+        yield f"<caption>{_text(table.caption)}</caption>"
+    if any(column.header for column in table.columns):
+        heads = "".join(f'<th scope="col"{_side(column)}>{_text(column.header)}</th>' for column in table.columns)
+        yield f"<thead><tr>{heads}</tr></thead>"
+    yield "<tbody>"
+    yield from (f"<tr>{_cells(table.columns, line)}</tr>" for line in table.lines)
+    yield "</tbody>"
+    yield "</table>"
+
+
+def _side(column: Column) -> str:
+    return RIGHT if column.numeric else ""
+
+
+def _cells(columns: Sequence[Column], line: Line) -> str:
+    first, *others = line.cells
+    if not others:
+        return f'<th scope="rowgroup" colspan="{len(columns)}" class="{line.tone}">{_text(first)}</th>'
+    cells = [f'<th scope="row"{INDENT if line.level else ""}>{_text(first)}</th>']
+    for position, (column, cell) in enumerate(zip(columns[1:], others, strict=True), start=2):
+        tone = f' class="{line.tone}"' if position == len(columns) or line.tone == "dim" else ""
+        cells.append(f"<td{tone}{_side(column)}>{_text(cell)}</td>")
+    return "".join(cells)
+
+
+def _pre(item: Series | Heat) -> Iterator[str]:
+    cleaned = drawing.relabelled(item, printable)
+    drawn = drawing.series(cleaned, CANVAS) if isinstance(cleaned, Series) else drawing.heat(cleaned, CANVAS)
+    yield '<pre style="line-height:1">'
+    yield from ("".join(map(_span, spans)) for spans in drawn)
+    yield "</pre>"
+
+
+def _span(span: drawing.Span) -> str:
+    looks = [f"{key}:{value}" for key, value in (("color", span.fore), ("background", span.back)) if value]
+    text = _text(span.text)
+    return f'<span style="{";".join(looks)}">{text}</span>' if looks else text

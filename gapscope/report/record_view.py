@@ -1,0 +1,255 @@
+"""One record as a block: its headline first, then single numbers, what there is per layer, and drawings."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from gapscope.report.document import Column, Heat, Item, Line, Note, Series, Table, Tone
+from gapscope.report.figures import NONE, count, figure, rounded, size
+from gapscope.report.records import Facts, Record
+from gapscope.results import Quantity, Status
+
+WHOLE = 24  # elements: larger arrays are shown in part
+PART = 8
+LAYERS = 64  # larger networks are shown in part
+ABREAST = 6  # columns that one quantity may take in the table of layers
+STRIP = 8  # entries from which a strip shows more than the table beside it
+CURVES = 8  # curves of one quantity
+MAPS = 2  # maps of one quantity
+PROVEN = (Status.EXACT, Status.CONVERGED, Status.BREAKDOWN)
+Named = tuple[str, Quantity]
+
+
+def record_block(record: Record, verbose: bool) -> tuple[Item, ...]:
+    """Return what is shown of a record."""
+    layered = [item for item in record.quantities.items() if _by_layer(item[1])]
+    drawn = [item for item in record.quantities.items() if _is_drawn(item[1])]
+    apart = dict((*layered, *drawn))
+    tabled = {name for name, quantity in record.quantities.items() if verbose and _is_table(quantity)}
+    listed = [item for item in _shown(record, verbose) if item[0] not in {*apart, *tabled}]
+    parts: list[tuple[list[Named], list[Item]]] = [
+        (listed, _list(listed, record, verbose)),
+        (layered, _layers(layered, record, verbose)),
+        (drawn, [drawing for item in drawn for drawing in _drawings(*item, record, verbose)]),
+    ]
+    headline = next(iter(record.quantities), "")
+    parts.sort(key=lambda part: headline not in dict(part[0]))  # stable: only the headline's part moves
+    block: list[Item] = [Note(text=record.analyzer, tone="heading")]
+    block += [item for _, items in parts for item in items]
+    if verbose:
+        named = [item for item in record.quantities.items() if item[0] in {*dict(drawn), *tabled}]
+        block += [table for item in named for table in _tables(*item, record=record)]
+    return (*block, *_endnotes(record, verbose))
+
+
+def facts_line(name: str, facts: Facts) -> str:
+    """Return facts as one line."""
+    return f"{name}: " + ", ".join(f"{key} {value}" for key, value in sorted(facts.items()))
+
+
+def _endnotes(record: Record, verbose: bool) -> Iterator[Note]:
+    cost = [f"{count(record.matvecs)} matvecs"] if record.matvecs else []
+    if record.seconds:
+        cost.append(f"{record.seconds:.1f}\u00a0s" if record.seconds >= 0.05 else "under 0.1\u00a0s")
+    tone: Tone = "dim" if record.status in PROVEN else "warning"
+    yield Note(text=" · ".join([record.message, *cost]), tone=tone)
+    yield from (Note(text=note, bullet=True) for note in record.notes)
+    if verbose:
+        docs = {name: quantity.doc for name, quantity in record.quantities.items() if quantity.doc}
+        yield from (Note(text=f"{name}: {doc}", tone="dim", bullet=True) for name, doc in docs.items())
+        if record.settings:
+            yield Note(text=facts_line("settings", record.settings), tone="dim")
+
+
+def _by_layer(quantity: Quantity) -> bool:
+    """Say whether the table of layers has columns for it."""
+    few = all(len(quantity.labels[dim]) <= ABREAST for dim in quantity.dims[1:])
+    return (
+        quantity.dims[:1] == ("layer",) and len(quantity.dims) <= 2 and few and quantity.drawn in ("numbers", "strip")
+    )
+
+
+def _is_drawn(quantity: Quantity) -> bool:
+    if quantity.drawn == "strip" and _by_layer(quantity):
+        return len(quantity.labels["layer"]) >= STRIP
+    return quantity.drawn != "numbers" and bool(quantity.dims)
+
+
+def _worth(name: str, quantity: Quantity, record: Record) -> bool:
+    """Say whether a reader in a hurry wants this drawing: the first of its kind, and whatever is judged."""
+    kinds = {each.drawn: key for key, each in reversed(list(record.quantities.items())) if each.dims}
+    return quantity.better != "none" or name == kinds[quantity.drawn]
+
+
+def _is_table(quantity: Quantity) -> bool:
+    """Say whether all numbers need a table of their own."""
+    return len(quantity.dims) == 2 and quantity.value.size > WHOLE and not _by_layer(quantity)
+
+
+def _words(name: str, quantity: Quantity) -> str:
+    return name.replace("_", " ") + (f" {quantity.unit}" if quantity.unit else "")
+
+
+# Single numbers and small arrays
+
+
+def _shown(record: Record, verbose: bool) -> list[Named]:
+    """Return the judged quantities, then single numbers without a direction; arrays of those only when verbose."""
+    items = list(record.quantities.items())
+    if verbose:
+        return items
+    judged = [item for i, item in enumerate(items) if i == 0 or item[1].better != "none"]
+    return judged + [item for item in items[1:] if item[1].better == "none" and not item[1].dims]
+
+
+def _list(listed: Sequence[Named], record: Record, verbose: bool) -> list[Item]:
+    lines = [line for name, quantity in listed for line in _quantity_lines(name, quantity, record, verbose)]
+    headers = ("value", "± data", "± numerical")
+    columns = (Column(header="", numeric=False, wraps=True), *(Column(header=header) for header in headers))
+    return [Table(columns=columns, lines=tuple(lines))] if lines else []
+
+
+def _quantity_lines(name: str, quantity: Quantity, record: Record, verbose: bool) -> Iterator[Line]:
+    words = _words(name, quantity)
+    tone: Tone = "plain" if quantity.better != "none" or name == next(iter(record.quantities)) else "dim"
+    total = quantity.value.size
+    whole = total <= WHOLE or verbose
+    for position, index in enumerate(np.ndindex(quantity.value.shape)):
+        if position == PART and not whole:
+            rest = f"{words}, {count(total - PART)} more of {count(total)}: all with --verbose or --json"
+            yield Line(cells=(rest, "", "", ""), tone="dim")
+            return
+        entries = [quantity.labels[dim][i] for dim, i in zip(quantity.dims, index, strict=True)]
+        numbers = _numbers(quantity, index, proven=record.status in PROVEN)
+        yield Line(cells=(", ".join([words, *entries]), *numbers), tone=tone)
+
+
+def _numbers(quantity: Quantity, index: tuple[int, ...], *, proven: bool) -> tuple[str, str, str]:
+    value, sampling, numerical = _at(quantity, index)
+    return _signed(quantity, rounded(value, _error(sampling, numerical)), proven), size(sampling), size(numerical)
+
+
+def _at(quantity: Quantity, index: tuple[int, ...]) -> tuple[float, float, float]:
+    value, sampling, numerical = (
+        math.nan if values is None else float(values[index])
+        for values in (quantity.value, quantity.sampling_error, quantity.numerical_error)
+    )
+    return value, sampling, numerical
+
+
+def _error(*errors: float) -> float:
+    return math.hypot(*(error for error in errors if math.isfinite(error)))
+
+
+def _signed(quantity: Quantity, shown: str, proven: bool) -> str:
+    """Mark a value that is only known to lie on one side."""
+    sign = {"lower": "≥ ", "upper": "≤ ", "none": ""}[quantity.bound]
+    return shown if shown == NONE or proven else sign + shown
+
+
+def _cell(quantity: Quantity, index: tuple[int, ...], proven: bool) -> str:
+    value, *errors = _at(quantity, index)
+    return _signed(quantity, figure(value, _error(*errors)), proven)
+
+
+# Layers
+
+
+def _layers(layered: Sequence[Named], record: Record, verbose: bool) -> list[Item]:
+    """Return one table: layers in network order, quantities by importance, so that a narrow window drops the last."""
+    if not layered:
+        return []
+    headline, proven = next(iter(record.quantities)), record.status in PROVEN
+    ordered = sorted(layered, key=lambda item: (item[0] != headline, item[1].better == "none"))
+    headers, columns = ["layer"], [layered[0][1].labels["layer"]]
+    for name, quantity in ordered:
+        for index in np.ndindex(quantity.value.shape[1:]):
+            entries = [quantity.labels[dim][i] for dim, i in zip(quantity.dims[1:], index, strict=True)]
+            headers.append(" ".join([_words(name, quantity), *entries]))
+            layers = range(len(columns[0]))
+            columns.append(tuple(_cell(quantity, (layer, *index), proven) for layer in layers))
+    lines = [Line(cells=cells) for cells in zip(*columns, strict=True)]
+    if len(lines) > LAYERS and not verbose:
+        rest = f"{count(len(lines) - LAYERS)} more layers: --verbose"
+        lines = [*lines[:LAYERS], Line(cells=(rest,), tone="dim")]
+    return [Table(columns=_headed(headers), lines=tuple(lines), overflow="split" if verbose else "drop")]
+
+
+def _headed(headers: Sequence[str]) -> tuple[Column, ...]:
+    first, *others = headers
+    return (Column(header=first, numeric=False, wraps=True), *(Column(header=header) for header in others))
+
+
+# Drawings, and the numbers behind them
+
+
+def _drawings(name: str, quantity: Quantity, record: Record, verbose: bool) -> Iterator[Item]:
+    words = _words(name, quantity)
+    if not verbose and not _worth(name, quantity, record):
+        if not _by_layer(quantity):  # the table has those numbers
+            yield Note(text=f"{words}: drawn with --verbose", tone="dim")
+        return
+    flat = 2 if quantity.drawn == "map" and len(quantity.dims) > 1 else 1
+    lead, dims = quantity.dims[:-flat], quantity.dims[-flat:]
+    labels = [quantity.labels[dim] for dim in dims]
+    where = list(np.ndindex(quantity.value.shape[: len(lead)]))
+    names = [", ".join(quantity.labels[dim][i] for dim, i in zip(lead, index, strict=True)) for index in where]
+    most = len(where) if verbose else CURVES if flat == 1 else MAPS
+    if flat == 2:
+        for index, title in zip(where[:most], names, strict=False):
+            yield Heat(
+                title=", ".join(part for part in (words, title) if part),
+                axes=(dims[0], dims[1]),
+                rows=labels[0],
+                columns=labels[1],
+                values=tuple(map(tuple, quantity.value[index].tolist())),
+                marks=_marks(record),
+            )
+    else:
+        yield Series(
+            title=words,
+            style="strip" if quantity.drawn == "strip" else "line" if quantity.drawn == "line" else "bars",
+            axis=dims[0].replace("_", " "),
+            labels=labels[0],
+            curves=tuple(tuple(quantity.value[index].tolist()) for index in where[:most]),
+            names=tuple(names[:most]) if lead else (),
+        )
+    if len(where) > most:
+        more = f"{count(len(where) - most)} more of {count(len(where))}"
+        yield Note(text=f"{words}: {more} with --verbose", tone="dim")
+
+
+def _marks(record: Record) -> tuple[tuple[str, float, float], ...]:
+    """Return where subjects lie on a map: a quantity `points` holds their places along its columns and its rows."""
+    points = record.quantities.get("points")
+    if points is None or points.dims != ("subject", "axis") or points.value.shape[1] != 2:
+        return ()
+    return tuple((label, y, x) for label, (x, y) in zip(points.labels["subject"], points.value.tolist(), strict=True))
+
+
+def _tables(name: str, quantity: Quantity, *, record: Record) -> Iterator[Table]:
+    """Return all numbers of an array: one line per entry, or its longer dimension as rows and the other as columns."""
+    words, proven = _words(name, quantity), record.status in PROVEN
+    lead, dims = quantity.dims[:-2], quantity.dims[-2:]
+    if len(quantity.dims) == 1:
+        labels = quantity.labels[dims[0]]
+        lines = [Line(cells=(label, *_numbers(quantity, (i,), proven=proven))) for i, label in enumerate(labels)]
+        columns = _headed((dims[0], "value", "± data", "± numerical"))
+        yield Table(columns=columns, lines=tuple(lines), caption=words)
+        return
+    first, second = (quantity.labels[dim] for dim in dims)
+    turned = len(first) < len(second)
+    down, across = (second, first) if turned else (first, second)
+    for index in np.ndindex(quantity.value.shape[: len(lead)]):
+        titles = [quantity.labels[dim][i] for dim, i in zip(lead, index, strict=True)]
+        places = [[(j, i) if turned else (i, j) for j in range(len(across))] for i in range(len(down))]
+        yield Table(
+            columns=_headed((" \\ ".join(dims[::-1] if turned else dims), *across)),
+            lines=tuple(
+                Line(cells=(label, *(_cell(quantity, (*index, *place), proven) for place in row)))
+                for label, row in zip(down, places, strict=True)
+            ),
+            overflow="split",
+            caption=", ".join([words, *titles]),
+        )

@@ -1,0 +1,116 @@
+from dataclasses import replace
+
+import pytest
+from example_reports import adaptive_sharpness, eigenvalues, gap, large, path, report, together, with_quantity
+
+from gapscope.report.comparison import compare
+from gapscope.report.reading import whole_reading
+from gapscope.results import Quantity, Status
+
+DISAGREE = "the raw contrast may be a matter of the scale of the weights"
+
+
+def reading(raw, adaptive, **quantities):
+    """The reading of two reports whose top eigenvalues and adaptive sharpness have these ratios."""
+    small = report(eigenvalues(0.154), adaptive_sharpness(), gap())
+    big = large(eigenvalues(0.154 * raw), adaptive_sharpness(adaptive, **quantities), gap())
+    return " ".join(compare([small, big]).reading)
+
+
+def test_raw_and_adaptive_sharpness_agree():
+    said = reading(2, 1.5)
+    assert "adaptive sharpness, the scale-aware companion, agrees." in said
+    assert DISAGREE not in said
+    assert "no scale-aware measure" not in said
+
+
+def test_where_they_disagree_the_reading_says_what_rescaling_does():
+    said = reading(2, 0.5)
+    assert "adaptive sharpness, the scale-aware companion, says the opposite." in said
+    assert f"{DISAGREE}; on that question believe the adaptive one." in said
+
+
+def test_where_only_the_raw_one_can_tell_its_contrast_may_be_scale():
+    said = reading(2, 1)
+    assert "adaptive sharpness, the scale-aware companion, cannot tell." in said
+    assert f"{DISAGREE}." in said
+
+
+def test_where_only_the_adaptive_one_can_tell_it_is_believed_on_scale():
+    said = reading(1, 2)
+    assert "adaptive sharpness, the scale-aware companion, can." in said
+    assert "Apart from the scale of the weights, large batch 650 is the sharper one" in said
+    assert "Apart from the scale of the weights, small batch 32 is the sharper one" in reading(1, 0.5)
+    assert "Apart from" not in reading(1, 1)
+
+
+def test_parts_of_it_that_cannot_tell_are_not_overlooked():
+    assert "companion, agrees where it can tell." in reading(2, 1.5, average=1)
+    assert "companion, is divided." in reading(2, 1.5, average=0.5)
+    assert "companion, can in part." in reading(1, 1.5, average=1)
+
+
+def test_sharpness_that_feels_the_scale_is_no_companion():
+    both = [adaptive_sharpness(ratio) for ratio in (1, 2)]
+    only = [with_quantity(record, sam=record.quantities["sam"]) for record in both]
+    said = " ".join(compare([report(eigenvalues(), gap(), only[0]), large(eigenvalues(0.3), gap(), only[1])]).reading)
+    assert "no scale-aware measure is in these reports" in said
+    assert "companion" not in said
+
+
+def test_at_unequal_loss_scale_is_not_discussed():
+    sides = [(eigenvalues(top), adaptive_sharpness(2), gap(loss)) for top, loss in ((0.1, 0.01), (0.3, 0.1))]
+    said = " ".join(compare([report(*sides[0]), large(*sides[1])]).reading)
+    assert "the sharpness contrast cannot tell. Train to equal loss." in said
+    assert DISAGREE not in said
+
+
+def test_of_layers_alone_verdicts_are_counted():
+    def side(*values):
+        labels = {"layer": ("fc1", "fc2", "fc3")}
+        common = {"better": "lower", "higher_is": "sharper", "dims": ("layer",), "labels": labels}
+        median = Quantity(value=values, sampling_error=[0.01] * 3, doc="", **common)
+        return replace(gap(), analyzer="curvature", quantities={"median": median})
+
+    said = compare([report(side(1, 1, 1)), large(side(2, 0.5, 1))]).reading[0]
+    assert said.endswith(
+        "of 3 values of curvature median by layer, small batch 32 is sharper in 1, large batch 650 is sharper in 1, "
+        "1 cannot be told apart."
+    )
+
+
+@pytest.mark.parametrize("status", [Status.BUDGET_SPENT, Status.NOISE_DOMINATED, Status.NONFINITE])
+def test_unfinished_records_are_named_once_with_their_sentence(status):
+    sides = [report(eigenvalues(status=status), gap()), large(eigenvalues(status=status), gap())]
+    assert f"Mind eigenvalues of small batch 32 and large batch 650 ({status.value})." in compare(sides).reading
+
+
+def barrier(value, error=0.0, **changes):
+    comparison = together(path(value, error=error), **changes)
+    return whole_reading(comparison)[len(comparison.reading) :]
+
+
+def test_a_barrier_parts_two_basins():
+    assert barrier(0.4, 0.02) == (
+        "Along the straight line between them the training loss rises by 0.400 ± 0.020: on this line they lie in "
+        "different basins.",
+    )
+    (said,) = barrier(0.004, 0.0002)
+    assert said.endswith("different basins, parted by little beside their losses of 0.0121 and 0.0124.")
+
+
+def test_no_barrier_is_said_as_such():
+    assert barrier(0) == ("Along the straight line between them there is no barrier: the training loss does not rise.",)
+    (said,) = barrier(0.001, 0.002)
+    assert said.endswith("rises by 0.0010 ± 0.0020: no barrier can be told from none.")
+
+
+def test_a_barrier_that_is_not_there_or_not_a_number_is_passed_over():
+    assert barrier(float("nan")) == ()
+    comparison = together(replace(path(), quantities={"loss": path().quantities["loss"]}))
+    assert whole_reading(comparison) == comparison.reading
+
+
+def test_the_loss_is_called_the_training_loss_only_there():
+    subjects = tuple(replace(one, conditions={**one.conditions, "split": "test"}) for one in together().subjects)
+    assert "between them the loss rises" in barrier(0.4, subjects=subjects)[0]

@@ -1,0 +1,57 @@
+from dataclasses import replace
+
+import pytest
+from example_reports import eigenvalues, epsilon_sharpness, gap, large, path, plane, report, together
+
+from gapscope.errors import ReportError
+from gapscope.report.records import merge, merge_comparison
+
+
+def test_merging_keeps_the_other_results():
+    merged, said = merge(report(eigenvalues(), gap()), report(epsilon_sharpness(), gap()))
+    assert list(merged.results) == ["eigenvalues", "gap", "epsilon-sharpness"]
+    assert said == ()
+
+
+def test_a_replaced_result_says_which_settings_changed():
+    merged, said = merge(report(eigenvalues()), report(eigenvalues(k=3, delta=0.1)))
+    assert merged.results["eigenvalues"].settings["k"] == 3
+    assert said == ("replaced eigenvalues: settings changed: delta none -> 0.1, k 1 -> 3",)
+    _, said = merge(report(eigenvalues()), report(replace(eigenvalues(), version="2")))
+    assert said == ("replaced eigenvalues: settings changed: version 1 -> 2",)
+
+
+def test_reports_of_other_subjects_or_conditions_do_not_merge():
+    with pytest.raises(ReportError, match=r"measures something else: checkpoint \(small.pt there, large.pt now\)"):
+        merge(report(), large())
+    with pytest.raises(ReportError, match=r"dtype \(float32 there, float64 now\), limit \(none there, 64 now\)\. Exp"):
+        merge(report(), report(dtype="float64", limit=64))
+
+
+def test_merging_comparisons_keeps_the_other_results_and_the_rows():
+    first, second = together(path()), together(plane(), rows=(), reading=(), forced=("dtype",))
+    merged, said = merge_comparison(first, second)
+    assert list(merged.results) == ["path", "plane"]
+    assert (merged.rows, merged.reading, merged.forced, said) == (first.rows, first.reading, ("dtype",), ())
+    merged, _ = merge_comparison(replace(second, forced=()), first)
+    assert (merged.rows, merged.reading) == (first.rows, first.reading)
+    again = replace(first, rows=first.rows[:1], reading=("new",))
+    merged, _ = merge_comparison(replace(first, forced=("eigenvalues.k",)), again)
+    assert (merged.rows, merged.reading, merged.forced) == (first.rows[:1], ("new",), ())
+
+
+def test_a_replaced_joint_result_says_which_settings_changed():
+    merged, said = merge_comparison(together(), together(path(points=5)))
+    assert merged.results["path"].settings == {"points": 5}
+    assert said == ("replaced path: settings changed: points 11 -> 5",)
+
+
+def test_comparisons_of_other_subjects_do_not_merge():
+    turned = replace(together(), subjects=together().subjects[::-1])
+    with pytest.raises(ReportError, match=r"of something else: subject 1: checkpoint \(small.pt there, large.pt now\)"):
+        merge_comparison(together(), turned)
+    conditions = [replace(subject, conditions={**subject.conditions, "limit": 64}) for subject in together().subjects]
+    with pytest.raises(ReportError, match=r"subject 1: limit \(none there, 64 now\), subject 2: limit .*`--output`"):
+        merge_comparison(together(), replace(together(), subjects=tuple(conditions)))
+    with pytest.raises(ReportError, match="2 subjects there, 3 now"):
+        merge_comparison(together(), replace(together(), subjects=(*together().subjects, together().subjects[0])))
