@@ -26,3 +26,27 @@ class Operator:
 def from_dense(matrix: Tensor) -> Operator:
     """Return the operator of a symmetric matrix (n, n)."""
     return Operator(matrix.shape[0], lambda v: matrix @ v, matrix.dtype, matrix.device)
+
+
+def restricted(operator: Operator, where: slice) -> Operator:
+    """Return the diagonal block A[where, where]: v is padded with zeros, and A v cut.
+
+    Shapes: acts on (stop - start,).  Cost: one matvec of `operator`, two vectors of its length.
+    """
+    start, stop, _ = where.indices(operator.size)
+
+    def matvec(v: Tensor) -> Tensor:
+        padded = v.new_zeros(operator.size)
+        padded[start:stop] = v
+        return operator.matvec(padded)[start:stop]
+
+    return Operator(stop - start, matvec, operator.dtype, operator.device)
+
+
+def scaled(operator: Operator, d: Tensor) -> Operator:
+    """Return D A D for D = diag(d), d (n,): with d = P^-1/2, the operator as a preconditioner P sees it.
+
+    Cost: one matvec of `operator`.
+    """
+    diagonal = d.to(operator.dtype).to(operator.device)
+    return Operator(operator.size, lambda v: diagonal * operator.matvec(diagonal * v), operator.dtype, operator.device)

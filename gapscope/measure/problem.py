@@ -8,10 +8,10 @@ buffers, mode and requires_grad flags are as before after every call, also after
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from gapscope.measure.loading.losses import Loss
 from gapscope.measure.monitor import Monitor
 from gapscope.measure.operators import Operator
 from gapscope.measure.parameters import Parameters
+from gapscope.measure.samples import Batch as Batch  # part of what a problem is: `mean` hands them out
+from gapscope.measure.samples import Samples
 from gapscope.results import CHUNKS, Array
 
 BatchNorm = Literal["eval", "batch", "re-estimated"]
@@ -38,14 +40,17 @@ RE_ESTIMATION_BATCH = 128
 _MICRO_BYTES_CPU = 100_000_000
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch: samples start..stop of the data."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Origin:
+    """Where a problem comes from: what its checkpoint is called and recorded, and the problem on its other split."""
 
-    inputs: Tensor
-    targets: Tensor
-    start: int
-    stop: int
+    split: str = "train"
+    identity: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)  # untrusted: whatever the checkpoint recorded
+    initial: Mapping[str, Tensor] | None = None  # the state_dict before training
+    optimizer: Mapping[str, Any] | None = None  # the optimizer's state_dict
+    limit_seed: int = 0
+    other: "Problem | None" = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,6 +70,7 @@ class Problem:
     memory_budget: int = DEFAULT_MEMORY_BUDGET
     batchnorm: BatchNorm = "eval"
     monitor: Monitor = field(default_factory=Monitor)
+    origin: Origin = field(default_factory=Origin)
 
     def __post_init__(self) -> None:
         if self.parameters.size == 0:
@@ -148,15 +154,18 @@ class Problem:
         small, large = self._graph_bytes(few), self._graph_bytes(more)
         return max(1, math.ceil((large - small) / (more - few)) if more > few else large)
 
+    @property
+    def micro_bytes(self) -> int:
+        """Return what the graph of one micro-batch may take."""
+        room = self.memory_budget // 8
+        return min(room, _MICRO_BYTES_CPU) if self.device.type == "cpu" else room
+
     @cached_property
     def micro_batch(self) -> int:
         """Return the samples per micro-batch: as given, or from the sizes and the memory budget alone."""
         if self.batch_size is not None:
             return min(self.batch_size, self.samples)
-        room = self.memory_budget // 8
-        if self.device.type == "cpu":
-            room = min(room, _MICRO_BYTES_CPU)
-        fitting = max(1, room // self.graph_bytes_per_sample)
+        fitting = max(1, self.micro_bytes // self.graph_bytes_per_sample)
         return min(self.samples, 1 << (fitting.bit_length() - 1))
 
     def slices(self, size: int) -> Iterator[Batch]:
@@ -247,22 +256,37 @@ class Problem:
         """Return J' (loss Hessian) J at the checkpoint's theta: positive semidefinite for convex losses."""
         return self._operator(products.gauss_newton)
 
+    # --- sample by sample: see Samples --------------------------------------------------------------------------
+
     def curvature_along(self, v: Tensor) -> tuple[Tensor, Array]:
-        """Return H v (n,) and v' H_i v of every sample (N,), whose mean is v' H v.
+        """Return H v (n,) and v' H_i v of every sample (N,), whose mean is v' H v."""
+        return self._samples.curvature_along(v)
 
-        Cost: 3.5 (multilayer perceptron) to 8.5 (ResNet-20) gradients; it is the product that verifies an eigenpair.
-        """
-        parameters, direction, parts = self._split(None), self.parameters.split(v), []
+    def slopes_along(self, v: Tensor) -> Array:
+        """Return g_i'v of every sample (N,), whose mean is G'v."""
+        return self._samples.slopes_along(v)
 
-        def collect(batch: Batch) -> Tensor:
-            product, along = products.curvature_along(self._micro(batch), parameters, direction)
-            parts.append(along.double().cpu())
-            return self.parameters.flatten(product)
+    def weighted_gradient(self, weights: Array | Tensor) -> Tensor:
+        """Return 1/N sum_i w_i g_i (n,) for weights (N,)."""
+        return self._samples.weighted_gradient(torch.as_tensor(weights))
 
-        product = self._vector(self.mean(collect))
-        return product, np.asarray(torch.cat(parts).numpy())
+    def gradient_squares(self, center: Tensor | None = None) -> tuple[Array, Tensor]:
+        """Return |g_i - center|^2 (0 if none) of every sample and layer (N, layers), and the mean gradient (n,)."""
+        return self._samples.gradient_squares(center)
+
+    def curvature_squares(self, v: Tensor, center: Tensor | None = None) -> tuple[Array, Tensor]:
+        """Return |d_i|^2 of every sample (N,), d_i = H_i v - center (0 if none), and 1/N sum_i H_i d_i (n,)."""
+        return self._samples.curvature_squares(v, center)
+
+    def second_moment(self) -> Operator:
+        """Return v -> 1/N sum_i H_i (H_i v), the mean of the samples' squared Hessians."""
+        return Operator(self.size, lambda v: self.curvature_squares(v)[1], self.dtype, self.device)
 
     # --- inside -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _samples(self) -> Samples:
+        return Samples(self)
 
     @cached_property
     def constants(self) -> dict[str, Tensor]:

@@ -38,6 +38,26 @@ def gradient(micro: Micro, parameters: Leaves) -> tuple[list[Tensor], Tensor]:
     return _grad(losses.sum(), leaves), losses.detach()
 
 
+def weighted_gradient(micro: Micro, parameters: Leaves, weights: Tensor) -> list[Tensor]:
+    """Return sum_i w_i g_i, for weights of the shape of the losses (B,)."""
+    leaves = leaves_of(parameters)
+    losses = micro.losses(micro.outputs(leaves))
+    return _grad((weights.to(losses) * losses).sum(), leaves)
+
+
+def slopes_along(micro: Micro, parameters: Leaves, v: Leaves) -> Tensor:
+    """Return g_i'v for every sample of the micro-batch (B,).
+
+    With weights w on the samples, g(w)'v is linear in w, and its derivative by w is what is asked for.
+    """
+    leaves = leaves_of(parameters)
+    with sdpa_kernel(SDPBackend.MATH):
+        losses = micro.losses(micro.outputs(leaves))
+        weights = torch.ones_like(losses, requires_grad=True)
+        slopes = _grad((weights * losses).sum(), leaves, create_graph=True)
+        return _grad(_dot(slopes, v), [weights])[0]
+
+
 def hessian(micro: Micro, parameters: Leaves) -> Product:
     """Return v -> H v for the sum of losses, with the graph of the gradient kept."""
     leaves = leaves_of(parameters)

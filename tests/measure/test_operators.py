@@ -1,6 +1,6 @@
 import torch
 
-from gapscope.measure.operators import from_dense
+from gapscope.measure.operators import Operator, from_dense, restricted, scaled
 from tests.spectra import SPECTRA, matrix
 
 
@@ -16,3 +16,29 @@ def test_a_block_is_row_by_row():
     operator = from_dense(matrix(SPECTRA["clustered"]))
     rows = torch.randn(3, operator.size, dtype=torch.float64)
     assert torch.equal(operator.block(rows), torch.stack([operator.matvec(row) for row in rows]))
+
+
+def test_a_restricted_operator_is_the_diagonal_block():
+    dense = matrix(SPECTRA["separated"])
+    block = restricted(from_dense(dense), slice(30, 37))
+    assert (block.size, block.dtype, block.device) == (7, torch.float64, torch.device("cpu"))
+    torch.testing.assert_close(block.block(torch.eye(7, dtype=torch.float64)), dense[30:37, 30:37])
+    whole = restricted(from_dense(dense), slice(None))
+    assert whole.size == len(dense)
+
+
+def test_a_scaled_operator_is_d_a_d():
+    dense = matrix(SPECTRA["clustered"])
+    d = torch.linspace(0.5, 3.0, len(dense), dtype=torch.float32)
+    operator = scaled(from_dense(dense), d)
+    rows = operator.block(torch.eye(len(dense), dtype=torch.float64))
+    torch.testing.assert_close(rows, d.double()[:, None] * dense * d.double())
+    assert (operator.size, operator.dtype) == (120, torch.float64)
+
+
+def test_combinators_cost_one_matvec():
+    spent = []
+    counting = Operator(5, lambda v: spent.append(1) or v, torch.float64)
+    restricted(counting, slice(1, 3)).matvec(torch.ones(2, dtype=torch.float64))
+    scaled(counting, torch.ones(5)).matvec(torch.ones(5, dtype=torch.float64))
+    assert len(spent) == 2

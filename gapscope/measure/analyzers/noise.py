@@ -1,0 +1,397 @@
+"""How noisy the gradient of a mini-batch is, and what that noise does at the point measured."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+
+from gapscope.measure.analyzers.eigenvalues import REMEDIES
+from gapscope.results import Array, Quantity, Result, Status, scalar
+
+if TYPE_CHECKING:
+    from gapscope.measure.context import Context
+    from gapscope.measure.operators import Operator
+    from gapscope.measure.problem import Problem
+    from gapscope.measure.solvers.hutchinson import TraceEstimate
+    from gapscope.measure.solvers.lanczos import Eigenpairs
+
+# parameters x samples up to which `auto` measures the non-uniformity: 1 s on digits (6 million), minutes on 256 images
+# with ResNet-20 (69 million)
+AUTO_WORK = 30_000_000
+
+When = Literal["auto", "yes", "no"]
+_ROUNDING = 10  # epsilons, as in lanczos
+_OPTIONAL = ("momentum", "weight_decay")  # 0 where nothing is recorded
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseResult(Result):
+    """What `noise` measures."""
+
+    noise_scale: Quantity
+    covariance_trace: Quantity
+    covariance_trace_blocks: Quantity
+    gradient_norm: Quantity
+    population_square: Quantity
+    curvature_noise: Quantity
+    critical_batch: Quantity | None
+    nonuniformity: Quantity | None
+    nonuniformity_limit: Quantity | None
+    sharpness: Quantity | None
+    sharpness_limit: Quantity | None
+    rate_over_batch: Quantity | None
+    diffusion: Quantity | None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the checkpoint recorded of plain or heavy-ball SGD."""
+
+    rate: float
+    batch: float
+    momentum: float
+    decay: float
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """The mean gradient and its distances to those of the samples."""
+
+    mean: Any  # (n,) Tensor
+    squares: Array  # (N, layers) |g_i - G|^2
+    apart: Array  # (N,) the same, summed over layers
+    along: Array  # (N,) 2 G'(g_i - G): what sample i adds to |G|^2
+    square: float  # |G|^2
+    rounding: float  # relative, of each of them
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gradient noise of mini-batches: its scale (the batch size where noise and gradient are equal), its covariance
+    Sigma by layer, and its alignment with the curvature.
+
+    Sigma is the covariance of the gradients of single samples over the data measured: a mini-batch of B, drawn with
+    replacement, has the gradient covariance Sigma / B.  tr(Sigma H) comes from products with random signs on the
+    samples, the non-uniformity of their Hessians from Lanczos.  What needs the rate, the batch size and momentum takes
+    them from the checkpoint.  Not invariant to rescaling the layers, and the noise scale is one of this point of
+    training: it grows as the gradient vanishes.
+    """
+
+    name: ClassVar[str] = "noise"
+    version: ClassVar[str] = "1"
+    arity: ClassVar[int] = 1
+    incidental: ClassVar[tuple[str, ...]] = ()
+
+    tolerance: Annotated[float, "relative: standard error of tr(Sigma H), and the non-uniformity's eigenvalue"] = 0.05
+    probes: Annotated[int, "budget of products with random signs for tr(Sigma H)"] = 100
+    nonuniformity: Annotated[When, "measure it; auto: up to 30 million parameters x samples, it is dear"] = "auto"
+    max_matvecs: Annotated[int, "budget of products for the non-uniformity"] = 60
+
+    def gradients(self, problem: "Problem") -> float:
+        """Return about how many gradients this costs."""
+        # the gradients of single samples are written out: dear where there is little to compute for each parameter
+        written = min(1.0, problem.size * problem.theta.element_size() / problem.graph_bytes_per_sample)
+        spread = 20 * (15 + 60 * written) if self._spread_wanted(problem) else 0.0
+        return 12 + 25 * written + 6 * min(self.probes, problem.samples, 30) + spread
+
+    def __call__(self, context: "Context") -> NoiseResult:
+        """Measure the noise on the measured split."""
+        from gapscope.errors import UsageError
+        from gapscope.measure.solvers.hutchinson import PILOT
+
+        if not 0 < self.tolerance < 1 or self.probes < PILOT or self.max_matvecs < 3:
+            raise UsageError(
+                f"noise got tolerance={self.tolerance}, probes={self.probes}, max_matvecs={self.max_matvecs}. Expected "
+                f"0 < tolerance < 1, {PILOT} probes or more, and max_matvecs of 3 or more: 2 verify what others find."
+            )
+        problem, monitor = context.problem(), context.monitor
+        monitor.begin("noise", round(self.gradients(problem)))
+        found = _gradients(problem)
+        hessian = problem.hessian()
+        trace = self._curvature_noise(context, problem, hessian)
+        curvature = problem.curvature_along(found.mean)[1]
+        spread, pairs = self._spread(context, problem, hessian) if self._spread_wanted(problem) else (None, None)
+        del hessian  # with it go the kept graphs
+        recorded, notes = _recorded(context, problem.data.total)
+        covariance, bend = float(found.apart.mean()), float(curvature.mean())
+        noise_error = math.hypot(trace.trace_error, found.rounding * math.sqrt(problem.samples) * trace.frobenius)
+        finite = math.isfinite(covariance + found.square + trace.trace + bend)
+        statuses = [trace.status] if pairs is None else [trace.status, pairs.status]
+        critical = trace.trace / bend if bend > 0 and trace.trace > 0 else None
+        if critical is None and finite:
+            notes.append(f"no critical batch: tr(Sigma H) is {trace.trace:.3g} and G'HG {bend:.3g}, not both positive")
+        return NoiseResult(
+            status=_status(statuses) if finite else Status.NONFINITE,
+            matvecs=trace.matvecs + (0 if pairs is None else pairs.matvecs),
+            notes=(*self._notes(problem, trace, pairs), *notes),
+            noise_scale=_noise_scale(problem, found, covariance),
+            covariance_trace=Quantity(
+                value=scalar(covariance),
+                sampling_error=_standard_error(found.apart),
+                chunks=problem.chunk_means(found.apart),
+                higher_is="noisier",
+                doc="trace of Sigma, the covariance of the samples' gradients: mean of |g_i - G|^2 over the N samples "
+                "(divided by N: the noise of SGD on these data); a mini-batch of B has Sigma / B",
+            ),
+            covariance_trace_blocks=Quantity(
+                value=found.squares.mean(0),
+                sampling_error=_standard_error(found.squares),
+                dims=("layer",),
+                labels={"layer": tuple(problem.parameters.blocks())},
+                doc="trace of each layer's block of Sigma; they add up to the covariance trace",
+            ),
+            gradient_norm=Quantity(
+                value=scalar(math.sqrt(found.square)),
+                sampling_error=_standard_error(found.along / (2 * math.sqrt(found.square or math.nan))),
+                doc="|G|, norm of the mean gradient over all of the data: exact for these data",
+            ),
+            population_square=_population_square(problem, found, covariance),
+            curvature_noise=Quantity(
+                value=scalar(trace.trace),
+                numerical_error=_known(noise_error),
+                higher_is="noisier across the curvature",
+                doc="tr(Sigma H): the loss that one step of rate eta adds by noise is eta^2 / (2 B) times it; "
+                "numerical error: standard error over probes, and rounding; its error over the data is not measured",
+            ),
+            critical_batch=None
+            if critical is None
+            else Quantity(
+                value=scalar(critical),
+                numerical_error=_known(noise_error / bend),
+                unit="samples",
+                doc="B_noise = tr(Sigma H) / (G'HG) (arXiv 1812.06162): the batch size where noise and gradient bend "
+                "the loss alike, one best-rate step then gains half of the most; a local, second-order statement",
+            ),
+            nonuniformity=spread,
+            **_recorded_quantities(context, problem, recorded, found),
+        )
+
+    def _curvature_noise(self, context: "Context", problem: "Problem", hessian: "Operator") -> "TraceEstimate":
+        """Estimate tr(Sigma H) from signs on the samples.
+
+        Hutch++ deflates the few large eigenvalues: on digits 30 products leave a standard error of 0.1 %, where 200
+        single probes v'Hv leave 5 %.
+        """
+        from gapscope.measure.samples import noise_curvature
+        from gapscope.measure.solvers.hutchinson import estimate_trace
+
+        say = context.monitor.say
+        return estimate_trace(
+            noise_curvature(problem, hessian),
+            context.generator("noise"),
+            tolerance=self.tolerance,
+            max_matvecs=self.probes,
+            sketch_bytes=problem.memory_budget // 2,
+            watch=lambda spent, value, error: say(f"product {spent}  tr(Sigma H) {value:.4g} ± {error:.1g}"),
+        )
+
+    def _spread_wanted(self, problem: "Problem") -> bool:
+        dear = problem.size * problem.samples > AUTO_WORK
+        return self.nonuniformity == "yes" or (self.nonuniformity == "auto" and not dear)
+
+    def _spread(self, context: "Context", problem: "Problem", hessian: "Operator") -> tuple[Quantity, "Eigenpairs"]:
+        """Find the top eigenpair u of mean H_i^2 - H^2; its last product gives |(H_i - H) u|^2 of every sample."""
+        from gapscope.measure.operators import Operator
+        from gapscope.measure.solvers.lanczos import Stopping, extreme_eigenpairs
+
+        last: list[Array] = []
+        say = context.monitor.say
+
+        def matvec(v: Any) -> Any:
+            return problem.curvature_squares(v, hessian.matvec(v))[1]
+
+        def verify(u: Any) -> Any:
+            squares, image = problem.curvature_squares(u, hessian.matvec(u))
+            last[:] = [squares]
+            return image
+
+        pairs = extreme_eigenpairs(
+            Operator(problem.size, matvec, problem.dtype, problem.device),
+            1,
+            context.generator("noise/spread"),
+            stopping=Stopping(self.tolerance, 1e-3, self.max_matvecs),
+            basis_bytes=problem.memory_budget // 2,
+            verify=verify,
+            watch=lambda step, value, error: say(f"step {step}  non-uniformity^2 {value:.4g} ± {error:.1g}"),
+        )
+        return _nonuniformity(problem, pairs, last[0] if last else np.full(problem.samples, np.nan)), pairs
+
+    def _notes(self, problem: "Problem", trace: "TraceEstimate", pairs: "Eigenpairs | None") -> list[str]:
+        notes = []
+        if trace.status is Status.BUDGET_SPENT:
+            notes.append("tr(Sigma H) not converged: raise `--probes`; the error stated still holds")
+        if pairs is not None and pairs.status is Status.BUDGET_SPENT:
+            notes.append(f"non-uniformity not converged: {REMEDIES[pairs.spent_on]}")
+        if pairs is None and self.nonuniformity == "auto":
+            notes.append(
+                f"non-uniformity left out: {problem.size:,} parameters x {problem.samples:,} samples are dear; "
+                "`--nonuniformity yes` measures it"
+            )
+        if problem.samples < problem.data.total:
+            notes.append(f"measured on {problem.samples:,} of {problem.data.total:,} samples")
+        return notes
+
+
+def _gradients(problem: "Problem") -> _Gradients:
+    import torch
+
+    mean = problem.gradient()
+    squares, slopes = problem.gradient_squares(mean)[0], problem.slopes_along(mean)
+    square, along = float(mean.cpu().double().square().sum()), 2 * (slopes - slopes.mean())
+    return _Gradients(mean, squares, squares.sum(1), along, square, _ROUNDING * torch.finfo(problem.dtype).eps)
+
+
+def _noise_scale(problem: "Problem", found: _Gradients, covariance: float) -> Quantity:
+    """Return tr(Sigma) / |G|^2; its errors by first order in what each sample adds to both."""
+    square = found.square or math.nan
+    value = covariance / square
+    shares = (found.apart - covariance - value * found.along) / square
+    return Quantity(
+        value=scalar(value),
+        numerical_error=_known(2 * found.rounding * value * math.sqrt(1 + value)),
+        sampling_error=_standard_error(shares),
+        chunks=_known(problem.chunk_means(value + shares)),
+        unit="samples",
+        higher_is="noisier",
+        doc="B_simple = tr(Sigma) / |G|^2 (arXiv 1812.06162): the batch size whose noise is as long as the gradient; "
+        "G and Sigma are exact for these data, not estimated from two batch sizes; not the best batch size: it leaves "
+        "out the curvature, and grows without bound toward a minimum; numerical error: rounding of G; errors over the "
+        "data and chunks by first order",
+    )
+
+
+def _population_square(problem: "Problem", found: _Gradients, covariance: float) -> Quantity:
+    """Return |G|^2 - tr(Sigma) / (N - 1), unbiased for the squared gradient of the distribution."""
+    samples = problem.samples
+    excess, error = covariance / max(1, samples - 1), _standard_error(found.along)
+    return Quantity(
+        value=scalar(found.square - excess),
+        # beside the first order, that of N(0, Sigma / N): sqrt(2 tr Sigma^2) / N, at most sqrt(2) tr(Sigma) / N
+        sampling_error=None if error is None else np.hypot(error, math.sqrt(2) * covariance / samples),
+        contrast="difference",
+        doc="|G|^2 - tr(Sigma) / (N - 1): unbiased for the squared gradient of the distribution behind the N "
+        "samples; near 0 or below, these samples cannot tell that gradient from 0; error over the data: an upper bound",
+    )
+
+
+def _nonuniformity(problem: "Problem", pairs: "Eigenpairs", spread: Array) -> Quantity:
+    top = float(pairs.values[0])
+    value = 0.0 if top < 0 else math.sqrt(top)  # by rounding, where all Hessians are equal
+    slack = max(pairs.upper - top, float(pairs.residuals[0]))
+    shares = (spread - spread.mean()) / (2 * value or math.nan)
+    return Quantity(
+        value=scalar(value),
+        numerical_error=_known(math.sqrt(value**2 + slack) - value),
+        sampling_error=_standard_error(shares),
+        chunks=_known(problem.chunk_means(value + shares)),
+        bound="lower",
+        higher_is="less uniform",
+        doc="s = sqrt of the top eigenvalue of mean H_i^2 - H^2 over the samples' Hessians (Wu, Ma, E 2018); numerical "
+        "error: the distance to the upper bound that holds with probability 0.999; errors over the data and chunks "
+        "from |(H_i - H) u|^2 at its eigenvector, by first order",
+    )
+
+
+def _recorded(context: "Context", total: int) -> tuple[Recorded | None, list[str]]:
+    """Return the rate, batch size, momentum and weight decay of SGD, or None, and notes; a record may be anything."""
+    training = context.training()
+    rate, batch = _number(training.get("lr")), _number(training.get("batch_size"))
+    momentum, decay = (_number(training[key]) if training.get(key) is not None else 0.0 for key in _OPTIONAL)
+    known = {
+        "`optimizer` sgd": str(training.get("optimizer", "")).lower() == "sgd",
+        "a positive `lr`": rate is not None and rate > 0,
+        "a `batch_size`": batch is not None and batch >= 1,
+        "a `momentum` below 1": momentum is not None and 0 <= momentum < 1,
+        "a `weight_decay`": decay is not None and decay >= 0,
+    }
+    if rate is None or batch is None or momentum is None or decay is None or not all(known.values()):
+        lacking = ", ".join(name for name, there in known.items() if not there)
+        return None, [f"no diffusion and no limits of stability: the checkpoint does not record {lacking}"]
+    notes = []
+    if _sharpness(context, 0.0) is None:
+        notes.append("no sharpness beside its limit: `eigenvalues` did not run before, in the same run, on the Hessian")
+    if momentum:
+        notes.append("no limit of the non-uniformity: the one known is for SGD without momentum")
+    elif batch >= total:
+        notes.append("no limit of the non-uniformity: the recorded batch holds all samples")
+    return Recorded(rate, batch, momentum, decay), notes
+
+
+def _recorded_quantities(
+    context: "Context", problem: "Problem", recorded: Recorded | None, found: _Gradients
+) -> dict[str, Any]:
+    if recorded is None:
+        return dict.fromkeys(("rate_over_batch", "diffusion", "sharpness", "sharpness_limit", "nonuniformity_limit"))
+    rate, batch, momentum, total = recorded.rate, recorded.batch, recorded.momentum, problem.data.total
+    scale = rate / ((1 - momentum) * batch)
+    shares = scale * found.apart / (2 * problem.size)
+    return {
+        "rate_over_batch": Quantity(
+            value=scalar(scale),
+            higher_is="noisier",
+            doc="recorded rate / ((1 - momentum) batch size): the noise of the path of SGD is this times Sigma",
+        ),
+        "diffusion": Quantity(
+            value=scalar(float(shares.mean())),
+            sampling_error=_standard_error(shares),
+            chunks=problem.chunk_means(shares),
+            higher_is="noisier",
+            doc="D = eta tr(Sigma) / (2 (1 - m) B n): diffusion per parameter if the noise were isotropic, which it is "
+            "not: no escape time follows from it; recorded eta, m, B; Sigma of this point",
+        ),
+        "sharpness": _sharpness(context, recorded.decay),
+        "sharpness_limit": Quantity(
+            value=scalar((2 + 2 * momentum) / rate),
+            doc="(2 + 2 momentum) / recorded rate: above it, gradient descent is linearly unstable; necessary for "
+            "the stability of SGD, not sufficient",
+        ),
+        "nonuniformity_limit": None
+        if momentum or batch >= total
+        else Quantity(
+            value=scalar(math.sqrt(batch * (total - 1) / (total - batch)) / rate),
+            doc="sqrt(B (N - 1) / (N - B)) / eta for recorded rate and batch size, N all samples (Wu, Ma, E 2018): "
+            "above it, SGD without momentum is linearly unstable; necessary for stability, not sufficient",
+        ),
+    }
+
+
+def _sharpness(context: "Context", decay: float) -> Quantity | None:
+    """Return the top eigenvalue that `eigenvalues` found in this run, with the recorded weight decay."""
+    top, settings = getattr(context.finished("eigenvalues"), "top", None), context.analyzers.get("eigenvalues")
+    if top is None or getattr(settings, "gauss_newton", False) or getattr(settings, "preconditioned", False):
+        return None
+    return Quantity(
+        value=top.value + decay,
+        numerical_error=top.numerical_error,
+        sampling_error=top.sampling_error,
+        bound="lower",
+        higher_is="sharper",
+        doc="top eigenvalue of the Hessian, as `eigenvalues` found it, plus the recorded weight decay",
+    )
+
+
+def _number(value: object) -> float | None:
+    """Return a finite number, or None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of 400 digits
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _status(statuses: list[Status]) -> Status:
+    worst = [status for status in (Status.NONFINITE, Status.BUDGET_SPENT) if status in statuses]
+    return worst[0] if worst else statuses[0] if len(set(statuses)) == 1 else Status.CONVERGED
+
+
+def _standard_error(values: Array) -> Any:
+    """Return the standard error of the mean over samples (N, ...), or None for one sample."""
+    return _known(values.std(0, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+
+
+def _known(error: Any) -> Any:
+    """Return an error, or None where it is not a number."""
+    return np.asarray(error) if error is not None and np.isfinite(error).all() else None
