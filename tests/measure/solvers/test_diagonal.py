@@ -1,0 +1,192 @@
+import numpy as np
+import pytest
+import torch
+
+from gapscope.measure.operators import Operator, from_dense
+from gapscope.measure.solvers.diagonal import GROUPS, estimate_diagonal, ratio_quartiles
+from gapscope.results import Status
+from tests.spectra import SPECTRA, matrix
+
+QUARTILES = (0.25, 0.5, 0.75)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def halves(size):
+    return {"a": slice(0, size // 3), "b": slice(size // 3, size)}
+
+
+def small_beside_its_rows(size=400, rank=12, seed=3):
+    """Return B B' + a small positive diagonal: most entries are tiny beside their rows."""
+    basis = torch.randn(size, rank, generator=rng(seed), dtype=torch.float64)
+    rows = torch.logspace(-3, 0, size, dtype=torch.float64)[torch.randperm(size, generator=rng(seed))]
+    basis = rows[:, None] * basis * torch.logspace(1, -1, rank, dtype=torch.float64)
+    return basis @ basis.T + torch.diag(1e-4 * rows)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("directions", [0, 10, 40])
+def test_every_entry_and_trace_is_within_its_errors(spectrum, directions):
+    dense = matrix(SPECTRA[spectrum])
+    blocks = halves(len(dense))
+    found = estimate_diagonal(
+        from_dense(dense), rng(), blocks=blocks, tolerance=1e-9, max_matvecs=104, directions=directions
+    )
+    true, scale = torch.diagonal(dense), float(torch.linalg.matrix_norm(dense, 2))
+    rounding = 1e4 * torch.finfo(dense.dtype).eps * max(scale, 1e-300)
+    assert (((found.entries - true).abs() - rounding) <= 5 * found.errors).all()
+    traces = np.array([float(true[where].sum()) for where in blocks.values()])
+    assert (np.abs(found.traces - traces) <= 5 * found.trace_errors + 1e3 * rounding).all()
+    quartiles = np.array([np.quantile(true[where].abs().numpy(), QUARTILES) for where in blocks.values()])
+    live = found.zero_fraction == 0
+    assert (np.abs(found.quartiles - quartiles) <= found.quartile_errors + rounding)[live].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_diagonal_operator_is_exact_with_one_probe(dtype):
+    h = torch.linspace(-2, 5, 60, dtype=dtype)
+    found = estimate_diagonal(from_dense(torch.diag(h)), rng(), blocks=halves(60), max_matvecs=1)
+    assert torch.equal(found.entries, h)
+    assert (found.matvecs, found.probes, found.directions) == (1, 1, 0)
+    assert torch.isnan(found.errors).all()  # exact, but one probe cannot know that
+    assert found.status is Status.NOISE_DOMINATED
+
+
+def test_equal_probes_leave_no_error():
+    h = torch.linspace(-2, 5, 60)
+    found = estimate_diagonal(from_dense(torch.diag(h)), rng(), blocks=halves(60), directions=0)
+    assert (found.status, found.matvecs) == (Status.CONVERGED, GROUPS)
+    assert found.quartile_errors == pytest.approx(0, abs=1e-6)
+    assert (found.noise_share == 0).all()
+
+
+def test_few_entries_are_measured_one_by_one():
+    dense = matrix(SPECTRA["separated"])[:20, :20]
+    found = estimate_diagonal(from_dense(dense), rng(), blocks=halves(20))
+    assert (found.status, found.matvecs, found.probes) == (Status.EXACT, 20, 0)
+    torch.testing.assert_close(found.entries, torch.diagonal(dense))
+    assert (found.quartile_errors == 0).all()
+    assert (found.trace_errors == 0).all()
+
+
+def test_noise_lifts_the_median_of_one_probe_several_times_and_the_status_says_so():
+    dense = small_beside_its_rows()
+    found = estimate_diagonal(from_dense(dense), rng(), blocks={"all": slice(0, 400)}, max_matvecs=1)
+    assert found.quartiles[0, 1] > 4 * np.median(torch.diagonal(dense))
+    assert found.status is Status.NOISE_DOMINATED
+    assert found.noise_share == np.inf
+    ten = estimate_diagonal(from_dense(dense), rng(), blocks={"all": slice(0, 400)}, max_matvecs=10, directions=0)
+    assert ten.quartiles[0, 1] > 1.5 * np.median(torch.diagonal(dense))
+    assert ten.status is Status.NOISE_DOMINATED
+    assert ten.noise_share > 1
+
+
+def test_deflation_takes_the_noise_out_for_equal_products():
+    dense = small_beside_its_rows()
+    true, blocks = float(torch.diagonal(dense).median()), {"all": slice(0, 400)}
+    plain = estimate_diagonal(from_dense(dense), rng(), blocks=blocks, max_matvecs=48, directions=0)
+    found = estimate_diagonal(from_dense(dense), rng(), blocks=blocks, max_matvecs=48)
+    assert plain.status is Status.NOISE_DOMINATED
+    assert found.status is Status.CONVERGED
+    assert abs(found.quartiles[0, 1] / true - 1) < 0.02 < abs(plain.quartiles[0, 1] / true - 1)
+
+
+@pytest.mark.parametrize(("directions", "products"), [(0, 32), (6, 32)])
+def test_the_stated_error_holds_the_true_median_whether_noise_dominates_or_not(directions, products):
+    dense = small_beside_its_rows()
+    blocks = halves(400)
+    true = np.array([np.quantile(torch.diagonal(dense)[where].numpy(), QUARTILES) for where in blocks.values()])
+    runs = [
+        estimate_diagonal(
+            from_dense(dense), rng(seed), blocks=blocks, tolerance=1e-9, max_matvecs=products, directions=directions
+        )
+        for seed in range(40)
+    ]
+    inside = [np.abs(found.quartiles - true) <= found.quartile_errors for found in runs]
+    assert np.mean(inside, axis=0)[:, 1].min() >= 0.9  # 95 % are meant; 40 runs show it to 3.4 %
+
+
+def test_dead_entries_are_zero_and_stay_out_of_the_quartiles():
+    dense = matrix(SPECTRA["separated"])
+    dense[:30] = dense[:, :30] = 0
+    blocks = {"dead": slice(0, 20), "half": slice(20, 40), "alive": slice(40, 120)}
+    found = estimate_diagonal(from_dense(dense), rng(), blocks=blocks, max_matvecs=80)
+    assert found.zero_fraction == pytest.approx([1, 0.5, 0])
+    assert (found.entries[:30] == 0).all()
+    assert np.isnan(found.quartiles[0]).all()
+    true = np.quantile(torch.diagonal(dense)[30:40].abs().numpy(), QUARTILES)
+    assert (np.abs(found.quartiles[1] - true) <= found.quartile_errors[1]).all()
+
+
+def test_a_zero_operator_is_all_zeros():
+    found = estimate_diagonal(from_dense(torch.zeros(70, 70)), rng(), blocks=halves(70))
+    assert found.status is Status.CONVERGED
+    assert (found.zero_fraction == 1).all()
+    assert (found.traces == 0).all()
+    assert np.isnan(found.quartiles).all()
+
+
+def test_something_that_overflows_is_nonfinite():
+    broken = Operator(60, lambda v: v * torch.nan)
+    assert estimate_diagonal(broken, rng(), blocks=halves(60)).status is Status.NONFINITE
+    few = Operator(5, lambda v: v * torch.nan)
+    assert estimate_diagonal(few, rng(), blocks=halves(5)).status is Status.NONFINITE
+
+
+def test_the_products_and_the_memory_are_bounded():
+    spent = []
+    dense = matrix(SPECTRA["clustered"])
+    counting = Operator(120, lambda v: spent.append(1) or dense @ v, torch.float64)
+    found = estimate_diagonal(counting, rng(), blocks=halves(120), tolerance=1e-9, max_matvecs=31)
+    assert len(spent) == found.matvecs == 31
+    assert found.directions <= 15
+    tight = estimate_diagonal(counting, rng(), blocks=halves(120), max_matvecs=31, basis_bytes=28 * 120 * 8)
+    assert tight.directions == 3  # 24 vectors beside the basis; the last of its 4 is outside of Q
+
+
+def test_what_other_blocks_add_is_known_without_a_product():
+    dense, blocks = matrix(SPECTRA["low rank"]), halves(120)  # all of it lies in the deflated directions
+    found = estimate_diagonal(from_dense(dense), rng(), blocks=blocks, max_matvecs=60)
+    u = torch.randn(120, generator=rng(1), dtype=torch.float64)
+    true = [float(u[w] @ (dense @ u)[w] - u[w] @ dense[w, w] @ u[w]) for w in blocks.values()]
+    assert found.across(u) == pytest.approx(true)
+    none = estimate_diagonal(from_dense(dense), rng(), blocks=blocks, max_matvecs=60, directions=0)
+    assert (none.across(u) == 0).all()
+
+
+@pytest.mark.parametrize("spectrum", ["separated", "gap of 1.4 %"])
+def test_what_other_blocks_add_averages_to_nothing_over_their_signs(spectrum):
+    blocks = halves(120)
+    found = estimate_diagonal(from_dense(matrix(SPECTRA[spectrum])), rng(), blocks=blocks, max_matvecs=60)
+    u = torch.randn(120, generator=rng(1), dtype=torch.float64)
+    turned = torch.cat([u[:40], -u[40:]])
+    assert found.across(turned) == pytest.approx(-found.across(u))
+    assert np.abs(found.across(u)).min() > 1e-3
+
+
+def test_unfinished_rounds_of_probes_count():
+    dense = matrix(SPECTRA["separated"])
+    found = estimate_diagonal(
+        from_dense(dense), rng(), blocks=halves(120), tolerance=1e-9, max_matvecs=29, directions=0
+    )
+    assert found.probes == 29
+    assert np.isfinite(found.quartile_errors).all()
+
+
+def test_the_seed_decides():
+    dense = matrix(SPECTRA["separated"])
+    one, same, other = (
+        estimate_diagonal(from_dense(dense), rng(seed), blocks=halves(120)).quartiles for seed in (1, 1, 2)
+    )
+    assert (one == same).all()
+    assert (one != other).all()
+
+
+def test_ratios_leave_zeros_out():
+    above, below = torch.tensor([1.0, -2.0, 0.0, 4.0, 5.0]), torch.tensor([2.0, 1.0, 1.0, 0.0, 5.0])
+    found, left_out = ratio_quartiles(above, below, {"most": slice(0, 5), "none": slice(2, 4)})
+    assert found[0] == pytest.approx([0.75, 1, 1.5])
+    assert np.isnan(found[1]).all()
+    assert left_out == pytest.approx([0.4, 1])
