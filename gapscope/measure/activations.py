@@ -5,9 +5,9 @@ other leaf that owns a parameter of two or more dimensions and is no normalizati
 whose class is named like an attention, MLP or feed-forward block and that contains such layers.  A block whose output
 is the very tensor of its last layer is that layer's row.
 
-What its output is (gapscope's own choice): that of the activation module that is called on the very tensor which the
-layer, or a normalization or dropout right after it, returned; else the layer's own.  Only modules are seen: of
-`F.relu(conv(x))` the output of `conv` is measured.  Softmax is no activation here.
+What its output is (gapscope's own choice): that of the activation, a module or a function such as `F.relu`, that is
+called on the very tensor which the layer, or a normalization or dropout module right after it, returned; else the
+layer's own, as before a shortcut is added.  Softmax is no activation here.
 
 What the matrix is: units x columns.  Dense: the last dimension are units, every other position a column.
 Convolution: (c H W) x samples, or c x (samples H W).  A layer that is called several times contributes all its calls.
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 
 from gapscope.errors import ProblemError
 from gapscope.measure.problem import Batch, Problem
@@ -35,9 +36,18 @@ Hook = Callable[[nn.Module, Any, Any], None]
 KNOWN = (nn.Linear, nn.Bilinear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.RNNBase)
 BLOCKS = ("attention", "mlp", "feedforward", "ffn")
 ACTIVATIONS = ("activation", "relu", "gelu", "silu", "swish", "mish", "tanh", "sigmoid")
+FUNCTIONS = frozenset(
+    f"{name}{ending}"
+    for name in (
+        *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid"),
+        *("softplus", "softsign", "hardtanh", "hardswish", "hardsigmoid", "logsigmoid", "prelu", "rrelu"),
+    )
+    for ending in ("", "_")
+)
 NORMS = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm", "torch.nn.modules.normalization")
 TRANSPARENT = (*NORMS, "torch.nn.modules.dropout")
 WHOLE_MODEL = "model"
+FUNCTION = nn.Identity()  # stands for the module of every activation that is called as a function
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +57,7 @@ class Layer:
     name: str
     convolution: bool
     points: tuple[tuple[nn.Module, int], ...]  # (module, which of its calls in one forward pass)
-    activated: bool  # an activation module follows
+    activated: bool  # an activation follows
     units: int
     per_sample: int  # columns of one sample
     dtype: torch.dtype
@@ -95,7 +105,7 @@ def layers(problem: Problem, view: View = "flat") -> tuple[tuple[Layer, ...], tu
     named = _candidates(problem.model)
     watched = _Watch({module: name for name, module in named.items()})
     batch = next(problem.slices(min(2, problem.samples)))
-    with problem.measuring(), _hooked(tuple(problem.model.modules()), watched):
+    with problem.measuring(), _hooked((FUNCTION, *problem.model.modules()), watched):
         _forward(problem, batch.inputs)
     found = []
     for name, seen in watched.outputs.items():
@@ -194,11 +204,14 @@ class _Watch:
             self.points[name].append((module, call))
             self.outputs.setdefault(name, []).append(produced)
             self.origins[id(produced)] = (name, len(self.points[name]) - 1)
-        elif origin and _is_activation(module):
+        elif origin and (module is FUNCTION or _is_activation(module)):
             name, index = origin
+            if module is not FUNCTION:  # a module calls its function first: the module is what counts
+                del self.origins[id(given)]
+            elif self.points[name][index][0] is FUNCTION:
+                return  # the first of several functions of one tensor
             self.points[name][index] = (module, call)
             self.outputs[name][index] = produced
-            del self.origins[id(given)]
         elif origin and (_from(module, *TRANSPARENT) or isinstance(module, nn.Identity)):
             self.origins[id(produced)] = origin
 
@@ -341,11 +354,26 @@ def _hooked(modules: Sequence[nn.Module], hook: Hook) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         for module in modules:
             handles.append(module.register_forward_hook(hook))
-        yield
+        with _Functions(hook) if FUNCTION in modules else contextlib.nullcontext():
+            yield
     finally:
         for handle in handles:
             handle.remove()
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+class _Functions(TorchFunctionMode):
+    """Tells a hook of activations that are called as functions."""
+
+    def __init__(self, hook: Hook) -> None:
+        super().__init__()
+        self.hook = hook
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in FUNCTIONS:
+            self.hook(FUNCTION, args, output)
+        return output
 
 
 def _forward(problem: Problem, inputs: Tensor) -> None:

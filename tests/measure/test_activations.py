@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -6,6 +7,7 @@ from torch import nn
 from gapscope.errors import ProblemError
 from gapscope.measure import activations
 from gapscope.measure.activations import Plan, chosen_samples
+from gapscope.measure.loading import NETWORKS
 from tests.problems import ZOO, problem
 
 
@@ -30,7 +32,7 @@ def images(samples=5, channels=1, size=6):
         ("fused attention", ["qkv", "head"], []),
         ("multihead", ["attention", "head"], []),
         ("lstm", ["lstm", "head"], []),
-        ("tied embedding", ["embed", "mix", "decoder"], []),
+        ("tied embedding", ["embed", "mix", "decoder"], ["mix"]),
     ],
 )
 def test_the_layers_of_a_zoo(kind, names, activated):
@@ -61,8 +63,34 @@ def test_calls_not_names_tell_which_activation_follows_a_layer():
     model = Shared()
     layers, unseen = found(model, torch.randn(4, 4))
     points = {layer.name: layer.points for layer in layers}
-    assert points == {"one": ((model.relu, 0),), "two": ((model.relu, 1),), "three": ((model.three, 0),)}
+    assert points == {"one": ((model.relu, 0),), "two": ((model.relu, 1),), "three": ((activations.FUNCTION, 2),)}
     assert unseen == ("unused",)
+
+
+def test_the_built_in_resnet_is_measured_behind_its_functional_relus():
+    layers, unseen = found(NETWORKS["resnet20"](), images(channels=3, size=8))
+    bare = [layer.name for layer in layers if not layer.activated]
+    assert bare == [*(f"stage{i}.{j}.conv2" for i in (1, 2, 3) for j in (0, 1, 2)), "fc"]  # a shortcut is added first
+    assert unseen == ()
+
+
+@pytest.mark.parametrize("way", [F.relu, torch.relu, torch.Tensor.relu, F.gelu, torch.tanh, F.relu_])
+def test_an_activation_that_is_a_function_gives_the_matrix_of_its_module(way):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.two(way(self.one(x)))
+
+    model, x = Net().double(), torch.randn(40, 4, dtype=torch.float64)
+    where = problem(model, x, torch.zeros(40, dtype=torch.long))
+    layers, _ = activations.layers(where)
+    plan = Plan.of(where, layers, "flat", torch.arange(40))
+    values = {one.layer.name: one.spectra.plain.values for one in plan.run()}
+    expected = torch.linalg.svdvals(way(model.one(x))).detach().numpy()
+    assert np.allclose(values["one"], expected, atol=1e-7 * expected[0])
 
 
 class GatedMLP(nn.Module):

@@ -42,7 +42,7 @@ class NearRank:
     """Near-rank of every layer's activations: how many singular values lie above a cut, on the same samples for every
     checkpoint.
 
-    An activation matrix is units x columns, after the activation module that directly follows the layer, if one does.
+    An activation matrix is units x columns, after the activation that directly follows the layer, if one does.
     Convolutions are (c H W) x samples, on a fixed set of samples, or c x (samples H W) with `--view channels`.
     `--own-batch` is the papers' mode: each checkpoint on as many samples as its training batch had. It is confounded:
     while there are fewer columns than units, more columns alone lower the smallest singular value.
@@ -67,6 +67,10 @@ class NearRank:
     own_batch: Annotated[bool, "as many samples as the recorded training batch (confounded with batch size)"] = False
     samples: Annotated[int, "samples of the fixed set for flat convolutions"] = 1_024
     sample_seed: Annotated[int, "seed of that set, and of the own batch"] = 0
+
+    def gradients(self, problem: object) -> float:  # noqa: ARG002
+        """Return about how many gradients this costs: a forward pass, and for wide layers as much again as the rest."""
+        return 8.0
 
     def __call__(self, context: "Context") -> NearRankResult:
         """Measure the layers of the model on the measured split."""
@@ -253,7 +257,7 @@ class NearRank:
             )
         bare = [one.layer.name for one in measured if not one.layer.activated]
         if bare:
-            notes.append(f"no activation module follows, so the layer's own output is measured: {_few(bare)}")
+            notes.append(f"no activation follows, so the layer's own output is measured: {_few(bare)}")
         if unseen:
             notes.append(f"never called as modules, so not measured: {_few(unseen)}")
         noisy = [

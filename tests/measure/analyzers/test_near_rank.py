@@ -65,7 +65,7 @@ def test_a_dense_network_agrees_with_dense_svds_after_its_activations():
         agrees(result, layer, steps[step].T)
     assert result.status is Status.EXACT
     assert result.near_rank.labels == {"layer": ("0", "2", "4"), "cut": ("rel:1e-2", "rel:1e-3", "rel:1e-4")}
-    assert result.notes == ("no activation module follows, so the layer's own output is measured: 4",)
+    assert result.notes == ("no activation follows, so the layer's own output is measured: 4",)
 
 
 @pytest.mark.parametrize("kind", ["conv batchnorm", "conv groupnorm"])
@@ -101,8 +101,8 @@ def test_tied_tokens_columns_are_all_positions():
     result = measure(NearRank(), given)
     with torch.no_grad():
         tokens = given.model.embed(given.data.inputs)
-        mixed = given.model.mix(tokens)
-        scores = given.model.decoder(torch.tanh(mixed))
+        mixed = torch.tanh(given.model.mix(tokens))
+        scores = given.model.decoder(mixed)
     for layer, output in (("embed", tokens), ("mix", mixed), ("decoder", scores)):
         agrees(result, layer, output.flatten(0, 1).T)
     assert result.columns.value.tolist() == [80, 80, 80]
