@@ -4,7 +4,7 @@ Closed forms are independent of autograd.  `dense_hessian` is independent of gap
 one `torch.func.vjp` of `torch.func.grad` a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -258,3 +258,33 @@ def train(where: Problem, steps: int, rate: float = 0.01) -> Problem:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return Problem(model=model, data=where.data, loss_function=where.loss_function)
+
+
+def both(*given: Problem, seed: int = 0, parts: Any = None, analyzers: Any = ()) -> Context:
+    """Return a context over several subjects, each with its own."""
+    singles = tuple(context(train=one, seed=seed, training=dict(one.origin.training)) for one in given)
+    subjects = tuple(Subject.of(one) for one in given)
+    more = {} if parts is None else {"parts": parts}
+    known = {analyzer.name: analyzer for analyzer in analyzers}
+    return Context(subjects=subjects, seed=seed, singles=singles, analyzers=known, **more)
+
+
+class Well(nn.Module):
+    """A point of a landscape as a model; the loss is the landscape's."""
+
+    def __init__(self, point: Tensor) -> None:
+        super().__init__()
+        self.point = nn.Parameter(point.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.point.expand(len(x), -1)
+
+
+def double_well(point: Sequence[float], samples: int = 4, height: float = 0.25, **more: Any) -> Problem:
+    """Return L = height (x^2 - 1)^2 + sum of the other squares: minima at x = -1 and 1, a saddle of `height` at 0."""
+
+    def per_sample(outputs: Tensor, targets: Tensor) -> Tensor:
+        return height * (outputs[:, 0].square() - 1).square() + outputs[:, 1:].square().sum(1)
+
+    theta, x = torch.tensor(point, dtype=torch.float64), torch.zeros(samples, 1, dtype=torch.float64)
+    return problem(Well(theta), x, x, Loss("double well", per_sample), **more)

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 import typer.main
 
-from gapscope.cli import compare, demo, fields, measuring, show, train
+from gapscope.cli import analyze, compare, demo, fields, measuring, show, train
 from gapscope.cli.settings import Configuration, read_configuration
 
 EPILOG = (
@@ -20,7 +20,11 @@ EPILOG = (
     "environment variables (GAPSCOPE_DATA, GAPSCOPE_EIGENVALUES_K ...) and keys of gapscope.toml or of [tool.gapscope] "
     "in pyproject.toml."
 )
-TABLES = {"train": train.TrainOptions, "compare": compare.Own}  # commands with a table of their own
+TABLES = {
+    "train": train.TrainOptions,
+    "compare": compare.Own,
+    "analyze": analyze.Own,
+}  # commands with a table of their own
 SHARED = (
     "model",
     "model_arg",
@@ -56,6 +60,7 @@ def app(configuration: Configuration) -> typer.Typer:
             raise typer.Exit
 
     verbs = (
+        ("analyze", analyze.command(configuration)),
         ("compare", compare.command(configuration)),
         ("show", show.show),
         ("train", train.command()),
@@ -108,6 +113,7 @@ def _defaults(configuration: Configuration) -> dict[str, Any]:
     shared = {key: value for key, value in common.items() if key in SHARED}
     verbs = {
         "sharpness": common,
+        "analyze": {**common, **own.get("analyze", {})},
         "compare": {**common, **own.get("compare", {})},
         "train": {**shared, **own.get("train", {})},
     }

@@ -12,11 +12,14 @@ import typer
 from gapscope.cli import fields
 from gapscope.cli.measuring import SHARPNESS, Job, common_of, configured, prepare, refuse_unwritable, say
 from gapscope.cli.settings import Common, Configuration
-from gapscope.errors import ComparisonError, LoadError, ReportError, UsageError
+from gapscope.cli.together import needed, of_pairs
+from gapscope.errors import ComparisonError, GapscopeError, LoadError, ReportError, UsageError
 
 if TYPE_CHECKING:
-    from gapscope.report.file import Report
+    from gapscope.measure.context import Context
+    from gapscope.report.file import Comparison, Report
 
+PAIR = ("path", "escape")
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 SUBJECTS = inspect.Parameter(
@@ -34,6 +37,7 @@ class Own:
 
     labels: Annotated[str | None, "names of the columns, separated by commas"] = None
     force: Annotated[bool, "compare although conditions or settings differ; the output is marked"] = False
+    pair: Annotated[tuple[str, ...], "measure this of two checkpoints together: path, escape, plane or none"] = PAIR
     output: Annotated[Path | None, "comparison to write (HDF5; default: none)", "-o"] = None
 
 
@@ -63,6 +67,7 @@ def compare_and_print(subjects: Sequence[Path], common: Common, own: Own, config
     from gapscope.report import comparison, file
 
     _refuse_missing(subjects, own.output)
+    pair = of_pairs([name for name in own.pair if name != "none"], configuration)
     known = {path: file.read_report(path) for path in subjects if _is_report(path)}
     jobs: dict[Path, Job] = {}
     for path in dict.fromkeys(subjects):
@@ -77,15 +82,20 @@ def compare_and_print(subjects: Sequence[Path], common: Common, own: Own, config
     analyzers = configured(SHARPNESS, configuration) if jobs else []
     if not own.force:
         _refuse_other_settings(analyzers, known)
+    pair = pair if len(subjects) == len(jobs) == 2 else []
+    further = [a for a in configured(needed(pair), configuration) if a.name not in SHARPNESS]
+    contexts = []
     for path, job in jobs.items():
         if not common.quiet:
             print(f"measuring {path}", file=sys.stderr)
-        measured = job.measure(analyzers)
+        contexts.append(job.context([*analyzers, *further]))
+        measured = job.measure(analyzers, contexts[-1])
         known[path], paths[path] = measured.report, measured.path
         failures += [measured.failure] if measured.failure else []
     found = [known[path] for path in subjects]
     labels = [label.strip() for label in own.labels.split(",")] if own.labels else None
-    compared = comparison.compare(found, labels=labels, force=own.force)
+    both = _measure_together(list(jobs.values()), contexts, pair, labels)
+    compared = comparison.compare(found, labels=labels, force=own.force, together=both)
     if own.output is not None:
         try:
             file.write(compared, own.output)
@@ -104,6 +114,22 @@ def compare_and_print(subjects: Sequence[Path], common: Common, own: Own, config
             say("", *_closing(found, [paths[path] for path in subjects], own.output))
     if failures:
         raise failures[0]
+
+
+def _measure_together(
+    jobs: Sequence[Job], contexts: "Sequence[Context]", analyzers: Sequence[Any], labels: Sequence[str] | None
+) -> "Comparison | None":
+    """Run the analyzers of two subjects; one that cannot measure these says why, and the comparison goes on."""
+    if not analyzers:
+        return None
+    from gapscope.measure.interface import measure_together
+    from gapscope.report.terminal import printable
+
+    def failed(analyzer: Any, error: GapscopeError) -> None:
+        print(printable(f"{analyzer.name} was not measured: {error}"), file=sys.stderr)
+
+    sessions = [job.session for job in jobs]
+    return measure_together(sessions, analyzers, contexts=contexts, labels=labels, failed=failed)
 
 
 def _closing(found: "Sequence[Report]", paths: Sequence[Path], written: Path | None) -> list[str]:

@@ -18,15 +18,25 @@ from gapscope.errors import ReportError, UsageError
 from gapscope.measure.analyzers import analyzer_class, names
 
 if TYPE_CHECKING:
+    from gapscope.measure.context import Context
     from gapscope.measure.session import Session
-    from gapscope.report.file import Report
+    from gapscope.report.file import Record, Report
 
-SHARPNESS = ("eigenvalues", "epsilon-sharpness", "gap")
+SHARPNESS = ("eigenvalues", "epsilon-sharpness", "adaptive-sharpness", "gap")
 
 CHECKPOINT = inspect.Parameter(
     "checkpoint",
     inspect.Parameter.KEYWORD_ONLY,
     annotation=Annotated[Path, typer.Argument(help="checkpoint to measure", metavar="CHECKPOINT", show_default=False)],
+)
+
+
+SUBJECTS = inspect.Parameter(
+    "subjects",
+    inspect.Parameter.KEYWORD_ONLY,
+    annotation=Annotated[
+        list[Path], typer.Argument(help="checkpoints of one model", metavar="CHECKPOINT...", show_default=False)
+    ],
 )
 
 
@@ -52,11 +62,29 @@ def commands(configuration: Configuration) -> Iterator[tuple[str, Callable[..., 
 
 
 def _analyzer_command(name: str, cls: type[Any], configuration: Configuration) -> Callable[..., int | None]:
-    def body(checkpoint: Path, **values: Any) -> None:
+    def alone(checkpoint: Path, **values: Any) -> None:
         measure_and_print(checkpoint, common_of(values, configuration), [fields.build(cls, values)])
 
-    parameters = [CHECKPOINT, *fields.options(cls, prefix=_prefix(name)), *fields.options(Common)]
-    return fields.command(name, cls.__doc__ or "", parameters, body)
+    def together(subjects: list[Path], **values: Any) -> None:
+        from gapscope.cli.together import measure_together_and_print
+
+        least = getattr(cls, "least", cls.arity)
+        if not least <= len(subjects) <= cls.arity:
+            wanted = "two" if least == cls.arity == 2 else f"{least} to {cls.arity}"
+            raise UsageError(
+                f"There {'is 1 checkpoint' if len(subjects) == 1 else f'are {len(subjects)} checkpoints'}. Expected "
+                f"{wanted}: `gapscope {name} {'A B' if least == 2 else 'A [B [C]]'}`."
+            )
+        if len(subjects) == 1:
+            alone(subjects[0], **values)
+        else:
+            common = common_of(values, configuration)
+            measure_together_and_print(subjects, common, [fields.build(cls, values)], configuration)
+
+    parameters = [*fields.options(cls, prefix=_prefix(name)), *fields.options(Common)]
+    if cls.arity == 1:
+        return fields.command(name, cls.__doc__ or "", [CHECKPOINT, *parameters], alone)
+    return fields.command(name, cls.__doc__ or "", [SUBJECTS, *parameters], together)
 
 
 def common_of(values: Mapping[str, Any], configuration: Configuration) -> Common:
@@ -99,19 +127,46 @@ class Job:
     session: "Session"
     path: Path
 
-    def measure(self, analyzers: Sequence[Any]) -> Measured:
-        """Measure and write, keeping what the file already held of the same subject."""
-        from gapscope.report.file import merge, read_report, write
+    def context(self, analyzers: Sequence[Any]) -> "Context":
+        """Check the problem; return where results are kept, and work on a grid beside the report."""
+        from gapscope.measure.resume import Parts
 
-        report = self.session.measure(analyzers)
+        return replace(self.session.context(analyzers), parts=Parts(parts_of(self.path)))
+
+    def measure(self, analyzers: Sequence[Any], context: "Context | None" = None) -> Measured:
+        """Measure and write, keeping what the file already held of the same subject."""
+        from gapscope.measure.session import record
+
+        context = context or self.context(analyzers)
+        measured = self.written({a.name: record(a, context.run(a.name), context.seed) for a in analyzers})
+        if measured.failure is None:
+            context.parts.forget()
+        return measured
+
+    def written(self, records: "Mapping[str, Record]") -> Measured:
+        """Write what was measured, keeping what the file already held of the same subject."""
+        from gapscope.report.file import merge, read_report, write
+        from gapscope.results import Status
+
+        report = self.session.report(records)
         said: tuple[str, ...] = ()
         try:
             if self.path.exists():
-                report, said = merge(read_report(self.path), report)
+                old = read_report(self.path)
+                # what was measured earlier says more than that it was not measured now
+                kept = [name for name, r in records.items() if r.status is Status.SKIPPED and name in old.results]
+                report = replace(report, results={k: r for k, r in records.items() if k not in kept})
+                report, said = merge(old, report)
+                said += tuple(f"kept the earlier {name}: {'; '.join(records[name].notes)}" for name in kept)
             write(report, self.path)
         except ReportError as failure:  # hours of work must not go unseen because the disk is full
             return Measured(report, self.path, (), failure)
         return Measured(report, self.path, said, None)
+
+
+def parts_of(path: Path) -> Path:
+    """Return where unfinished work on a grid waits for the report."""
+    return path.with_name(f"{path.name}.parts.npz")
 
 
 def load(checkpoint: Path, common: Common) -> "Session":
@@ -147,7 +202,7 @@ def load(checkpoint: Path, common: Common) -> "Session":
     )
     session = open_session(request, execution, monitor(quiet=common.quiet or common.json))
     if not common.quiet:
-        for note in session.loaded.notes:
+        for note in session.notes:
             print(note, file=sys.stderr)
     return session
 

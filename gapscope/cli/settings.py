@@ -163,6 +163,15 @@ def parse_bytes(text: str) -> int:
     return size
 
 
+def parse_seconds(text: str) -> float:
+    """Read `90s`, `5m`, `1.5h` or a plain number of seconds."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", text)
+    seconds = float(match.group(1)) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match.group(2) or "s"] if match else 0.0
+    if seconds <= 0:
+        raise UsageError(f"The time budget is `{text}`. Expected a time, like 90s, 5m or 1h. Mend `--time-budget`.")
+    return seconds
+
+
 def parse_batch_size(text: str) -> int | None:
     """Read `auto` (None) or a positive number."""
     if text == "auto":

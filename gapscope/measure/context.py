@@ -8,18 +8,23 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
+from torch import Tensor
 
 from gapscope.errors import UsageError
 from gapscope.measure.monitor import Monitor
 from gapscope.measure.problem import Problem
+from gapscope.measure.resume import Parts
 from gapscope.results import Result
 
 
 class Analyzer(Protocol):
     """A frozen dataclass whose fields are its options; calling it measures.
 
-    `version` changes when the numbers change their meaning.  `incidental` names fields that do not change the numbers
-    (a second opinion, say): they are not stored as settings.
+    `version` changes when the numbers change their meaning.  `arity` is the largest number of subjects (1: a report's
+    result; more: a comparison's).  `incidental` names fields that do not change the numbers (a second opinion, say):
+    they are not stored as settings.  An analyzer may also have `gradients(problem) -> float`, about how many gradients
+    over the data it costs, for the plan; `least`, the smallest number of subjects where that is not `arity`; and
+    `needs`, the analyzers whose results it asks for.
     """
 
     name: ClassVar[str]
@@ -34,22 +39,38 @@ class Analyzer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One loaded checkpoint: its problems by split, and what its training recorded."""
+    """One loaded checkpoint: its problems by split, and what its file holds of its training."""
 
     problems: Mapping[str, Problem]
     training: Mapping[str, Any]
+    initial: Mapping[str, Tensor] | None = None
+    optimizer: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, problem: Problem) -> "Subject":
+        """Return the subject of a problem and its other split."""
+        origin = problem.origin
+        problems = {origin.split: problem}
+        if origin.other is not None:
+            problems[origin.other.origin.split] = origin.other
+        return cls(problems=problems, training=origin.training, initial=origin.initial, optimizer=origin.optimizer)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Context:
-    """The subjects of one run and what has been measured of them so far."""
+    """The subjects of one run and what has been measured of them so far.
+
+    With several subjects, `singles` are the contexts of each: results of one subject are measured and kept there.
+    """
 
     subjects: tuple[Subject, ...]
     split: str = "train"
     seed: int = 0
     analyzers: Mapping[str, Analyzer] = field(default_factory=dict)
     monitor: Monitor = field(default_factory=Monitor)
-    _finished: dict[tuple[str, int], Result] = field(default_factory=dict)
+    parts: Parts = field(default_factory=Parts)
+    singles: "tuple[Context, ...]" = ()
+    _finished: dict[str, Result] = field(default_factory=dict)
 
     def problem(self, split: str | None = None, which: int = 0) -> Problem:
         """Return the problem of a split (default: the one that is measured); raises UsageError where there is none."""
@@ -69,6 +90,21 @@ class Context:
         """Return the recorded hyper-parameters: batch_size, lr, momentum, weight_decay, optimizer ..."""
         return self.subjects[which].training
 
+    def optimizer(self, which: int = 0) -> Mapping[str, Any] | None:
+        """Return the optimizer's state_dict, or None where the checkpoint holds none."""
+        return self.subjects[which].optimizer
+
+    def initial(self, which: int = 0) -> Tensor | None:
+        """Return theta before training (n,), or None where the checkpoint recorded none that fits."""
+        state, problem = self.subjects[which].initial, self.problem(which=which)
+        layout = problem.parameters
+        if state is None or any(
+            name not in state or state[name].shape != shape
+            for name, shape in zip(layout.names, layout.shapes, strict=True)
+        ):
+            return None
+        return layout.flatten(state).to(problem.device, problem.dtype)
+
     def generator(self, purpose: str) -> torch.Generator:
         """Return a CPU generator of its own for each purpose, so that no analyzer changes another's numbers."""
         # torch's CPU generator heeds 32 bits of its seed: both must go into them
@@ -76,15 +112,21 @@ class Context:
 
     def finished(self, name: str, which: int = 0) -> Result | None:
         """Return a result that this run already has, or None."""
-        return self._finished.get((name, which))
+        return self.singles[which].finished(name) if self.singles else self._finished.get(name)
 
     def result(self, name: str, which: int = 0) -> Result:
-        """Return the result of an analyzer of this run, measuring it at most once."""
-        if (name, which) not in self._finished:
+        """Return an analyzer's result on one subject, measuring it at most once."""
+        if self.singles:
+            return self.singles[which].result(name)
+        return self.run(name)
+
+    def run(self, name: str) -> Result:
+        """Run an analyzer on these subjects together, at most once."""
+        if name not in self._finished:
             started = time.perf_counter()
             try:
                 measured = self.analyzers[name](self)
             finally:
                 self.monitor.end()
-            self._finished[name, which] = dataclasses.replace(measured, seconds=time.perf_counter() - started)
-        return self._finished[name, which]
+            self._finished[name] = dataclasses.replace(measured, seconds=time.perf_counter() - started)
+        return self._finished[name]

@@ -5,7 +5,7 @@ import datetime
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from gapscope.measure.checks import check
 from gapscope.measure.context import Analyzer, Context, Subject
 from gapscope.measure.loading import Loaded, Request, load
 from gapscope.measure.monitor import Monitor
-from gapscope.measure.problem import CHUNK_SEED, DEFAULT_MEMORY_BUDGET, BatchNorm, Problem
+from gapscope.measure.problem import CHUNK_SEED, DEFAULT_MEMORY_BUDGET, BatchNorm, Origin, Problem
+from gapscope.measure.resume import Parts
 from gapscope.report.file import Record, Report
-from gapscope.results import CHUNKS
+from gapscope.results import CHUNKS, Result, Status
 
 # parameters x samples below which threads only wait for each other: on a busy machine two of them were 30 times slower
 SMALL_WORK = 30_000_000
@@ -27,7 +28,7 @@ SMALL_WORK = 30_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How to measure: none of it changes what is measured, but `split`, `batchnorm` and `dtype` (conditions)."""
+    """How to place and measure: none of it changes what is measured, but `split`, `batchnorm` and `dtype`."""
 
     split: str = "train"
     batchnorm: BatchNorm = "eval"
@@ -41,48 +42,41 @@ class Execution:
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """A loaded checkpoint, ready to be measured: what it is and under which conditions is known before any work."""
+    """A problem, ready to be measured: what it is and under which conditions is known before any work."""
 
-    loaded: Loaded
-    execution: Execution
-    problems: Mapping[str, Problem]
-    data_seed: int
-    monitor: Monitor
+    problem: Problem
+    seed: int = 0
+    monitor: Monitor = field(default_factory=Monitor)
+    notes: tuple[str, ...] = ()  # what was inferred while loading
 
     def identity(self) -> dict[str, Any]:
         """Return who is measured; two subjects of a comparison differ here."""
-        checkpoint, problem = self.loaded.checkpoint, self.problems[self.execution.split]
-        arguments = " ".join(f"{k}={json.dumps(v)}" for k, v in sorted(self.loaded.model_args.items()))
-        return {
-            "checkpoint": checkpoint.name,
-            "sha256": checkpoint.sha256,
-            "weights": self.loaded.weights_key,
-            "model": self.loaded.model_name,
-            "model_args": arguments,
-            "parameters": problem.size,
-            "data": problem.data.name,
-        }
+        problem = self.problem
+        known = dict(problem.origin.identity)
+        known.setdefault("checkpoint", "model")
+        known.setdefault("model", type(problem.model).__name__)
+        return known | {"parameters": problem.size, "data": problem.data.name}
 
     def training(self) -> dict[str, Any]:
         """Return the scalars that the checkpoint recorded of its training."""
-        return {k: v for k, v in self.loaded.checkpoint.training.items() if isinstance(v, str | int | float | bool)}
+        return {k: v for k, v in self.problem.origin.training.items() if isinstance(v, str | int | float | bool)}
 
     def conditions(self) -> dict[str, Any]:
         """Return what must agree before two reports are compared."""
-        execution, problem = self.execution, self.problems[self.execution.split]
+        problem, origin = self.problem, self.problem.origin
         found: dict[str, Any] = {
-            "split": execution.split,
+            "split": origin.split,
             "samples": problem.samples,
             "samples_available": problem.data.total,
         }
         names = {"train": "data_fingerprint", "test": "test_data_fingerprint"}
-        found |= {names[split]: p.data.fingerprint for split, p in self.problems.items()}
+        found |= {names[split]: p.data.fingerprint for split, p in Subject.of(problem).problems.items()}
         if problem.samples < problem.data.total:
-            found |= {"limit": problem.samples, "limit_seed": self.data_seed}
+            found |= {"limit": problem.samples, "limit_seed": origin.limit_seed}
         found |= {
-            "loss": self.loaded.loss.name,
-            "batchnorm": execution.batchnorm,
-            "dtype": execution.dtype,
+            "loss": problem.loss_function.name,
+            "batchnorm": problem.batchnorm,
+            "dtype": str(problem.dtype).removeprefix("torch."),
             "chunks": f"{CHUNKS} by permutation, seed {CHUNK_SEED}",
             "parameter_filter": "requires_grad",
         }
@@ -92,7 +86,7 @@ class Session:
 
     def environment(self) -> dict[str, Any]:
         """Return what is never compared."""
-        problem = self.problems[self.execution.split]
+        problem = self.problem
         name = torch.cuda.get_device_name(problem.device) if problem.device.type == "cuda" else platform.machine()
         return {
             "gapscope": gapscope.__version__,
@@ -105,17 +99,19 @@ class Session:
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 
-    def measure(self, analyzers: Sequence[Analyzer]) -> Report:
-        """Check the problem, run the analyzers in order, and return their report."""
-        check(self.problems[self.execution.split])
-        context = Context(
-            subjects=(Subject(problems=self.problems, training=self.loaded.checkpoint.training),),
-            split=self.execution.split,
-            seed=self.execution.seed,
+    def context(self, analyzers: Sequence[Analyzer]) -> Context:
+        """Check the problem, and return where these analyzers will keep their results."""
+        check(self.problem)
+        return Context(
+            subjects=(Subject.of(self.problem),),
+            split=self.problem.origin.split,
+            seed=self.seed,
             analyzers={analyzer.name: analyzer for analyzer in analyzers},
             monitor=self.monitor,
         )
-        records = {a.name: self._record(a, context) for a in analyzers}
+
+    def report(self, records: Mapping[str, Record]) -> Report:
+        """Return the report of what was measured."""
         return Report(
             identity=self.identity(),
             training=self.training(),
@@ -124,21 +120,58 @@ class Session:
             results=records,
         )
 
-    def _record(self, analyzer: Analyzer, context: Context) -> Record:
-        result = context.result(analyzer.name)
-        fields = dataclasses.fields(analyzer)  # type: ignore[arg-type]
-        settings = {f.name: getattr(analyzer, f.name) for f in fields if f.name not in analyzer.incidental}
-        return Record(
-            analyzer=analyzer.name,
-            version=analyzer.version,
-            status=result.status,
-            matvecs=result.matvecs,
-            seconds=result.seconds,
-            notes=result.notes,
-            settings={"seed": self.execution.seed}
-            | {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
-            quantities=result.quantities(),
-        )
+    def measure(self, analyzers: Sequence[Analyzer]) -> Report:
+        """Check the problem, run the analyzers in order, and return their report."""
+        context = self.context(analyzers)
+        return self.report({a.name: record(a, context.run(a.name), context.seed) for a in analyzers})
+
+
+def together(contexts: Sequence[Context], analyzers: Sequence[Analyzer], parts: Parts | None = None) -> Context:
+    """Return the context of several subjects, whose single results are found in, or added to, their own contexts."""
+    first = contexts[0]
+    known: dict[str, Analyzer] = {}
+    for context in reversed(contexts):
+        known |= context.analyzers
+    return Context(
+        subjects=tuple(context.subjects[0] for context in contexts),
+        split=first.split,
+        seed=first.seed,
+        analyzers=known | {analyzer.name: analyzer for analyzer in analyzers},
+        monitor=first.monitor,
+        parts=parts or Parts(),
+        singles=tuple(contexts),
+    )
+
+
+def record(analyzer: Analyzer, result: Result, seed: int) -> Record:
+    """Return a result as it is stored."""
+    return Record(
+        analyzer=analyzer.name,
+        version=analyzer.version,
+        status=result.status,
+        matvecs=result.matvecs,
+        seconds=result.seconds,
+        notes=result.notes,
+        settings=_settings(analyzer, seed),
+        quantities=result.quantities(),
+    )
+
+
+def skipped(analyzer: Analyzer, seed: int, why: str) -> Record:
+    """Return the record of an analyzer that did not run."""
+    return Record(
+        analyzer=analyzer.name,
+        version=analyzer.version,
+        status=Status.SKIPPED,
+        notes=(why,),
+        settings=_settings(analyzer, seed),
+    )
+
+
+def _settings(analyzer: Analyzer, seed: int) -> dict[str, Any]:
+    fields = dataclasses.fields(analyzer)  # type: ignore[arg-type]
+    settings = {f.name: getattr(analyzer, f.name) for f in fields if f.name not in analyzer.incidental}
+    return {"seed": seed} | {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
 
 
 def open_session(request: Request, execution: Execution, monitor: Monitor | None = None) -> Session:
@@ -159,22 +192,42 @@ def open_session(request: Request, execution: Execution, monitor: Monitor | None
             f"{execution.split}` measures them. Name them with `--{'test-' * (execution.split == 'test')}data`."
         )
     model = loaded.model.to(device, getattr(torch, execution.dtype))
-    problems = {
-        split: Problem(
+    measured: Problem | None = None
+    for split in sorted(data, key=lambda split: split == execution.split):  # the measured one last: it knows the other
+        measured = Problem(
             model=model,
-            data=part,
+            data=data[split],
             loss_function=loaded.loss,
             batch_size=execution.batch_size,
             memory_budget=execution.memory_budget,
             batchnorm=execution.batchnorm,
             monitor=monitor,
+            origin=_origin(request, loaded, split, measured),
         )
-        for split, part in data.items()
-    }
-    measured = problems[execution.split]
+    assert measured is not None  # there are train data, or loading had failed
     if execution.threads is None and device.type == "cpu" and measured.size * measured.samples < SMALL_WORK:
         torch.set_num_threads(1)
-    return Session(loaded, execution, problems, request.data_seed, monitor)
+    return Session(measured, execution.seed, monitor, loaded.notes)
+
+
+def _origin(request: Request, loaded: Loaded, split: str, other: Problem | None) -> Origin:
+    checkpoint = loaded.checkpoint
+    arguments = " ".join(f"{k}={json.dumps(v)}" for k, v in sorted(loaded.model_args.items()))
+    return Origin(
+        split=split,
+        identity={
+            "checkpoint": checkpoint.name,
+            "sha256": checkpoint.sha256,
+            "weights": loaded.weights_key,
+            "model": loaded.model_name,
+            "model_args": arguments,
+        },
+        training=checkpoint.training,
+        initial=checkpoint.initial,
+        optimizer=checkpoint.optimizer,
+        limit_seed=request.data_seed,
+        other=other,
+    )
 
 
 def _device(name: str) -> torch.device:

@@ -151,7 +151,7 @@ def maxima_table() -> list[dict[str, Any]]:
     rows = []
     for regime in ("small", "large"):
         path = FIXTURES / f"digits-{regime}-batch.pt"
-        problem = open_session(Request(checkpoint=path), Execution()).problems["train"]
+        problem = open_session(Request(checkpoint=path), Execution()).problem
         operator = problem.hessian()
         vector = decompose(operator, gaussian_start(operator, torch.Generator().manual_seed(0)), 12).top_vector()
         start = problem.loss()

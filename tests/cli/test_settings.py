@@ -48,7 +48,7 @@ def test_other_tables_of_pyproject_are_none_of_our_business(read):
         ("limt = 3", "unknown key `limt`. Did you mean `limit`?"),
         (
             "tolerance = 3",
-            "unknown key `tolerance`. It belongs to [measure.density] or [measure.eigenvalues] or [measure.trace].",
+            "unknown key `tolerance`. It belongs to [measure.curvature] or [measure.density] or [measure.eigenvalues]",
         ),
         ("[trian]\nlr = 1", "Did you mean `train`?"),
         ("[train]\nrate = 1", "[train] in gapscope.toml has an unknown key `rate`"),
@@ -59,7 +59,7 @@ def test_other_tables_of_pyproject_are_none_of_our_business(read):
         ("json = 1", "Expected true or false."),
         (
             "[measure.eigenvalue]\nk = 3",
-            "[measure.eigenvalue]. Expected one of [measure.density], [measure.eigenvalues]",
+            "[measure.eigenvalue]. Expected one of [measure.adaptive-sharpness], [measure.curvature]",
         ),
         ("[measure.eigenvalues]\nkk = 3", "[measure.eigenvalues] in gapscope.toml has an unknown key `kk`"),
         ('[measure.eigenvalues]\nk = "x"', '[measure.eigenvalues] in gapscope.toml has `k = "x"`'),

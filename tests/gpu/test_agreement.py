@@ -36,5 +36,5 @@ def test_the_device_changes_nothing_beyond_rounding(regime, dtype, tolerance):
 
 def test_a_matvec_leaves_the_vector_on_the_device():
     session = open_session(Request(checkpoint=FIXTURES / "digits-small-batch.pt"), Execution(device="cuda"))
-    problem = session.problems["train"]
+    problem = session.problem
     assert problem.hessian().matvec(torch.ones(problem.size, device="cuda")).is_cuda

@@ -49,6 +49,10 @@ class Density:
     tolerance: Annotated[float, "error allowed on the two masses"] = 0.02
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
 
+    def gradients(self, problem: "Problem") -> float:
+        """Return about how many gradients this costs: a product is 2.5."""
+        return 2.5 * self.probes * min(self.steps, problem.size)
+
     def __call__(self, context: "Context") -> DensityResult:
         """Run Lanczos from every probe on the measured split."""
         from gapscope.measure.solvers.quadrature import spectral_density
@@ -91,6 +95,7 @@ class Density:
             density=Quantity(
                 value=density,
                 numerical_error=density_error,
+                drawn="bars",
                 contrast="difference",
                 dims=("grid",),
                 labels={"grid": tuple(f"{t:.12g}" for t in grid)},

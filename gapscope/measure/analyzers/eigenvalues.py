@@ -56,7 +56,12 @@ class Eigenvalues:
     delta: Annotated[float, "probability that the top eigenvalue lies above the bound"] = 1e-3
     max_matvecs: Annotated[int, "budget of Hessian-vector products, verification included"] = 200
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
+    preconditioned: Annotated[bool, "of P^-1/2 H P^-1/2, with Adam's P from the checkpoint's optimizer state"] = False
     referee: Annotated[Literal["none", "pyhessian", "scipy"], "also ask another tool, on the same problem"] = "none"
+
+    def gradients(self, problem: Any) -> float:  # noqa: ARG002
+        """Return about how many gradients this costs: 20 products for one eigenvalue, at 2.5 each, and the check."""
+        return 2.5 * min(self.max_matvecs, 15 + 6 * self.k) + 8
 
     def __call__(self, context: "Context") -> EigenvaluesResult:
         """Run Lanczos on the measured split."""
@@ -69,15 +74,22 @@ class Eigenvalues:
                 f"max_matvecs={self.max_matvecs}. Expected k >= 1, 0 < tolerance < 1, 0 < delta < 1, and max_matvecs "
                 "of k + 2 or more: k + 1 products verify what the others find."
             )
+        from gapscope.measure.operators import scaled
+        from gapscope.measure.preconditioner import adam_preconditioner
+
         problem, monitor = context.problem(), context.monitor
+        adam = adam_preconditioner(problem, context.optimizer()) if self.preconditioned else None
         opinion = self._second_opinion(problem)  # first: it may refuse the problem
         operator = problem.gauss_newton() if self.gauss_newton else problem.hessian()
+        scale: Any = 1.0 if adam is None else adam.diagonal.rsqrt()
+        if adam is not None:
+            operator = scaled(operator, scale)
         along: list[Any] = []
 
         def verify(u: Any) -> Any:
-            product, curvature = problem.curvature_along(u)
+            product, curvature = problem.curvature_along(scale * u)
             along[:] = [curvature]
-            return product
+            return scale * product
 
         monitor.begin("eigenvalues", 20)
         pairs = extreme_eigenpairs(
@@ -97,7 +109,7 @@ class Eigenvalues:
         return EigenvaluesResult(
             status=pairs.status,
             matvecs=pairs.matvecs,
-            notes=self._notes(context, problem, pairs),
+            notes=self._notes(context, problem, pairs, adam),
             top=Quantity(
                 value=scalar(top),
                 numerical_error=_known(max(pairs.upper - top, pairs.residuals[0])),
@@ -106,7 +118,8 @@ class Eigenvalues:
                 bound="lower",
                 better="lower",
                 higher_is="sharper",
-                doc="largest algebraic eigenvalue; numerical error: the wider of the recomputed residual and the "
+                doc=f"largest algebraic eigenvalue{' of P^-1/2 H P^-1/2' * self.preconditioned}; numerical error: the "
+                "wider of the recomputed residual and the "
                 f"distance to the upper bound that holds with probability 1 - {self.delta:g}",
             ),
             bottom=Quantity(
@@ -122,7 +135,9 @@ class Eigenvalues:
                 contrast="difference",
                 doc="|most negative Ritz value| / top eigenvalue: 0 at a minimum",
             ),
-            stability=_stability(context.training(), top, pairs.upper, self.gauss_newton),
+            stability=_stability(context.training(), top, pairs.upper, self.gauss_newton)
+            if adam is None
+            else _adam_stability(adam.limit, top, pairs.upper),
             effective_samples=Quantity(
                 value=scalar(_effective_number(curvature)),
                 doc="(sum |c_i|)^2 / sum c_i^2 of the samples' shares c_i = u'H_i u of the top eigenvalue",
@@ -144,10 +159,10 @@ class Eigenvalues:
                 value=pairs.residuals, dims=("rank",), labels={"rank": ranks}, doc="recomputed norm(A u - lambda u)"
             ),
             referee=opinion,
-            vector=pairs.vectors[0],
+            vector=scale * pairs.vectors[0],
         )
 
-    def _notes(self, context: "Context", problem: "Problem", pairs: "Eigenpairs") -> tuple[str, ...]:
+    def _notes(self, context: "Context", problem: "Problem", pairs: "Eigenpairs", adam: Any) -> tuple[str, ...]:
         notes = []
         if pairs.spent_on:
             notes.append(f"not converged: {REMEDIES[pairs.spent_on]}")
@@ -158,8 +173,16 @@ class Eigenvalues:
                 f"measured on {problem.samples:,} of {problem.data.total:,} samples: "
                 "a subset overstates the top eigenvalue on average"
             )
-        if "adam" in str(context.training().get("optimizer", "")).lower():
-            notes.append("trained with Adam: its stability limit needs its preconditioner, so none is shown")
+        if adam is not None:
+            limit = "no single rate and beta is recorded" if adam.limit is None else f"{adam.limit:.4g}"
+            notes.append(
+                f"preconditioned by Adam's second moments; its limit of stability (2 + 2 b1)/((1 - b1) eta): {limit}"
+            )
+        elif "adam" in str(context.training().get("optimizer", "")).lower():
+            notes.append(
+                "trained with Adam: its stability limit needs its preconditioner, so none is shown; "
+                "take `--preconditioned` where the file holds the optimizer's state"
+            )
         return tuple(notes)
 
     def _second_opinion(self, problem: "Problem") -> Quantity | None:
@@ -168,6 +191,8 @@ class Eigenvalues:
         from gapscope.errors import UsageError
         from gapscope.measure import referee
 
+        if self.preconditioned:
+            raise UsageError("The referees know no preconditioner. Expected `--referee none` with `--preconditioned`.")
         if self.gauss_newton and self.referee == "pyhessian":
             raise UsageError("PyHessian knows only the Hessian. Expected `--referee scipy` with `--gauss-newton`.")
         opinion = (
@@ -216,4 +241,16 @@ def _stability(training: Any, top: float, upper: float, gauss_newton: bool) -> Q
         numerical_error=_known(rate * (upper - top) / (2 + 2 * momentum)),
         doc="recorded rate x (top eigenvalue + weight decay) / (2 + 2 momentum); "
         "1 is the edge of stability of full-batch gradient descent",
+    )
+
+
+def _adam_stability(limit: float | None, top: float, upper: float) -> Quantity | None:
+    """Return the top eigenvalue over Adam's limit: above 1, full-batch Adam is linearly unstable there."""
+    if limit is None:
+        return None
+    return Quantity(
+        value=scalar(top / limit),
+        numerical_error=_known((upper - top) / limit),
+        doc="top eigenvalue of P^-1/2 H P^-1/2 over (2 + 2 b1) / ((1 - b1) rate); 1 is the edge of stability of "
+        "full-batch Adam with its preconditioner held",
     )

@@ -36,6 +36,10 @@ class Gap:
     arity: ClassVar[int] = 1
     incidental: ClassVar[tuple[str, ...]] = ()
 
+    def gradients(self, problem: object) -> float:  # noqa: ARG002
+        """Return about how many gradients this costs: a forward pass is a third of one."""
+        return 1.5
+
     def __call__(self, context: "Context") -> GapResult:
         """Evaluate both splits once, or one where there is only one."""
         context.monitor.begin("gap", 2 + 2 * context.has("test"))

@@ -44,6 +44,10 @@ class Trace:
     max_matvecs: Annotated[int, "budget of Hessian-vector products"] = 200
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
 
+    def gradients(self, problem: object) -> float:  # noqa: ARG002
+        """Return about how many gradients this costs, if 40 probes are enough."""
+        return 2.5 * min(self.max_matvecs, 40) + 8
+
     def __call__(self, context: "Context") -> TraceResult:
         """Probe the measured split."""
         from gapscope.errors import UsageError

@@ -14,7 +14,7 @@ from torch import nn
 
 from gapscope.errors import GapscopeError, LoadError
 from gapscope.measure.loading.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-from gapscope.measure.loading.data import Data, load_data
+from gapscope.measure.loading.data import Data, data_of, load_data
 from gapscope.measure.loading.fitting import fit
 from gapscope.measure.loading.losses import Loss, build_loss, classes_last, infer_loss
 from gapscope.measure.loading.models import all_arguments, build_model, find_factory, parse_args
@@ -31,6 +31,8 @@ __all__ = [
     "Trust",
     "build_loss",
     "build_model",
+    "check_fit",
+    "data_of",
     "infer_loss",
     "load",
     "load_data",
@@ -86,7 +88,7 @@ def load(request: Request) -> Loaded:
     train = train.limited(request.limit, request.data_seed)
     test = test and test.limited(request.limit, request.data_seed)
     for data in (train, test) if test else (train,):
-        _check_fit(model, name, data, loss)
+        check_fit(model, name, data, loss)
     return Loaded(
         checkpoint=checkpoint,
         model=model,
@@ -143,7 +145,7 @@ def _loss_of(request: Request, checkpoint: Checkpoint, train: Data) -> tuple[Los
     return loss, (f"loss: {loss.name}, inferred from {kind} targets",)
 
 
-def _check_fit(model: nn.Module, name: str, data: Data, loss: Loss) -> None:
+def check_fit(model: nn.Module, name: str, data: Data, loss: Loss) -> None:
     """Run two samples through model and loss; whatever does not fit is said before hours of work."""
     x, y = data.inputs[:2], data.targets[:2]
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

@@ -76,6 +76,11 @@ def load_data(spec: str, split: Split, *, recorded: bool, trust: Trust, whole: b
     return _checked(pair, spec) if pair else None
 
 
+def data_of(found: object, name: str) -> Data:
+    """Return the samples of an object at hand: a Dataset, a DataLoader, an iterable of (x, y), or two arrays."""
+    return _checked(read_object(name, found), name)
+
+
 def fingerprint(inputs: Tensor, targets: Tensor) -> str:
     """Return the sha256 over shapes, dtypes and bytes."""
     digest = hashlib.sha256()

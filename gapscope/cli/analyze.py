@@ -1,0 +1,159 @@
+"""`gapscope analyze`: every measurement of one checkpoint, on one loaded problem."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from gapscope.cli import fields
+from gapscope.cli.measuring import CHECKPOINT, Job, common_of, configured, prepare, say
+from gapscope.cli.settings import Common, Configuration, parse_seconds
+from gapscope.errors import GapscopeError, UsageError, did_you_mean
+from gapscope.measure.analyzers import analyzer_class, names
+
+if TYPE_CHECKING:
+    from gapscope.cli.measuring import Measured
+    from gapscope.measure.context import Context
+
+# what tells most for its cost comes first: the order in which a time budget is spent; others' analyzers come last
+ORDER = (
+    "gap",
+    "eigenvalues",
+    "adaptive-sharpness",
+    "epsilon-sharpness",
+    "near-rank",
+    "noise",
+    "trace",
+    "density",
+    "curvature",
+)
+
+
+@dataclass(frozen=True)
+class Own:
+    """What only `analyze` takes."""
+
+    only: Annotated[tuple[str, ...], "run this analyzer, repeatable; the default is all of one checkpoint"] = ()
+    skip: Annotated[tuple[str, ...], "leave this analyzer out, repeatable"] = ()
+    time_budget: Annotated[str | None, "time to spend, like 90s, 5m or 1h; what does not fit is skipped"] = None
+
+
+def command(configuration: Configuration) -> Callable[..., int | None]:
+    """Return the command."""
+
+    def analyze(checkpoint: Path, **values: Any) -> int:
+        own = fields.build(Own, values)
+        return analyze_and_print(checkpoint, common_of(values, configuration), own, configuration)
+
+    return fields.command(
+        "analyze",
+        f"""Measure everything about one checkpoint: the whole picture.
+
+        Runs {", ".join(ORDER)} and the analyzers of other packages on one loaded problem, and writes the report
+        after each. Their settings stand in gapscope.toml, as [measure.eigenvalues] and so on; --only, --skip and
+        --time-budget are keys of its table [analyze].
+        """,
+        [CHECKPOINT, *fields.options(Own, prefix="GAPSCOPE_ANALYZE"), *fields.options(Common)],
+        analyze,
+    )
+
+
+def chosen(own: Own) -> list[str]:
+    """Return the analyzers to run, most telling first; raises UsageError for names that there are not."""
+    single = [name for name in names() if analyzer_class(name).arity == 1]
+    ranked = [*(name for name in ORDER if name in single), *(name for name in single if name not in ORDER)]
+    for option, asked in (("only", own.only), ("skip", own.skip)):
+        for name in asked:
+            if name not in ranked:
+                raise UsageError(
+                    f"`--{option} {name}` names no analyzer of one checkpoint.{did_you_mean(name, ranked)} "
+                    f"Expected some of {', '.join(ranked)}."
+                )
+    wanted = [name for name in ranked if (not own.only or name in own.only) and name not in own.skip]
+    if not wanted:
+        raise UsageError("`--only` and `--skip` leave no analyzer. Expected one or more to be left. Drop one of them.")
+    return wanted
+
+
+def analyze_and_print(checkpoint: Path, common: Common, own: Own, configuration: Configuration) -> int:
+    """Measure, writing after each analyzer, and print the report; exit code 2 where one could not be measured."""
+    wanted = chosen(own)
+    budget = None if own.time_budget is None else parse_seconds(own.time_budget)
+    job = prepare(checkpoint, common)
+    analyzers = configured(wanted, configuration)
+    started = time.monotonic()
+    context = job.context(analyzers)
+    expected = _expected(job, analyzers)
+    if not common.quiet:
+        print(_plan(analyzers, expected, budget), file=sys.stderr)
+    measured, failures = _run(job, context, analyzers, expected, None if budget is None else started + budget)
+    if common.json:
+        from gapscope.report.export import dumps, report_json
+
+        print(dumps(report_json(measured.report)))
+    else:
+        from gapscope.report.terminal import output
+        from gapscope.report.view import report_document
+
+        output(report_document(measured.report, verbose=common.verbose, only=wanted))
+        if measured.failure is None:
+            say("", *measured.said, f"report: {measured.path}")
+    if measured.failure is not None:
+        raise measured.failure
+    for name, failure in failures.items():
+        from gapscope.report.terminal import printable
+
+        print(printable(f"error: {name} could not be measured: {failure}"), file=sys.stderr)
+    return 2 if failures else 0
+
+
+def _run(
+    job: Job, context: "Context", analyzers: Sequence[Any], expected: dict[str, float], deadline: float | None
+) -> "tuple[Measured, dict[str, GapscopeError]]":
+    """Run one after the other; what does not fit into the time left, or fails, is recorded as skipped."""
+    from gapscope.measure.session import record, skipped
+
+    records, failures = {}, {}
+    measured: Measured | None = None
+    for analyzer in analyzers:
+        name, needs = analyzer.name, expected.get(analyzer.name, 0.0)
+        left = float("inf") if deadline is None else deadline - time.monotonic()
+        if needs > left:
+            why = f"would take about {_clock(needs)} of the {_clock(max(left, 0.0))} left: raise `--time-budget`"
+            records[name] = skipped(analyzer, context.seed, why)
+        else:
+            try:
+                records[name] = record(analyzer, context.run(name), context.seed)
+            except GapscopeError as error:
+                failures[name] = error
+                records[name] = skipped(analyzer, context.seed, f"could not be measured: {error}")
+        measured = job.written(records)
+    assert measured is not None  # one analyzer or more
+    context.parts.forget()
+    return measured, failures
+
+
+def _expected(job: Job, analyzers: Sequence[Any]) -> dict[str, float]:
+    """Return about how many seconds each analyzer takes, from one timed gradient; those that do not say are absent."""
+    problem = job.session.problem
+    started = time.perf_counter()
+    problem.loss_and_gradient()
+    each = time.perf_counter() - started
+    costs = {a.name: a.gradients(problem) for a in analyzers if hasattr(a, "gradients")}
+    return {name: gradients * each for name, gradients in costs.items()}
+
+
+def _plan(analyzers: Sequence[Any], expected: dict[str, float], budget: float | None) -> str:
+    parts = [f"{a.name} {_clock(expected[a.name])}" if a.name in expected else a.name for a in analyzers]
+    limit = "" if budget is None else f", of which {_clock(budget)} may be spent"
+    return f"plan: about {_clock(sum(expected.values()))}{limit}: {', '.join(parts)}"
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 1:
+        return "1 s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,226 @@
+"""Loss and accuracy between two checkpoints, and the barrier on the way."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+
+from gapscope.results import Array, Quantity, Result, Status, scalar
+
+if TYPE_CHECKING:
+    from gapscope.measure.context import Context
+    from gapscope.measure.landscape import Landscape
+
+SHAPES = ("linear", "curved")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathResult(Result):
+    """What `path` measures; `rise` is what an escape from either end has to climb along the straight line."""
+
+    barrier: Quantity
+    barrier_curved: Quantity | None
+    rise: Quantity
+    distance: Quantity
+    distance_ratio: Quantity | None
+    loss: Quantity
+    accuracy: Quantity | None
+
+
+@dataclass(frozen=True)
+class Path:
+    """Loss and accuracy on the straight and on the curved path between two checkpoints, and the barrier.
+
+    Straight: a x_1 + (1 - a) x_0; curved: sin(a pi/2) x_1 + cos(a pi/2) x_0; a = 0 is the first (small-batch)
+    checkpoint, 1 the second (Keskar et al. 2017).  Barrier: the most by which the loss on [0, 1] exceeds the line
+    between its ends.  It bounds the lowest pass between the two from above along that path only: another path may
+    have none.
+    """
+
+    name: ClassVar[str] = "path"
+    version: ClassVar[str] = "1"
+    arity: ClassVar[int] = 2
+    incidental: ClassVar[tuple[str, ...]] = ()
+
+    points: Annotated[int, "points of the grid"] = 25
+    start: Annotated[float, "first a"] = -1.0
+    stop: Annotated[float, "last a"] = 2.0
+    curved: Annotated[bool, "measure the curved path, too"] = True
+    statistics: Annotated[
+        Literal["re-estimated", "interpolated", "frozen"], "what BatchNorm uses between the checkpoints"
+    ] = "re-estimated"
+
+    def gradients(self, problem: Any) -> float:  # noqa: ARG002
+        """Return about how many gradients this costs: a forward pass is a third of one, and there are two splits."""
+        return (0.7 + (self.statistics == "re-estimated") * 0.3) * (self.points * (1 + self.curved) + 3)
+
+    def __call__(self, context: "Context") -> PathResult:
+        """Evaluate both splits at every point."""
+        from gapscope.measure.landscape import Landscape
+
+        self._refuse_nonsense()
+        scape = Landscape.of(context, self.statistics)
+        grid = np.linspace(self.start, self.stop, self.points)
+        shapes = SHAPES[: 1 + self.curved]
+        places = [(shape, float(a)) for shape in shapes for a in (*grid, 0.0, 1.0)]
+        context.monitor.begin("path", len(places) * len(scape.splits))
+        measured, ready = context.parts.rows(
+            scape.digest(analyzer=self.name, places=places),
+            len(places),
+            2 * len(scape.splits),
+            lambda index: scape.evaluate(*_place(scape, *places[index])),
+        )
+        table = measured.reshape(len(shapes), len(places) // len(shapes), len(scape.splits), 2)
+        found = [self._barrier(scape, shape, grid, table[i, :, 0, 0]) for i, shape in enumerate(shapes)]
+        labels = {"path": shapes, "split": scape.splits, "a": tuple(f"{a:.12g}" for a in grid)}
+        curves = np.moveaxis(table[:, : self.points], 1, 2)  # (path, split, a, 2)
+        judged = not np.isnan(curves[..., 1]).all()
+        distance = float((scape.ends[1] - scape.ends[0]).norm())
+        finite = all(np.isfinite(one.ends).all() for one in found)
+        return PathResult(
+            status=Status.EXACT if finite else Status.NONFINITE,
+            notes=self._notes(scape, ready),
+            barrier=_quantity(found[0], "straight"),
+            barrier_curved=_quantity(found[1], "curved") if self.curved else None,
+            rise=Quantity(
+                value=found[0].top - found[0].ends,
+                numerical_error=np.full(2, found[0].missed),
+                sampling_error=found[0].rise_sampling,
+                dims=("subject",),
+                labels={"subject": ("first", "second")},
+                contrast="difference",
+                doc="largest loss on the straight path between them less the loss of either checkpoint",
+            ),
+            distance=Quantity(value=scalar(distance), doc="norm(x_1 - x_0), not invariant to rescaling the layers"),
+            distance_ratio=_distance_ratio(context, scape),
+            loss=Quantity(
+                value=curves[..., 0],
+                dims=tuple(labels),
+                labels=labels,
+                drawn="line",
+                contrast="difference",
+                doc="mean loss; a = 0 is the first checkpoint, 1 the second",
+            ),
+            accuracy=Quantity(
+                value=curves[..., 1],
+                dims=tuple(labels),
+                labels=labels,
+                drawn="line",
+                unit="%",
+                contrast="difference",
+                doc="samples whose largest output is the right class",
+            )
+            if judged
+            else None,
+        )
+
+    def _refuse_nonsense(self) -> None:
+        from gapscope.errors import UsageError
+
+        if self.points < 5 or not self.start <= 0 or not self.stop >= 1:
+            raise UsageError(
+                f"path got points={self.points}, start={self.start}, stop={self.stop}. "
+                "Expected 5 points or more from start <= 0 to stop >= 1: both checkpoints must lie on the path."
+            )
+
+    def _barrier(self, scape: "Landscape", shape: str, grid: Array, losses: Array) -> "_Barrier":
+        """Find the barrier on the grid, and its errors from the samples' losses at its top and at both ends."""
+        ends = losses[-2:]
+        inside = (grid > 0) & (grid < 1)
+        at, values = grid[inside], losses[:-2][inside]
+        excess = np.where(np.isfinite(values), values - ((1 - at) * ends[0] + at * ends[1]), -np.inf)
+        if not len(at) or not np.isfinite(ends).all() or not np.isfinite(excess).any():
+            return _Barrier(float("nan"), 0.0, 0.0, ends, float(ends.max()), None, None, None)
+        best = int(np.argmax(excess))
+        if excess[best] <= 0 and values.max() <= ends.max():
+            return _Barrier(0.0, 0.0, 0.0, ends, float(ends.max()), None, None, None)
+        problem, a = scape.first, float(at[best])
+        split = next(split for split, one in scape.problems.items() if one is problem)
+        each = [scape.at(*_place(scape, shape, where))[split].losses() for where in (0.0, a, 1.0)]
+        difference = each[1] - (1 - a) * each[0] - a * each[2]
+        # the highest loss stands beside the top of the excess: its samples are taken for both
+        rises = [each[1] - each[0], each[1] - each[2]]
+        return _Barrier(
+            max(0.0, float(excess[best])),
+            a,
+            _missed(np.concatenate([[0.0], excess, [0.0]]), best + 1),
+            ends,
+            float(max(values.max(), ends.max())),
+            _standard_error(difference),
+            problem.chunk_means(difference),
+            None if len(difference) < 2 else np.array([_standard_error(rise) for rise in rises]),
+        )
+
+    def _notes(self, scape: "Landscape", ready: int) -> tuple[str, ...]:
+        notes = [scape.note()] if scape.note() else []
+        if ready:
+            notes.append(f"resumed: {ready} points were measured before")
+        if scape.first.samples < scape.first.data.total:
+            notes.append(f"measured on {scape.first.samples:,} of {scape.first.data.total:,} samples")
+        return (*notes, "along these paths only: a barrier here does not prove that another path has one")
+
+
+@dataclass(frozen=True)
+class _Barrier:
+    """The height of one path's barrier, where it stands, and what the grid may have missed of it."""
+
+    value: float
+    where: float
+    missed: float
+    ends: Array  # (2,) losses of the checkpoints
+    top: float
+    sampling: Any
+    chunks: Array | None
+    rise_sampling: Array | None  # (2,)
+
+
+def _place(scape: "Landscape", shape: str, a: float) -> tuple[Any, tuple[float, float]]:
+    """Return theta at a, and how the ends are mixed there."""
+    weights = (1 - a, a)
+    if shape == "curved":  # cos(pi/2) is 6e-17: the ends are to be the checkpoints themselves
+        weights = {0.0: (1.0, 0.0), 1.0: (0.0, 1.0)}.get(
+            a, (float(np.cos(a * np.pi / 2)), float(np.sin(a * np.pi / 2)))
+        )
+    first, last = scape.ends
+    return weights[0] * first + weights[1] * last, weights
+
+
+def _missed(excess: Array, best: int) -> float:
+    """Return by how much a parabola through the highest point and its neighbours rises above it."""
+    left, middle, right = excess[best - 1 : best + 2]
+    bend = left - 2 * middle + right
+    rise = -((left - right) ** 2) / (8 * bend) if bend < 0 else 0.0
+    return float(rise) if np.isfinite(rise) else 0.0
+
+
+def _standard_error(values: Array) -> Any:
+    return values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _quantity(found: _Barrier, which: str) -> Quantity:
+    at = f"; its top is at a = {found.where:.4g}" if found.value > 0 else ""
+    return Quantity(
+        value=scalar(found.value),
+        numerical_error=np.asarray(found.missed),
+        sampling_error=found.sampling,
+        chunks=found.chunks,
+        bound="lower",
+        contrast="difference",
+        doc=f"max over the grid of [0, 1] of L(a) - (1 - a) L(0) - a L(1) on the {which} path, 0 where it is below"
+        f"{at}; numerical error: what a parabola through the top adds",
+    )
+
+
+def _distance_ratio(context: "Context", scape: "Landscape") -> Quantity | None:
+    """Return |x_0 - start| / |x_1 - start|, each from its own recorded initial weights."""
+    starts = [context.initial(which) for which in (0, 1)]
+    lengths = [
+        float((end - start.to(end)).norm()) for end, start in zip(scape.ends, starts, strict=True) if start is not None
+    ]
+    if len(lengths) < 2 or not lengths[1] > 0:
+        return None
+    return Quantity(
+        value=scalar(lengths[0] / lengths[1]),
+        doc="distance of the first checkpoint from its initial weights over that of the second; "
+        "Keskar et al. found 3 to 10",
+    )

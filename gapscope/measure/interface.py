@@ -1,0 +1,180 @@
+"""The Python interface, in the command line's words: load a problem, measure it."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from torch import nn
+
+from gapscope.errors import GapscopeError, UsageError
+from gapscope.measure.analyzers import analyzer_class
+from gapscope.measure.context import Analyzer, Context
+from gapscope.measure.loading import Data, Loss, Request, Trust, build_loss, check_fit, data_of, infer_loss
+from gapscope.measure.problem import DEFAULT_MEMORY_BUDGET, BatchNorm, Origin, Problem
+from gapscope.measure.resume import Parts
+from gapscope.measure.session import Execution, Session, open_session, record, together
+from gapscope.report.comparison import arranged
+from gapscope.report.records import Comparison, Report
+
+
+def load(
+    checkpoint: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    data: str | None = None,
+    test_data: str | None = None,
+    loss: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    data_seed: int = 0,
+    batchnorm: BatchNorm = "eval",
+    dtype: str = "float32",
+    device: str = "auto",
+    threads: int | None = None,
+    batch_size: int | None = None,
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    trusted: Sequence[str] = (),
+    trust_embedded: bool = False,
+    allow_global: Sequence[str] = (),
+) -> Problem:
+    """Load a checkpoint and its data as a problem, as the command line does; options mean what they mean there.
+
+    Raises: LoadError where the file, model or data cannot be read or do not fit; UsageError, ProblemError.
+    """
+    request = Request(
+        checkpoint=Path(checkpoint),
+        model=model,
+        model_args=dict(model_args or {}),
+        data=data,
+        test_data=test_data,
+        loss=loss,
+        limit=limit,
+        data_seed=data_seed,
+        trust=Trust(tuple(trusted), trust_embedded, tuple(allow_global)),
+    )
+    execution = Execution(
+        split=split,
+        batchnorm=batchnorm,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        batch_size=batch_size,
+        memory_budget=memory_budget,
+    )
+    return open_session(request, execution).problem
+
+
+def problem(
+    model: nn.Module,
+    data: Any,
+    *,
+    test_data: Any = None,
+    loss: str | Loss | None = None,
+    training: Mapping[str, Any] | None = None,
+    name: str = "model",
+    batchnorm: BatchNorm = "eval",
+    batch_size: int | None = None,
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+) -> Problem:
+    """Return the problem of a model at hand, for a training script or a notebook; it is measured as it is now.
+
+    `data` and `test_data`: a Dataset, a DataLoader, an iterable of (x, y), or two arrays; they are read once.  `loss`:
+    a built-in name (default: from the targets), `pkg.mod:attr`, or a `Loss`.  `training` holds batch_size, lr,
+    momentum, weight_decay, optimizer, as far as known.  The model keeps its device, and is not changed.
+
+    Raises: LoadError where model, data and loss do not fit; ProblemError where there is nothing to differentiate.
+    """
+    splits: dict[str, Data] = {} if test_data is None else {"test": data_of(test_data, f"test data of {name}")}
+    splits["train"] = data_of(data, f"data of {name}")
+    found = loss
+    if found is None:
+        found = infer_loss(splits["train"].targets)
+    elif isinstance(found, str):
+        found = build_loss(found, recorded=False, trust=Trust())
+    built: Problem | None = None
+    for split, part in splits.items():
+        check_fit(model, name, part, found)
+        built = Problem(
+            model=model,
+            data=part,
+            loss_function=found,
+            batch_size=batch_size,
+            memory_budget=memory_budget,
+            batchnorm=batchnorm,
+            origin=Origin(split=split, identity={"checkpoint": name}, training=dict(training or {}), other=built),
+        )
+        # copies, so that training may go on
+        _ = built.theta, built.constants
+    assert built is not None
+    return built
+
+
+@overload
+def measure(problem: Problem, analyzers: Sequence[Analyzer], *, seed: int = 0) -> Report: ...
+@overload
+def measure(problem: Sequence[Problem], analyzers: Sequence[Analyzer], *, seed: int = 0) -> Comparison: ...
+def measure(
+    problem: Problem | Sequence[Problem], analyzers: Sequence[Analyzer], *, seed: int = 0
+) -> Report | Comparison:
+    """Measure a problem, or what analyzers of several subjects (`Path`, `Plane`, `Escape`) say of several.
+
+    Raises: UsageError where an analyzer takes another number of problems; ProblemError, if L is not finite, repeatable
+    and twice differentiable.
+    """
+    if isinstance(problem, Problem):
+        _refuse_count(analyzers, 1)
+        return Session(problem, seed).measure(analyzers)
+    problems = list(problem)
+    _refuse_count(analyzers, len(problems))
+    return measure_together([Session(one, seed) for one in problems], analyzers)
+
+
+def measure_together(
+    sessions: Sequence[Session],
+    analyzers: Sequence[Analyzer],
+    *,
+    labels: Sequence[str] | None = None,
+    contexts: Sequence[Context] | None = None,
+    parts: Parts | None = None,
+    failed: Callable[[Analyzer, GapscopeError], None] | None = None,
+) -> Comparison:
+    """Run analyzers of several subjects; those with a smaller recorded batch size come first.
+
+    `failed` is told of an analyzer that cannot measure these subjects, and the others go on; without it, that raises.
+    """
+    if contexts is None:
+        given = {analyzer.name for analyzer in analyzers}
+        wanted = dict.fromkeys(name for one in analyzers for name in getattr(one, "needs", ()) if name not in given)
+        needed = [analyzer_class(name)() for name in wanted]
+        contexts = [session.context([*analyzers, *needed]) for session in sessions]
+    bare = [session.report({}) for session in sessions]
+    ordered, subjects = arranged(bare, labels)
+    order = [next(i for i, report in enumerate(bare) if report is one) for one in ordered]
+    context = together([contexts[i] for i in order], analyzers, parts)
+    records = {}
+    for analyzer in analyzers:
+        try:
+            records[analyzer.name] = record(analyzer, context.run(analyzer.name), context.seed)
+        except GapscopeError as error:
+            if failed is None:
+                raise
+            failed(analyzer, error)
+    return Comparison(
+        subjects=subjects,
+        rows=(),
+        reading=(),
+        results=records,
+        environment=sessions[0].environment(),
+    )
+
+
+def _refuse_count(analyzers: Sequence[Analyzer], given: int) -> None:
+    for analyzer in analyzers:
+        least = getattr(analyzer, "least", analyzer.arity)
+        if not least <= given <= analyzer.arity:
+            wanted = f"{least}" if least == analyzer.arity else f"{least} to {analyzer.arity}"
+            raise UsageError(
+                f"`{analyzer.name}` got {given} problems. Expected {wanted}: `gapscope.measure([a, b], ...)`."
+            )

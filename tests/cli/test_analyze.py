@@ -1,0 +1,110 @@
+import json
+
+import pytest
+
+from gapscope.cli import analyze
+from gapscope.errors import ProblemError
+from gapscope.measure.analyzers import analyzer_class, names
+from gapscope.report.file import read_report
+from gapscope.results import Status
+
+QUICK = ("--only", "gap", "--only", "eigenvalues")
+
+
+def test_it_runs_what_tells_most_first_and_writes_one_report(run, small, tmp_path):
+    outcome = run("analyze", small, *QUICK, "--only", "near-rank")
+    assert outcome.code == 0
+    report = read_report(tmp_path / "digits-small-batch.report.h5")
+    assert list(report.results) == ["gap", "eigenvalues", "near-rank"]
+    assert outcome.err.startswith("plan: about ")
+    assert all(f"{name} " in outcome.err for name in ("gap", "eigenvalues", "near-rank"))
+    for name in report.results:
+        assert f"\n{name}\n" in outcome.out
+
+
+def test_every_analyzer_of_one_checkpoint_is_in_the_order(run):
+    single = {name for name in names() if analyzer_class(name).arity == 1}
+    assert set(analyze.ORDER) == single
+    assert analyze.chosen(analyze.Own()) == list(analyze.ORDER)
+    assert all(name in run("analyze", "--help").out for name in analyze.ORDER)
+
+
+def test_skipped_analyzers_leave_the_rest():
+    left = analyze.chosen(analyze.Own(skip=("gap", "trace")))
+    assert "gap" not in left
+    assert "trace" not in left
+    assert len(left) == len(analyze.ORDER) - 2
+
+
+def test_a_time_budget_skips_what_does_not_fit_and_says_so(run, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(analyze, "_expected", lambda *_: {"gap": 0.0, "eigenvalues": 1e6})
+    outcome = run("analyze", small, *QUICK, "--time-budget", "5m")
+    assert outcome.code == 0
+    assert ", of which 5 min may be spent" in outcome.err
+    record = read_report(tmp_path / "digits-small-batch.report.h5").results["eigenvalues"]
+    assert record.status is Status.SKIPPED
+    assert not record.quantities
+    assert record.notes[0].startswith("would take about 277.8 h of the 5 min left: raise `--time-budget`")
+    assert "not measured, for the reason noted" in outcome.out
+
+
+def test_a_skipped_analyzer_does_not_replace_what_was_measured(run, small, tmp_path, monkeypatch):
+    run("eigenvalues", small, "-q")
+    monkeypatch.setattr(analyze, "_expected", lambda *_: {"eigenvalues": 1e6})
+    outcome = run("analyze", small, *QUICK, "--time-budget", "10s", "-q")
+    assert "kept the earlier eigenvalues: would take about" in " ".join(outcome.out.split())
+    assert read_report(tmp_path / "digits-small-batch.report.h5").results["eigenvalues"].status is Status.CONVERGED
+
+
+def test_one_that_cannot_be_measured_leaves_the_others(run, small, tmp_path, monkeypatch):
+    def fails(self, context):
+        raise ProblemError("No rank today. Expected one. Come back.")
+
+    monkeypatch.setattr(analyzer_class("near-rank"), "__call__", fails)
+    outcome = run("analyze", small, *QUICK, "--only", "near-rank", "-q")
+    assert outcome.code == 2
+    assert outcome.err == "error: near-rank could not be measured: No rank today. Expected one. Come back.\n"
+    results = read_report(tmp_path / "digits-small-batch.report.h5").results
+    assert results["near-rank"].status is Status.SKIPPED
+    assert results["eigenvalues"].status is Status.CONVERGED
+
+
+def test_an_interrupt_keeps_what_was_measured(run, small, tmp_path, monkeypatch):
+    def stop(self, context):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(analyzer_class("eigenvalues"), "__call__", stop)
+    assert run("analyze", small, *QUICK, "-q").code == 130
+    assert list(read_report(tmp_path / "digits-small-batch.report.h5").results) == ["gap"]
+
+
+def test_a_plan_in_toml_says_the_same_as_the_flags(run, small, tmp_path):
+    flags = json.loads(run("analyze", small, *QUICK, "--json", "-q", "-o", "flags.h5").out)
+    (tmp_path / "gapscope.toml").write_text(
+        '[analyze]\nonly = ["gap", "eigenvalues"]\n[measure.eigenvalues]\nk = 2\ntolerance = 0.01'
+    )
+    plan = json.loads(run("analyze", small, "--json", "-q", "-o", "plan.h5").out)
+    assert list(plan["results"]) == list(flags["results"])
+    assert (
+        plan["results"]["eigenvalues"]["settings"] | {"k": 1, "tolerance": 1e-3}
+        == (flags["results"]["eigenvalues"]["settings"])
+    )
+    single = json.loads(run("eigenvalues", small, "--k", 2, "--tolerance", 0.01, "--json", "-q", "-o", "s.h5").out)
+    assert single["results"]["eigenvalues"]["quantities"] == plan["results"]["eigenvalues"]["quantities"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--only", "gaps"), "`--only gaps` names no analyzer of one checkpoint. Did you mean `gap`? Expected some of"),
+        (("--skip", "path"), "`--skip path` names no analyzer of one checkpoint."),
+        (("--only", "gap", "--skip", "gap"), "`--only` and `--skip` leave no analyzer. Expected one or more"),
+        (("--time-budget", "soon"), "The time budget is `soon`. Expected a time, like 90s, 5m or 1h."),
+        (("--time-budget", "0s"), "The time budget is `0s`."),
+    ],
+)
+def test_nonsense_is_one_line_and_exit_2(run, small, words, message):
+    outcome = run("analyze", small, *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
+    assert len(outcome.err.splitlines()) == 1

@@ -1,0 +1,196 @@
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from gapscope.errors import UsageError
+from gapscope.measure.analyzers.path import Path
+from gapscope.measure.problem import Origin
+from gapscope.measure.resume import Parts
+from gapscope.results import Status
+from tests.problems import ZOO, both, double_well, problem, train
+
+
+def measured(first, last, **options):
+    return Path(**options)(both(first, last))
+
+
+def test_the_barrier_of_a_double_well_is_its_saddle():
+    result = measured(double_well([-1.0, 0.0]), double_well([1.0, 0.0]))
+    assert result.barrier.value == pytest.approx(0.25, abs=1e-12)  # a = 0.5 is on the grid
+    assert result.rise.value == pytest.approx([0.25, 0.25])
+    a = np.linspace(-1, 2, 25)
+    assert result.loss.value[0, 0] == pytest.approx(0.25 * ((2 * a - 1) ** 2 - 1) ** 2, abs=1e-12)
+    assert result.status is Status.EXACT
+    assert result.barrier.sampling_error == 0  # all samples are alike
+
+
+def test_the_parabola_tells_what_the_grid_missed():
+    coarse = measured(double_well([-1.0]), double_well([1.0]), points=18)  # no point at a = 0.5
+    assert coarse.barrier.value < 0.25
+    assert float(coarse.barrier.value + 2 * coarse.barrier.numerical_error) > 0.2495
+    assert coarse.barrier.bound == "lower"
+
+
+def test_no_barrier_where_the_loss_is_convex():
+    result = measured(ZOO["tanh mlp"].problem(), ZOO["tanh mlp"].problem())
+    assert result.barrier.value == 0
+    assert result.distance.value == 0
+    line = measured(double_well([0.0, 1.0]), double_well([0.0, 3.0]))
+    assert line.barrier.value == 0
+    assert line.rise.value == pytest.approx([8.0, 0.0])
+
+
+def trained_pair(kind="tanh mlp", **more):
+    torch.manual_seed(1)
+    first, last = ZOO[kind].problem(samples=40, **more), ZOO[kind].problem(samples=40, **more)
+    with torch.no_grad():
+        for parameter in last.model.parameters():
+            parameter.add_(0.4 * torch.randn_like(parameter))
+    return first, train(replace(last), 20)
+
+
+def test_every_point_is_the_loss_of_that_mixture():
+    first, last = trained_pair()
+    result = measured(first, last)
+    for shape, mix in (
+        (0, lambda a: (1 - a, a)),
+        (1, lambda a: (np.cos(a * np.pi / 2), np.sin(a * np.pi / 2))),
+    ):
+        for index, a in enumerate(np.linspace(-1, 2, 25)):
+            model, (one, other) = copy.deepcopy(first.model), mix(a)
+            with torch.no_grad():
+                for p, q in zip(model.parameters(), last.model.parameters(), strict=True):
+                    p.mul_(one).add_(other * q)
+                outputs = model(first.data.inputs.double())
+                loss = F.cross_entropy(outputs, first.data.targets)
+                right = 100 * (outputs.argmax(1) == first.data.targets).double().mean()
+            assert result.loss.value[shape, 0, index] == pytest.approx(float(loss), rel=1e-9)
+            assert result.accuracy.value[shape, 0, index] == pytest.approx(float(right))
+
+
+def test_the_samples_give_the_barrier_its_error():
+    first, last = trained_pair()
+    result = measured(first, last, curved=False)
+    assert result.barrier_curved is None
+    assert result.barrier.value > 0
+    a = float(result.barrier.doc.partition("a = ")[2].partition(";")[0])
+    middle = first.losses((1 - a) * first.theta + a * last.theta)
+    excess = middle - (1 - a) * first.losses() - a * last.losses()
+    assert result.barrier.value == pytest.approx(excess.mean())
+    assert result.barrier.sampling_error == pytest.approx(excess.std(ddof=1) / np.sqrt(40))
+
+
+def test_the_subjects_are_left_as_they_were():
+    first, last = trained_pair("conv batchnorm")
+    before = [copy.deepcopy(one.model.state_dict()) for one in (first, last)]
+    measured(first, last, points=7)
+    for one, state in zip((first, last), before, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in one.model.state_dict().items())
+
+
+def moved_statistics():
+    """Return two copies of a network with BatchNorm, of other weights and other running statistics."""
+    first, last = trained_pair("conv batchnorm")
+    last = replace(last)
+    with torch.no_grad():
+        for name, buffer in last.model.named_buffers():
+            if buffer.is_floating_point():
+                buffer.mul_(2.0).add_(0.5)
+            elif "tracked" in name:
+                buffer.add_(7)
+    return first, replace(last)
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "interpolated", "re-estimated"])
+def test_batchnorm_uses_the_statistics_that_are_said(statistics):
+    first, last = moved_statistics()
+    result = measured(first, last, statistics=statistics, curved=False)
+    a = 0.5
+    model = copy.deepcopy(first.model).eval()
+    with torch.no_grad():
+        for p, q in zip(model.parameters(), last.model.parameters(), strict=True):
+            p.mul_(1 - a).add_(a * q)
+        if statistics == "interpolated":
+            for b, c in zip(model.buffers(), last.model.buffers(), strict=True):
+                if b.is_floating_point():
+                    b.mul_(1 - a).add_(a * c)
+        if statistics == "re-estimated":
+            norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+            for norm in norms:
+                norm.train()
+                norm.momentum = 1.0  # all samples are one batch here
+            model(first.data.inputs.double())
+            model.eval()
+        loss = F.cross_entropy(model(first.data.inputs.double()), first.data.targets)
+    assert result.loss.value[0, 0, 12] == pytest.approx(float(loss), rel=1e-9)
+    assert any("BatchNorm" in note for note in result.notes)
+    if statistics == "interpolated":
+        assert result.loss.value[0, 0, 8] == pytest.approx(first.loss(), rel=1e-12)
+        assert result.loss.value[0, 0, 16] == pytest.approx(last.loss(), rel=1e-12)
+
+
+def test_the_distance_ratio_is_from_each_ones_own_start():
+    start = {"point": torch.tensor([0.0, 0.0], dtype=torch.float64)}
+    first = double_well([-1.0, 0.0], origin=Origin(initial=start))
+    last = double_well([3.0, 4.0], origin=Origin(initial=start))
+    assert measured(first, last).distance_ratio.value == pytest.approx(0.2)
+    assert measured(first, double_well([3.0, 4.0])).distance_ratio is None
+    unfit = double_well([3.0, 4.0], origin=Origin(initial={"point": torch.zeros(5)}))
+    assert measured(first, unfit).distance_ratio is None
+
+
+def test_an_interrupted_path_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    first, last = trained_pair()
+    whole = measured(first, last)
+    parts, calls = Parts(tmp_path / "parts.npz"), []
+    from gapscope.measure.landscape import Landscape
+
+    evaluate = Landscape.evaluate
+
+    def counted(self, theta, weights):
+        calls.append(weights)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return evaluate(self, theta, weights)
+
+    monkeypatch.setattr(Landscape, "evaluate", counted)
+    with pytest.raises(KeyboardInterrupt):
+        Path()(both(first, last, parts=parts))
+    assert parts.path.exists()
+    resumed = Path()(both(first, last, parts=parts))
+    assert len(calls) == 10 + 2 * 27 - 9
+    assert np.array_equal(resumed.loss.value, whole.loss.value)
+    assert "resumed: 9 points were measured before" in resumed.notes
+    calls.clear()
+    calls.extend([None] * 10)
+    Path(points=13)(both(first, last, parts=parts))
+    assert len(calls) == 10 + 2 * 15  # other settings start anew
+    parts.forget()
+    assert not parts.path.exists()
+
+
+def test_what_is_not_finite_is_said():
+    result = measured(double_well([float("inf")]), double_well([1.0]))
+    assert result.status is Status.NONFINITE
+
+
+def test_checkpoints_of_other_models_have_no_path():
+    with pytest.raises(UsageError, match=r"have 1 and 2 parameters under other names or shapes. Expected two check"):
+        measured(double_well([1.0]), double_well([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("options", [{"points": 4}, {"start": 0.5}, {"stop": 0.5}])
+def test_a_path_that_misses_its_ends_is_refused(options):
+    with pytest.raises(UsageError, match=r"path got .*Expected 5 points or more from start <= 0 to stop >= 1"):
+        measured(double_well([1.0]), double_well([1.0]), **options)
+
+
+def test_regression_has_no_accuracy():
+    x = torch.randn(10, 3, dtype=torch.float64)
+    nets = [problem(nn.Linear(3, 1).double(), x, x[:, :1], "mse") for _ in range(2)]
+    assert measured(*nets).accuracy is None

@@ -1,0 +1,145 @@
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import gapscope
+from gapscope.errors import GapscopeError, LoadError, UsageError
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+SMALL, LARGE = FIXTURES / "digits-small-batch.pt", FIXTURES / "digits-large-batch.pt"
+
+
+def blobs(samples=120):
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(samples, 5, generator=rng)
+    return x, x[:, :3].argmax(1)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def test_a_checkpoint_is_loaded_and_measured_in_the_words_of_the_command_line():
+    problem = gapscope.load(SMALL)
+    report = gapscope.measure(problem, [gapscope.Eigenvalues(k=2), gapscope.Gap()])
+    assert list(report.results) == ["eigenvalues", "gap"]
+    assert report.results["eigenvalues"].settings["k"] == 2
+    assert report.identity["checkpoint"] == "digits-small-batch.pt"
+    assert report.training["batch_size"] == 8
+    assert problem.loss() == pytest.approx(float(report.results["gap"].quantities["train_loss"].value))
+
+
+def test_it_is_the_report_that_the_command_line_writes(tmp_path, monkeypatch):
+    from gapscope.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["eigenvalues", str(SMALL), "-q"])
+    written = gapscope.read(tmp_path / "digits-small-batch.report.h5")
+    here = gapscope.measure(gapscope.load(SMALL), [gapscope.Eigenvalues()])
+    gapscope.write(here, tmp_path / "here.h5")
+    again = gapscope.read(tmp_path / "here.h5")
+    for part in ("identity", "training", "conditions"):
+        assert dict(getattr(again, part)) == dict(getattr(written, part))
+    one, other = (report.results["eigenvalues"] for report in (written, again))
+    assert one.settings == other.settings
+    assert np.array_equal(one.quantities["top"].value, other.quantities["top"].value)
+
+
+def test_reports_and_pairs_are_compared():
+    small, large = gapscope.load(SMALL), gapscope.load(LARGE)
+    reports = [gapscope.measure(one, [gapscope.Eigenvalues()]) for one in (small, large)]
+    assert gapscope.compare(reports).rows[0].verdict == "higher"
+    pair = gapscope.measure([large, small], [gapscope.Path(points=7)])
+    assert [subject.label for subject in pair.subjects] == ["small batch 8", "large batch 650"]
+    assert "barrier" in pair.results["path"].quantities
+
+
+def test_needs_of_an_analyzer_are_measured_with_their_defaults():
+    pair = gapscope.measure([gapscope.load(SMALL), gapscope.load(LARGE)], [gapscope.Escape()])
+    assert list(pair.results) == ["escape"]
+
+
+@pytest.mark.parametrize("form", ["arrays", "dataset", "loader", "pairs"])
+def test_a_model_at_hand_is_measured_on_any_data(form):
+    x, y = blobs()
+    data = {
+        "arrays": (x, y),
+        "dataset": TensorDataset(x, y),
+        "loader": DataLoader(TensorDataset(x, y), batch_size=32),
+        "pairs": list(zip(x, y, strict=True)),
+    }[form]
+    model = network()
+    problem = gapscope.problem(model, data, test_data=(x[:20], y[:20]), training={"lr": 0.1, "batch_size": 4})
+    report = gapscope.measure(problem, [gapscope.Gap()])
+    with torch.no_grad():
+        loss = float(nn.functional.cross_entropy(model(x), y))
+    assert float(report.results["gap"].quantities["train_loss"].value) == pytest.approx(loss)
+    assert report.identity["model"] == "Sequential"
+    assert report.training == {"lr": 0.1, "batch_size": 4}
+    assert report.conditions["loss"] == "cross-entropy"
+
+
+def test_training_may_go_on_while_a_problem_waits():
+    x, y = blobs()
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    problem = gapscope.problem(model.eval(), (x, y))
+    before = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    model.train()(x)
+    with torch.no_grad():
+        loss = float(nn.functional.cross_entropy(before(x), y))
+    assert problem.loss() == pytest.approx(loss)
+    assert model.training
+
+
+def test_a_problem_knows_loss_gradient_and_product():
+    x, y = blobs()
+    problem = gapscope.problem(network().double(), (x, y))
+    v = torch.ones(problem.size, dtype=torch.float64)
+    step = 1e-5
+    difference = (problem.gradient(problem.theta + step * v) - problem.gradient(problem.theta - step * v)) / (2 * step)
+    assert torch.allclose(problem.hvp(v), difference, atol=1e-7)
+    assert isinstance(problem, gapscope.Problem)
+
+
+def test_the_wrong_number_of_problems_is_refused():
+    x, y = blobs()
+    problem = gapscope.problem(network(), (x, y))
+    with pytest.raises(UsageError, match=r"`path` got 1 problems. Expected 2: `gapscope.measure\(\[a, b\], ...\)`"):
+        gapscope.measure(problem, [gapscope.Path()])
+    with pytest.raises(UsageError, match=r"`eigenvalues` got 2 problems. Expected 1"):
+        gapscope.measure([problem, problem], [gapscope.Eigenvalues()])
+    with pytest.raises(UsageError, match=r"`plane` got 4 problems. Expected 1 to 3"):
+        gapscope.measure([problem] * 4, [gapscope.Plane()])
+
+
+def test_data_that_do_not_fit_are_refused():
+    x, y = blobs()
+    with pytest.raises(LoadError, match=r"do not fit"):
+        gapscope.problem(network(), (x[:, :3], y))
+
+
+def test_the_public_names_are_there_and_no_torch_is_imported_for_the_package():
+    assert all(hasattr(gapscope, name) for name in gapscope.__all__)
+    assert issubclass(gapscope.GapscopeError, GapscopeError)
+    script = "import gapscope, sys; gapscope.read; assert 'torch' not in sys.modules; assert callable(gapscope.measure)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    script = "import gapscope; import gapscope.measure.session; assert callable(gapscope.measure)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_notebook_shows_a_report():
+    x, y = blobs()
+    report = gapscope.measure(gapscope.problem(network(), (x, y)), [gapscope.Gap()])
+    assert "<table" in report._repr_html_()
