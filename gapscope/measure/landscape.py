@@ -57,7 +57,7 @@ class Landscape:
     @property
     def first(self) -> Problem:
         """Return the problem that is measured, of the first subject."""
-        return self.problems.get("train") or next(iter(self.problems.values()))
+        return next(iter(self.problems.values()))
 
     @cached_property
     def normalized(self) -> bool:
@@ -85,7 +85,7 @@ class Landscape:
                     tensor.copy_(fixed[name])
         moved = {split: self._moved(problem, "eval") for split, problem in self.problems.items()}
         if self.statistics == "re-estimated" and self.normalized and self.first.batchnorm != "batch":
-            again = self._moved(self.first, "re-estimated").constants
+            again = self._moved(self.problems.get("train", self.first), "re-estimated").constants
             with torch.no_grad():
                 for name, tensor in self._model.named_buffers():
                     tensor.copy_(again[name])

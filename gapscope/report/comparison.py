@@ -41,7 +41,7 @@ def compare(
     if len(reports) < 2:
         raise UsageError(f"{len(reports)} report to compare; expected at least two: `gapscope compare A B`.")
     ordered, subjects = arranged(reports, labels)
-    shared = [name for name in ordered[0].results if all(name in report.results for report in ordered)]
+    shared = [name for name in ordered[0].results if all(_measured(name, report) for report in ordered)]
     if not shared:
         measured = "; ".join(
             f"{s.label}: {', '.join(r.results) or 'none'}" for s, r in zip(subjects, ordered, strict=True)
@@ -66,6 +66,10 @@ def compare(
     return Comparison(
         subjects=subjects, rows=rows, reading=sentences, forced=forced, results=results, environment=environment
     )
+
+
+def _measured(name: str, report: Report) -> bool:
+    return name in report.results and report.results[name].status is not Status.SKIPPED
 
 
 def _differences(reports: Sequence[Report], shared: Sequence[str]) -> dict[str, str]:

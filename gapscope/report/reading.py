@@ -199,10 +199,10 @@ def _together(comparison: Comparison) -> Iterator[str]:
     if rise > 2 * error:
         losses = next((row.values for row in comparison.rows if row.path == LOSS), (math.nan,))
         beside = " and ".join(number(value, 3, keep=True) for value in losses)
-        small = f", parted by little beside their losses of {beside}" if rise < max(losses) / 2 else ""
+        small = f", little beside their losses of {beside}" if rise < max(losses) / 2 else ""
         yield (
-            f"Along the straight line between them the {loss} rises by {figure(rise, error)}: on this line they lie in "
-            f"different basins{small}."
+            f"Along the straight line between them the {loss} rises by {figure(rise, error)}{small}: a barrier on this "
+            "line; another path may have none."
         )
     elif rise > 0:
         yield (

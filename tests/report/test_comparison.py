@@ -258,3 +258,9 @@ def test_the_reading_says_what_the_numbers_cannot():
 def test_the_reading_has_three_to_six_sentences():
     for other in (large(), large(gap()), large(eigenvalues(3), gap(9)), large(epsilon_sharpness())):
         assert 2 <= len(compare([report(), other]).reading) <= 6
+
+
+def test_what_was_skipped_in_one_is_not_compared():
+    skipped = replace(gap(), status=Status.SKIPPED, quantities={}, settings={"seed": 0, "other": 1})
+    comparison = compare([report(eigenvalues(), gap()), large(eigenvalues(0.2), skipped)])
+    assert all(row.path.startswith("eigenvalues/") for row in comparison.rows)

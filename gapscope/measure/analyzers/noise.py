@@ -106,7 +106,7 @@ class Noise:
                 f"0 < tolerance < 1, {PILOT} probes or more, and max_matvecs of 3 or more: 2 verify what others find."
             )
         problem, monitor = context.problem(), context.monitor
-        monitor.begin("noise", round(self.gradients(problem)))
+        monitor.begin("noise", 4 + 2 * min(self.probes, problem.samples, 30) + 40 * self._spread_wanted(problem))
         found = _gradients(problem)
         hessian = problem.hessian()
         trace = self._curvature_noise(context, problem, hessian)

@@ -194,3 +194,19 @@ def test_regression_has_no_accuracy():
     x = torch.randn(10, 3, dtype=torch.float64)
     nets = [problem(nn.Linear(3, 1).double(), x, x[:, :1], "mse") for _ in range(2)]
     assert measured(*nets).accuracy is None
+
+
+def test_the_split_that_is_measured_is_judged_on_its_own_data():
+    first, last = trained_pair()
+    other = ZOO["tanh mlp"].problem(seed=5, samples=30).data
+    sides = []
+    for one in (first, last):
+        train_split = replace(one, origin=Origin(split="train"))
+        sides.append(replace(one, data=other, origin=Origin(split="test", other=train_split)))
+    context = replace(both(*sides), split="test")
+    result = Path(curved=False)(context)
+    assert result.loss.labels["split"] == ("test", "train")
+    assert result.loss.value[0, 0, 8] == pytest.approx(sides[0].losses().mean())
+    line = result.loss.value[0, 0, 8:17]
+    assert result.rise.value == pytest.approx(line.max() - line[[0, -1]])
+    assert result.rise.value.max() > 0
