@@ -264,3 +264,14 @@ def test_what_was_skipped_in_one_is_not_compared():
     skipped = replace(gap(), status=Status.SKIPPED, quantities={}, settings={"seed": 0, "other": 1})
     comparison = compare([report(eigenvalues(), gap()), large(eigenvalues(0.2), skipped)])
     assert all(row.path.startswith("eigenvalues/") for row in comparison.rows)
+
+
+def test_an_array_too_long_to_read_is_left_to_the_reports():
+    def spectrum(size):
+        names = {"index": tuple(map(str, range(size)))}
+        return with_quantity(
+            eigenvalues(), spectrum=Quantity(value=[1.0] * size, dims=("index",), labels=names, doc="s")
+        )
+
+    for size, rows in ((2_000, 2_000), (2_001, 0)):
+        assert len(compare([report(spectrum(size)), large(spectrum(size))]).rows) == rows
