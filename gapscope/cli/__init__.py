@@ -38,8 +38,8 @@ INTERRUPTED = 130
 UNCONFIGURED = ("-h", "--help", "--version", "show", "demo")
 
 
-def app(configuration: Configuration) -> typer.Typer:
-    """Return the application, with one command per analyzer."""
+def app(configuration: Configuration, wanted: str = "") -> typer.Typer:
+    """Return the application, with one command per analyzer; or, to start sooner, with the wanted verb alone."""
     root = typer.Typer(
         name="gapscope",
         help="Sharpness and generalization-gap analysis of PyTorch checkpoints: numbers with their errors.",
@@ -66,7 +66,8 @@ def app(configuration: Configuration) -> typer.Typer:
         ("train", train.command()),
         ("demo", demo.demo),
     )
-    for name, body in (*measuring.commands(configuration), *verbs):
+    alone = [(name, body) for name, body in verbs if name == wanted]
+    for name, body in alone or (*measuring.commands(configuration), *verbs):
         root.command(name, short_help=fields.headline(body.__doc__))(body)
     return root
 
@@ -78,7 +79,7 @@ def run(words: Sequence[str]) -> int:
     configuration = Configuration() if plain else read_configuration(Path.cwd(), TABLES)
     if configuration.common.get("debug"):
         os.environ.setdefault("GAPSCOPE_DEBUG", "1")
-    command = typer.main.get_command(app(configuration))
+    command = typer.main.get_command(app(configuration, words[0] if words else ""))
     try:
         code: Any = command.main(
             args=list(words), prog_name="gapscope", standalone_mode=False, default_map=_defaults(configuration)
@@ -97,7 +98,8 @@ def run(words: Sequence[str]) -> int:
         context = getattr(error, "ctx", None)
         asked = context.command_path if context else "gapscope"
         said = error.format_message().rstrip(".")
-        print(printable(f"error: {said}. See `{asked} --help`."), file=sys.stderr)
+        stop = "" if said.endswith("?") else "."
+        print(printable(f"error: {said}{stop} See `{asked} --help`."), file=sys.stderr)
         return 2
     if code == INTERRUPTED:  # Typer turns a KeyboardInterrupt into this, older ones into Abort
         raise KeyboardInterrupt

@@ -20,7 +20,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gapscope.errors import ProblemError
-from gapscope.measure import products
+from gapscope.measure import gauss_newton, products
+from gapscope.measure.blocks import Blocks, Kept
 from gapscope.measure.loading.data import Data
 from gapscope.measure.loading.losses import Loss
 from gapscope.measure.monitor import Monitor
@@ -250,11 +251,23 @@ class Problem:
 
     def hessian(self) -> Operator:
         """Return the Hessian of L at the checkpoint's theta; gradient graphs are kept as far as the budget goes."""
-        return self._operator(products.hessian)
+        return Kept(self, products.hessian).operator()
+
+    def hessian_blocks(self) -> Blocks:
+        """Return the Hessian together with its diagonal blocks by layer, over the same kept graphs."""
+        return Blocks(self)
 
     def gauss_newton(self) -> Operator:
         """Return J' (loss Hessian) J at the checkpoint's theta: positive semidefinite for convex losses."""
-        return self._operator(products.gauss_newton)
+        return Kept(self, products.gauss_newton).operator()
+
+    def residual(self) -> Operator:
+        """Return the Hessian less the Gauss-Newton matrix: 0 where the outputs are linear in theta."""
+        return Kept(self, products.residual).operator()
+
+    def gauss_newton_diagonal(self) -> Tensor:
+        """Return the diagonal of the Gauss-Newton matrix (n,), exactly, in float64: see `gauss_newton.diagonal`."""
+        return gauss_newton.diagonal(self._samples).mean
 
     # --- sample by sample: see Samples --------------------------------------------------------------------------
 
@@ -372,24 +385,3 @@ class Problem:
 
     def _vector(self, total: Tensor) -> Tensor:
         return total.to(self.device, self.dtype) if total.device != self.device else total.to(self.dtype)
-
-    def _operator(self, build: Callable[[products.Micro, products.Leaves], products.Product]) -> Operator:
-        parameters = self._split(None)
-        room = (
-            self.memory_budget // 2 // (self.graph_bytes_per_sample * self.micro_batch)
-        )  # micro-batches that may be kept
-        kept: dict[int, products.Product] = {}
-
-        def product_of(batch: Batch) -> products.Product:
-            if batch.start in kept:
-                return kept[batch.start]
-            product = build(self._micro(batch), parameters)
-            if len(kept) < room:
-                kept[batch.start] = product
-            return product
-
-        def matvec(v: Tensor) -> Tensor:
-            direction = self.parameters.split(v.to(self.dtype))
-            return self._vector(self.mean(lambda batch: self.parameters.flatten(product_of(batch)(direction))))
-
-        return Operator(self.size, matvec, self.dtype, self.device)

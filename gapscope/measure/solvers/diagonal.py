@@ -29,8 +29,20 @@ a small convolutional one with BatchNorm, at 32, 48, 72 and 104 products, deflat
 82 to 100 %; with 2 s for 4 s, medians of the digits networks in 65 to 97 %.  100 products resolve all layers but two of
 the convolutional network: their medians stay 1.4 and 1.7 times too high, and are called noise-dominated.  So are all 39
 of an untrained ResNet-20 on 64 random images.  On the first three networks the diagonal equals that of the Gauss-Newton
-matrix to 1e-16, because their outputs are piecewise linear in every single parameter; a smooth activation ends that, so
-nothing here builds upon it.
+matrix to 1e-16, because their outputs are piecewise linear in every single parameter: where that is so, ask that.
+
+On smooth networks it leaves a part over, but one with smaller rows: `known` is the diagonal of the Gauss-Newton matrix,
+and the operator the rest.  Median over a layer of |error| / median of |A_ii|, in the layer known worst, on 600 digits:
+
+    network (the known part costs so many products)    100 products of A    known + 24 of the rest    known + 100
+    tanh 64-32-10, loss .06 (60)                       .15                  .18                       .05
+    the same, loss .003 (47)                           .17                  .17                       .03
+    gelu 64-24-16-10, loss .03 (43)                    .08                  .08                       .03
+    the same, loss .0007 (41)                          .07                  .05                       .01
+    attention block, loss .07 (7)                      .37                  .37                       .15
+    the same, loss .0002 (7)                           .43                  .19                       .06
+
+A product of the rest costs 0.5 to 0.9 of one of A.  At 24 products nothing was deflated; at 100, 40 directions.
 
 Sources: Bekas, Kokiopoulou, Saad 2007 (the estimator); Baston, Nakatsukasa 2022 (deflation of it, from images A z).
 Lanczos vectors, the quartiles and their errors are ours.
@@ -80,7 +92,6 @@ class DiagonalEstimate:
     directions: int
     matvecs: int
     status: Status
-    across: Callable[[Tensor], Array]  # u (n,) -> u_l'D u - u_l'D u_l (blocks,) for D = A - PAP; costs no product
 
 
 def estimate_diagonal(
@@ -92,11 +103,13 @@ def estimate_diagonal(
     max_matvecs: int = 100,
     directions: int = 40,
     basis_bytes: int | None = None,
+    known: Tensor | None = None,
     watch: Watch = lambda *_: None,
 ) -> DiagonalEstimate:
     """Estimate the diagonal until the error of every block's median is within `tolerance` of it.
 
     At most half of the products deflate.  No more than `directions` + 8 entries are measured one by one: exact.
+    `known` (n,) is added to the diagonal, without error: what is asked for is then that of diag(known) + A.
 
     Shapes: blocks {name: slice of (n,)}.  Cost: at most `max_matvecs` >= 1 products; `directions` vectors (n,) within
     `basis_bytes`, and 24 more.
@@ -104,14 +117,20 @@ def estimate_diagonal(
     size = operator.size
     if size <= min(directions + GROUPS, max_matvecs):
         axes = torch.eye(size, dtype=operator.dtype, device=operator.device)
-        exact = _Probes(torch.stack([axis @ operator.matvec(axis) for axis in axes]), _Deflation.none(operator), blocks)
+        entries = torch.stack([axis @ operator.matvec(axis) for axis in axes])
+        entries = entries if known is None else entries + known.to(entries)
+        exact = _Probes(entries, _Deflation.none(operator), blocks)
         exact.live = exact.offset != 0
         finite = bool(exact.offset.isfinite().all())
         return exact.estimate(size, Status.EXACT if finite else Status.NONFINITE)
     row = size * torch.finfo(operator.dtype).bits // 8
     room = max_matvecs if basis_bytes is None else max(0, basis_bytes // row - _VECTORS)
     deflation = _Deflation.of(operator, rng, min(directions, max_matvecs // 2, room))
-    probes, spent, error = _Probes(deflation.exact, deflation, blocks), deflation.matvecs, math.inf
+    spent, error = deflation.matvecs, math.inf
+    if known is None:
+        probes = _Probes(deflation.exact, deflation, blocks)
+    else:
+        probes = _Probes(deflation.exact + known.to(deflation.exact), deflation, blocks, live=known != 0)
     while spent < max_matvecs:
         z = (2 * torch.randint(0, 2, (size,), generator=rng, dtype=torch.int8) - 1).to(operator.dtype)
         probes.add(*deflation.probe(operator, z.to(operator.device)))
@@ -174,28 +193,17 @@ class _Deflation:
                 image = image - (self.basis @ image) @ self.basis
         return z * image, nothing
 
-    def form(self, u: Tensor, where: slice) -> float:
-        """Return u_l'D u_l for D = A - PAP = Q T Q' + beta (Q e_m q' + q e_m'Q')."""
-        inside = self.basis[:, where] @ u[where]
-        return float(inside @ (self.inner @ inside) + 2 * inside[-1] * (self.beyond[where] @ u[where]))
-
-    def across(self, u: Tensor, blocks: Mapping[str, slice]) -> Array:
-        """Return u_l'D u - u_l'D u_l for every block (blocks,): what the others add."""
-        if not self.directions:
-            return np.zeros(len(blocks))
-        inside = self.basis @ u
-        image = (self.inner @ inside) @ self.basis + inside[-1] * self.beyond + (self.beyond @ u) * self.basis[-1]
-        return np.asarray([float(u[where] @ image[where]) - self.form(u, where) for where in blocks.values()])
-
 
 class _Probes:
     """What the probes have said so far: means by group, the mean and the spread of every entry."""
 
-    def __init__(self, offset: Tensor, deflation: _Deflation, blocks: Mapping[str, slice]) -> None:
+    def __init__(
+        self, offset: Tensor, deflation: _Deflation, blocks: Mapping[str, slice], *, live: Tensor | None = None
+    ) -> None:
         self.offset, self.deflation, self.blocks = offset, deflation, blocks
         self.groups = offset.new_zeros(GROUPS, len(offset))
         self.mean, self.squares = torch.zeros_like(offset), torch.zeros_like(offset)
-        self.live = torch.zeros_like(offset, dtype=torch.bool)
+        self.live = torch.zeros_like(offset, dtype=torch.bool) if live is None else live.to(offset.device)
         self.sums: list[Array] = []
 
     def add(self, entries: Tensor, nothing: Tensor) -> None:
@@ -271,11 +279,7 @@ class _Probes:
         return torch.where(self.live, self.offset + self.groups[rows].sum(0) / used, 0.0)
 
     def _quartiles(self, values: Tensor) -> Array:
-        """Return the quartiles of |values| over the live entries of each block (blocks, 3)."""
-        found = np.full((len(self.blocks), 3), np.nan)
-        for i, where in enumerate(self.blocks.values()):
-            found[i] = _three(values[where][self.live[where]].abs().double().cpu().numpy())
-        return found
+        return _live_quartiles(values, self.live, self.blocks)
 
     def _by_block(self, values: Tensor) -> Array:
         wide = torch.float32 if values.device.type == "mps" else torch.float64  # no float64 there
@@ -301,8 +305,32 @@ class _Probes:
             directions=self.deflation.directions,
             matvecs=matvecs,
             status=status,
-            across=lambda u: self.deflation.across(u, self.blocks),
         )
+
+
+def quartiles_of(entries: Tensor, blocks: Mapping[str, slice]) -> tuple[Array, Array]:
+    """Return the quartiles of |entries| by block over those that are not zero (blocks, 3), and the fraction that is.
+
+    Shapes: entries (n,).  A block of zeros has NaN.
+    """
+    return ratio_quartiles(entries, torch.ones_like(entries), blocks)
+
+
+def jackknife(entries: Tensor, sums: Tensor, counts: Array, blocks: Mapping[str, slice]) -> tuple[Array, Array]:
+    """Return the standard errors over the data of the quartiles (blocks, 3) and of the traces (blocks,).
+
+    se^2 = (k - 1) / k sum_c (m_c - mean of m)^2, m_c the value without chunk c of k: (N entries - sums_c) / (N - N_c).
+    Entries that are zero stay out.  A median over many entries is a smooth function of the data, which the jackknife
+    asks for.  Shapes: entries (n,) means over the data, sums (k, n) over chunks of `counts` (k,) samples.
+    Source: Tukey 1958.
+    """
+    total, rows, traces = counts.sum(), [], []
+    for part, count in zip(sums, counts, strict=True):
+        without = torch.where(entries != 0, (total * entries - part) / (total - count), 0.0)
+        rows.append(_live_quartiles(without, entries != 0, blocks))
+        traces.append([float(without[where].sum()) for where in blocks.values()])
+    factor = math.sqrt(len(sums) - 1)  # times the deviation that divides by k
+    return factor * np.std(rows, axis=0), factor * np.std(traces, axis=0)
 
 
 def ratio_quartiles(above: Tensor, below: Tensor, blocks: Mapping[str, slice]) -> tuple[Array, Array]:
@@ -317,6 +345,14 @@ def ratio_quartiles(above: Tensor, below: Tensor, blocks: Mapping[str, slice]) -
         left_out[i] = 1 - used.mean()
         found[i] = _three(top[used] / bottom[used])
     return found, left_out
+
+
+def _live_quartiles(values: Tensor, live: Tensor, blocks: Mapping[str, slice]) -> Array:
+    """Return the quartiles of |values| over the live entries of each block (blocks, 3)."""
+    found = np.full((len(blocks), 3), np.nan)
+    for i, where in enumerate(blocks.values()):
+        found[i] = _three(values[where][live[where]].abs().double().cpu().numpy())
+    return found
 
 
 def _three(values: Array) -> Array:
