@@ -10,6 +10,7 @@ by what they do not touch, and everything after them is piecewise linear (linear
 with running statistics, ReLU, pooling).  On three such networks diag(H) came out the same to 1e-16.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,35 +42,30 @@ class Diagonal:
     chunks: Tensor | None  # (CHUNKS, n) sums over each chunk's samples, where the memory holds them
 
 
-def diagonal(samples: Samples) -> Diagonal:
+def diagonal(problem: "Problem") -> Diagonal:
     """Return 1/N sum_i sum_c lambda_ic (J_i'u_ic)^2, over the non-zero eigenvalues of every sample's loss Hessian.
 
     Cost: a pass of per-sample gradients for every output (cross-entropy: but one), 1.7 (ResNet-20) to 30 (multilayer
     perceptrons: N x n numbers are written) gradients each.
     Raises ProblemError where a sample has no outputs of its own, or more than 128.
     """
-    problem = samples.problem
-    samples._require_independence()
-    _require_few(problem)
+    require_outputs(problem)
+    samples = problem._samples
     squares = _together if _accepted(lambda: _trial(samples)) else _alone
-    piece = samples._piece(_VECTORS)
+    # four matrices of the outputs' size a sample, in float64
+    piece = max(1, min(samples._piece(_VECTORS), problem.micro_bytes // (32 * outputs_of_a_sample(problem) ** 2)))
     wide = torch.float32 if problem.device.type == "mps" else torch.float64  # no float64 there
     sums = None
     if wide.itemsize * CHUNKS * problem.size <= problem.memory_budget // 8:
         sums = torch.zeros(CHUNKS, problem.size, dtype=wide, device=problem.device)
 
     def collect(batch: Batch) -> Tensor:
-        values, vectors = _loss_curvature(samples, batch.inputs, batch.targets)
-        scale = float(values.abs().max()) if values.numel() else 0.0
-        # relative to the largest: at a loss of 1e-40, float32 would know no eigenvalue
-        weights = (values / (scale or 1.0)).to(problem.dtype).to(problem.device)
-        cotangents = vectors.to(problem.dtype).to(problem.device)
         chunks = problem.chunk_of[batch.start : batch.stop].to(problem.device)
         total, start = torch.zeros(problem.size, dtype=wide, device=problem.device), 0
         for x, y in _pieces(batch.inputs, batch.targets, piece):
-            part = slice(start, start := start + len(x))
-            rows = squares(samples, x, y, weights[part], cotangents[part])
-            present, which = chunks[part].unique(return_inverse=True)
+            scale, weights, cotangents = _loss_curvature(samples, x, y)
+            rows = squares(samples, x, y, weights, cotangents)
+            present, which = chunks[start : start + len(x)].unique(return_inverse=True)  # type: ignore[no-untyped-call]
             if sums is None:
                 which = torch.zeros_like(which)
             mixing = one_hot(which).T.to(problem.dtype)  # as a product, 30 times faster than sums in float64
@@ -77,6 +73,7 @@ def diagonal(samples: Samples) -> Diagonal:
             total += added.sum(0)
             if sums is not None:
                 sums[present] += added
+            start += len(x)
         return total
 
     return Diagonal(problem.mean(collect), sums)
@@ -128,7 +125,9 @@ def outputs_of_a_sample(problem: "Problem") -> int:
         return problem._micro(batch).outputs(problem.parameters.split(problem.theta)).numel()
 
 
-def _require_few(problem: "Problem") -> None:
+def require_outputs(problem: "Problem") -> None:
+    """Raise ProblemError where a sample has no outputs of its own, or too many."""
+    problem._samples._require_independence()
     count = outputs_of_a_sample(problem)
     if count > OUTPUTS:
         raise ProblemError(
@@ -137,26 +136,26 @@ def _require_few(problem: "Problem") -> None:
         )
 
 
-def _loss_curvature(samples: Samples, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues (B, K) and eigenvectors (B, K, outputs...) of every sample's loss Hessian, in float64.
+def _loss_curvature(samples: Samples, x: Tensor, y: Tensor) -> tuple[float, Tensor, Tensor]:
+    """Return eigenvalues over the largest of all, that scale, and eigenvectors of every sample's loss Hessian.
 
-    K is the most non-zero eigenvalues of any of these samples, zeros fill up.
+    Shapes: eigenvalues (B, K), eigenvectors (B, K, outputs...), K the most non-zero ones of a sample; zeros fill up.
     """
-    micro = samples._micro(inputs, targets)
     with torch.no_grad():
-        outputs = micro.outputs(samples._leaves)
-    dense = _loss_hessian(samples, outputs, targets)
+        outputs = samples._micro(x, y).outputs(samples._leaves)
+    dense = _loss_hessian(samples, outputs, y)
     if not bool(dense.isfinite().all()):
-        values = dense.new_full((len(dense), 1), torch.nan)
-        return values, dense.new_zeros(len(dense), 1, *outputs.shape[1:])
+        return math.nan, outputs.new_ones(len(x), 1), torch.ones_like(outputs).unsqueeze(1)
     values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
     order = values.abs().argsort(1, descending=True)
     values = values.gather(1, order)
     vectors = vectors.mT.gather(1, order[:, :, None].expand_as(vectors))
     keep = values.abs() > _ZERO * values.abs().amax(1, keepdim=True)
     most = int(keep.sum(1).max())
-    values = torch.where(keep, values, 0.0)[:, :most]
-    return values, vectors[:, :most].reshape(len(values), most, *outputs.shape[1:])
+    scale = float(values.abs().max()) or 1.0  # at a loss of 1e-40, float32 would know no eigenvalue
+    values = torch.where(keep, values / scale, 0.0)[:, :most]
+    shaped = vectors[:, :most].reshape(len(x), most, *outputs.shape[1:])
+    return scale, values.to(outputs), shaped.to(outputs)
 
 
 def _loss_hessian(samples: Samples, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -180,11 +179,15 @@ def _loss_hessian(samples: Samples, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _together(samples: Samples, x: Tensor, y: Tensor, weights: Tensor, cotangents: Tensor) -> Parts:
+    mixed = bool((weights < 0).any())  # N x n numbers are written for every operation: two less for convex losses
+
     def one(x: Tensor, y: Tensor, weights: Tensor, cotangents: Tensor) -> Parts:
-        _, pull = vjp(lambda leaves: samples._micro(x.unsqueeze(0), y.unsqueeze(0)).outputs(leaves)[0], samples._leaves)
+        pull = vjp(lambda leaves: samples._micro(x.unsqueeze(0), y.unsqueeze(0)).outputs(leaves)[0], samples._leaves)[1]
         total = [torch.zeros_like(leaf) for leaf in samples._leaves]
         for weight, cotangent in zip(weights.unbind(), cotangents.unbind(), strict=True):
-            total = [sum_ + weight * part.square() for sum_, part in zip(total, pull(cotangent)[0], strict=True)]
+            parts = pull(weight.abs().sqrt() * cotangent)[0]
+            signed = [weight.sign() * part for part in parts] if mixed else parts
+            total = [torch.addcmul(sum_, *pair) for sum_, *pair in zip(total, signed, parts, strict=True)]
         return total
 
     with _vectorized():

@@ -266,8 +266,8 @@ class Problem:
         return Kept(self, products.residual).operator()
 
     def gauss_newton_diagonal(self) -> Tensor:
-        """Return the diagonal of the Gauss-Newton matrix (n,), exactly, in float64: see `gauss_newton.diagonal`."""
-        return gauss_newton.diagonal(self._samples).mean
+        """Return the diagonal of the Gauss-Newton matrix (n,), in float64 and without noise."""
+        return gauss_newton.diagonal(self).mean
 
     # --- sample by sample: see Samples --------------------------------------------------------------------------
 

@@ -68,6 +68,35 @@ def test_gauss_newton_of_a_network_is_jacobian_loss_hessian_jacobian():
     assert (found - dense @ v).norm() <= 1e3 * EPS * dense.norm() * v.norm()
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_the_residual_is_the_hessian_less_gauss_newton(name):
+    problem = ZOO[name].problem(samples=12)
+    micro, parameters = micro_of(problem)
+    v = problem.parameters.split(torch.randn(problem.size, dtype=torch.float64))
+    with problem.measuring():
+        whole, part, rest = (
+            problem.parameters.flatten(build(micro, parameters)(v))
+            for build in (products.hessian, products.gauss_newton, products.residual)
+        )
+    assert (whole - part - rest).norm() <= 1e3 * EPS * (whole.norm() + part.norm())
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_block_of_the_graph_is_the_block_of_the_matrix(name):
+    problem = ZOO[name].problem(samples=12)
+    layout = problem.parameters
+    dense = 12 * torch.from_numpy(dense_hessian(problem))
+    micro, parameters = micro_of(problem)
+    with problem.measuring():
+        graph = products.hessian(micro, parameters)
+        for i, (start, size) in enumerate(zip(np.cumsum([0, *layout.sizes]), layout.sizes, strict=False)):
+            v, one = torch.randn(size, dtype=torch.float64), slice(i, i + 1)
+            true = dense[start : start + size, start : start + size] @ v
+            cut = [v.view(layout.shapes[i])]
+            for found in (graph.block(one, cut), products.hessian(micro, parameters, one)(cut)):
+                assert (found[0].flatten() - true).norm() <= 1e4 * EPS * dense.norm() * v.norm()
+
+
 def linear_micro():
     x = torch.randn(5, 3, dtype=torch.float64)
     return Micro(lambda leaves: x @ leaves[0], lambda outputs: outputs), [torch.randn(3, dtype=torch.float64)]
@@ -76,7 +105,7 @@ def linear_micro():
 def test_a_loss_linear_in_theta_has_zero_curvature_every_way():
     micro, parameters = linear_micro()
     v = [torch.randn(3, dtype=torch.float64)]
-    for build in (products.hessian, products.gauss_newton):
+    for build in (products.hessian, products.gauss_newton, products.residual):
         assert torch.equal(build(micro, parameters)(v)[0], torch.zeros(3, dtype=torch.float64))
     product, along = products.curvature_along(micro, parameters, v)
     assert not product[0].any()
@@ -91,6 +120,7 @@ def test_a_loss_that_does_not_know_theta_has_zero_derivatives():
     assert losses.sum() == 5
     assert not products.hessian(micro, theta)(v)[0].any()
     assert not products.gauss_newton(micro, theta)(v)[0].any()
+    assert not products.residual(micro, theta)(v)[0].any()
     product, along = products.curvature_along(micro, theta, v)
     assert not product[0].any()
     assert not along.any()

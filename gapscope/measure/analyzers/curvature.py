@@ -1,7 +1,7 @@
 """Curvature of every layer and SGD's steps in it (after Gao and Zhong 2020; the definitions are gapscope's own)."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -10,17 +10,16 @@ import numpy as np
 from gapscope.results import Array, Quantity, Result, Status
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gapscope.measure.blocks import Blocks
     from gapscope.measure.context import Context
-    from gapscope.measure.operators import Operator
+    from gapscope.measure.entries import Entries, Way
     from gapscope.measure.problem import Problem
 
-# products for all layers together; on digits they leave a standard error of 10 to 16 % of the second-order part
-# (13 to 100 % if what the deflated directions know of other layers is not subtracted)
-STEP_PROBES = 32
 TOP_TOLERANCE = 0.05
 PRODUCT, SINGLES = 3, 4  # gradients that a Hessian product and all gradients sample by sample cost
 LONG_WORK = 10_000_000_000  # products x samples x parameters
-NAMED = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +44,17 @@ class Curvature:
     the Hessian, and the length and effect of an SGD step.
 
     The quantities are those of Gao and Zhong (2020), whose equations are not public: the definitions are gapscope's
-    own. h_i is the diagonal of the Hessian (hutchinson); |change of the gradient| / |change of the weight| on a step of
-    stated length along the negative gradient, which mixes in what the step changes elsewhere (secant); or |gradient| /
-    |weight| (ratio). Medians are over non-zero entries: dead units have none. Not invariant to rescaling the layers.
-    The noise of probes lifts the median, so its error says how much, and the status where the noise is larger.
+    own. h_i is the diagonal of the Hessian: without noise for networks that are piecewise linear in every parameter
+    (exact), by random probes (hutchinson), or whichever of the two, or both together, the network asks for (auto);
+    |change of the gradient| / |change of the weight| on a step of stated length along the negative gradient, which
+    mixes in what the step changes elsewhere (secant); or |gradient| / |weight| (ratio). Medians are over non-zero
+    entries: dead units have none. Not invariant to rescaling the layers. The noise of probes lifts the median, so its
+    error says how much, and the status where the noise is larger.
     """
 
-    # Cost: at most `max_matvecs` products for the diagonal, `top_matvecs` a layer, 32 for the loss step.  ResNet-20 on
-    # 1,024 samples, 8 s a product on one core: 13 minutes, 52 (39 layers) and 6.
+    # Cost in gradients on ResNet-20, 256 random images: 1 to ask which parameters bend, 13 for the exact diagonal (100
+    # products of 2.4 left all 39 layers noise-dominated); 226 for the top eigenvalues (917 by whole products); 198 for
+    # the loss step.  Multilayer perceptrons: up to 30 an output for the exact part, as N x n numbers are written.
     # Source: abstract of Gao and Zhong 2020 (arXiv 2012.08795); definitions.md, 2; SGD's noise as in step_length's doc.
 
     name: ClassVar[str] = "curvature"
@@ -60,37 +62,48 @@ class Curvature:
     arity: ClassVar[int] = 1
     incidental: ClassVar[tuple[str, ...]] = ()
 
-    estimator: Annotated[Literal["hutchinson", "secant", "ratio"], "how curvature per parameter is estimated"] = (
-        "hutchinson"
-    )
-    tolerance: Annotated[float, "error of every layer's median, relative to it"] = 0.25
-    max_matvecs: Annotated[int, "budget of Hessian-vector products for the diagonal"] = 100
-    directions: Annotated[int, "Lanczos directions whose share of the diagonal is exact; 0 for none"] = 40
+    estimator: Annotated[
+        Literal["auto", "exact", "hutchinson", "secant", "ratio"], "how curvature per parameter is found"
+    ] = "auto"
+    tolerance: Annotated[float, "error of every layer's median, relative to it, where probes are used"] = 0.25
+    max_matvecs: Annotated[int, "budget of products for the diagonal, where probes are used"] = 100
+    directions: Annotated[int, "hutchinson: Lanczos directions whose share of the diagonal is exact; 0 for none"] = 40
     top_matvecs: Annotated[int, "budget of products for each layer's top eigenvalue; 0 for none"] = 10
     secant_length: Annotated[float, "length of the secant's step, relative to |theta|"] = 1e-3
 
     def gradients(self, problem: "Problem") -> float:
         """Return about how many gradients over the data this costs, at most."""
-        entries = {"hutchinson": PRODUCT * self.max_matvecs, "secant": 2, "ratio": 0}[self.estimator]
-        tops = PRODUCT * self.top_matvecs * len(problem.parameters.blocks())
-        return entries + tops + 1 + SINGLES + STEP_PROBES * (1 + PRODUCT)
+        from gapscope.measure.entries import way_for
+        from gapscope.measure.gauss_newton import outputs_of_a_sample
+        from gapscope.measure.steps import probes_for
+
+        layers, way = len(problem.parameters.blocks()), way_for(problem, self.estimator).name
+        known = 1 + SINGLES * outputs_of_a_sample(problem) if way in ("exact", "corrected") else 0
+        probed = {"hutchinson": PRODUCT * self.max_matvecs, "corrected": PRODUCT * self.max_matvecs, "secant": 2}
+        # a block costs what lies behind its layer: all of ResNet-20's 39 together 5.5 to 9.7 products, two layers 1.1
+        blocks = PRODUCT * (layers + 2) / 4
+        return known + probed.get(way, 0) + blocks * self.top_matvecs + 1 + SINGLES + probes_for(layers) * (1 + blocks)
 
     def __call__(self, context: "Context") -> CurvatureResult:
         """Measure every layer on the measured split."""
+        from gapscope.measure.entries import way_for
+        from gapscope.measure.steps import recorded_recipe, sgd_steps
+
         self._refuse_nonsense()
         problem = context.problem()
         blocks = problem.parameters.blocks()
         names = tuple(blocks)
-        self._announce(context, problem)
+        way = way_for(problem, self.estimator)
+        self._announce(context, problem, way.name)
         gradient = problem.gradient()
-        operator = problem.hessian()  # one for everything: its graphs are kept once
-        measured = self._entries(context, problem, operator, gradient)
-        tops = self._tops(context, problem, operator) if self.top_matvecs else None
-        recipe, said = _recipe(context.training())
-        steps, refused = _steps(context, operator, gradient, recipe, measured.across) if recipe else (None, ())
-        del operator  # with it go the kept graphs
+        hessian = problem.hessian_blocks()  # one for everything: its graphs are kept once
+        measured = self._entries(context, hessian, gradient, way)
+        tops = self._tops(context, problem, hessian) if self.top_matvecs else None
+        recipe, said = recorded_recipe(context.training())
+        steps, refused = sgd_steps(context, hessian.apart(), gradient, recipe) if recipe else (None, ())
+        del hessian  # with it go the kept graphs
         said += refused
-        spent = measured.matvecs + (tops.matvecs if tops else 0) + (STEP_PROBES if steps else 0)
+        spent = measured.matvecs + (tops.matvecs if tops else 0) + (steps.matvecs if steps else 0)
         norms = np.asarray([float(gradient[where].double().norm()) for where in blocks.values()])
         finite = np.isfinite(norms).all() and (tops is None or np.isfinite(tops.values).all())
 
@@ -98,8 +111,11 @@ class Curvature:
             return Quantity(value=value, doc=doc, dims=("layer",), labels={"layer": names}, **more)
 
         def quartile(i: int, doc: str, **more: Any) -> Quantity:
-            error = None if measured.errors is None else _known(measured.errors[:, i])
-            return each(measured.quartiles[:, i], f"{doc}; {measured.doc}", numerical_error=error, **more)
+            error, spread = (
+                None if errors is None else _known(errors[:, i]) for errors in (measured.errors, measured.sampling)
+            )
+            doc = f"{doc}; {measured.doc}"
+            return each(measured.quartiles[:, i], doc, numerical_error=error, sampling_error=spread, **more)
 
         return CurvatureResult(
             status=measured.status if finite else Status.NONFINITE,
@@ -127,8 +143,9 @@ class Curvature:
             else None,
             trace=each(
                 measured.traces,
-                "trace of the layer's diagonal block, from the same probes; numerical error: standard error",
+                f"trace of the layer's diagonal block; {measured.trace_doc}",
                 numerical_error=None if measured.trace_errors is None else _known(measured.trace_errors),
+                sampling_error=measured.trace_sampling,
                 contrast="difference",
             )
             if measured.traces is not None
@@ -165,96 +182,45 @@ class Curvature:
                 "that is not."
             )
 
-    def _announce(self, context: "Context", problem: "Problem") -> None:
+    def _announce(self, context: "Context", problem: "Problem", way: str) -> None:
+        from gapscope.measure.steps import probes_for
+
         layers = len(problem.parameters.blocks())
-        diagonal = self.max_matvecs if self.estimator == "hutchinson" else 0
-        products = diagonal + self.top_matvecs * layers + STEP_PROBES
+        diagonal = self.max_matvecs if way in ("hutchinson", "corrected") else 0
+        probes = probes_for(layers)
+        products = diagonal + self.top_matvecs * layers + probes
         context.monitor.begin("curvature", products)
+        beside = " beside a pass for every output" if way in ("exact", "corrected") else ""
         if products * problem.samples * problem.size > LONG_WORK:
             context.monitor.plan(
-                f"curvature: up to {products:,} Hessian-vector products: {diagonal} for the diagonal, "
+                f"curvature: up to {products:,} Hessian-vector products: {diagonal} for the diagonal{beside}, "
                 f"{self.top_matvecs} for the top eigenvalue of each of {layers} layers (`--top-matvecs 0` leaves them "
-                f"out), {STEP_PROBES} for the loss step"
+                f"out), {probes} for the loss step"
             )
 
-    # --- curvature per parameter
+    def _entries(self, context: "Context", hessian: "Blocks", gradient: "Tensor", way: "Way") -> "Entries":
+        from gapscope.measure import entries
 
-    def _entries(self, context: "Context", problem: "Problem", operator: "Operator", gradient: Any) -> "_Entries":
-        from gapscope.measure.solvers.diagonal import ratio_quartiles
+        probing = entries.Probing(self.tolerance, self.max_matvecs, self.directions)
+        if way.name == "exact":
+            return entries.exact(context.problem())
+        if way.name == "corrected":
+            return entries.corrected(context, probing, way.bent)
+        if way.name == "hutchinson":
+            return entries.hutchinson(context, hessian.whole(), probing, way.why)
+        if way.name == "ratio":
+            return entries.ratio(context.problem(), gradient)
+        return entries.secant(context.problem(), gradient, self.secant_length)
 
-        if self.estimator == "hutchinson":
-            return self._hutchinson(context, problem, operator)
-        theta, blocks = problem.theta, problem.parameters.blocks()
-        if self.estimator == "ratio":
-            quartiles, zeros = ratio_quartiles(gradient, theta, blocks)
-            return _Entries(quartiles, zeros, "h_i = |gradient_i| / |weight_i|; entries where either is 0 are left out")
-        length = self.secant_length * (float(theta.norm()) or 1.0)
-        norm = float(gradient.norm())
-        found = []
-        for step in (length, length / 2):
-            # what really changed: rounding makes the step of a small gradient entry another, or none at all
-            moved = theta - (step / norm if norm else 0.0) * gradient
-            found.append(ratio_quartiles(problem.gradient(moved) - gradient, moved - theta, blocks))
-        quartiles, zeros = found[0]
-        return _Entries(
-            quartiles,
-            zeros,
-            f"h_i = |change of gradient_i| / |change of weight_i| on a step of {self.secant_length:g} |theta| along "
-            "-gradient; entries where either is 0 are left out; numerical error: the change when the step is halved",
-            errors=np.abs(quartiles - found[1][0]),
-        )
-
-    def _hutchinson(self, context: "Context", problem: "Problem", operator: "Operator") -> "_Entries":
-        from gapscope.measure.solvers.diagonal import estimate_diagonal
-
-        blocks = problem.parameters.blocks()
-        found = estimate_diagonal(
-            operator,
-            context.generator("curvature"),
-            blocks=blocks,
-            tolerance=self.tolerance,
-            max_matvecs=self.max_matvecs,
-            directions=self.directions,
-            basis_bytes=problem.memory_budget // 2,
-            watch=lambda spent, value, error: context.monitor.say(
-                f"product {spent}  median {value:.3g} ± {100 * error:.0f} % in the layer known worst"
-            ),
-        )
-        method = f"{found.probes} sign probes, {found.directions} Lanczos directions deflated"
-        notes = [f"diagonal: {'entry by entry, exact' if found.status is Status.EXACT else method}"]
-        loud = [name for name, share in zip(blocks, found.noise_share, strict=True) if share > 1]
-        if found.status is Status.NOISE_DOMINATED:
-            notes.append(
-                f"noise-dominated, so the median is too high: {_few(loud or list(blocks))}; raise `--max-matvecs`, "
-                "and `--directions` with it"
-            )
-        elif found.status is Status.BUDGET_SPENT:
-            notes.append("not converged: the products ran out; raise `--max-matvecs`; the errors stated still hold")
-        return _Entries(
-            found.quartiles,
-            found.zero_fraction,
-            "h_i is the diagonal of the Hessian by E[z * Hz]; numerical error: half of an interval that held the "
-            "median of 92 % of runs or more, the lift by noise included",
-            errors=found.quartile_errors,
-            noise_share=found.noise_share,
-            traces=found.traces,
-            trace_errors=found.trace_errors,
-            matvecs=found.matvecs,
-            status=found.status,
-            notes=tuple(notes),
-            across=found.across,
-        )
-
-    def _tops(self, context: "Context", problem: "Problem", operator: "Operator") -> "_Tops":
-        from gapscope.measure.operators import restricted
+    def _tops(self, context: "Context", problem: "Problem", hessian: "Blocks") -> "_Tops":
         from gapscope.measure.solvers.lanczos import Stopping, extreme_eigenpairs
 
         stopping = Stopping(TOP_TOLERANCE, 1e-3, self.top_matvecs)
         blocks = problem.parameters.blocks()
         rows = []
-        for number, (name, where) in enumerate(blocks.items(), 1):
+        for number, name in enumerate(blocks, 1):
             pairs = extreme_eigenpairs(
-                restricted(operator, where),
+                hessian.layer(name),
                 1,
                 context.generator(f"curvature/{name}"),
                 stopping=stopping,
@@ -267,46 +233,24 @@ class Curvature:
         return _Tops(table[:, 0], table[:, 1], int(table[:, 2].sum()))
 
     def _notes(
-        self, problem: "Problem", measured: "_Entries", tops: "_Tops | None", names: Sequence[str]
+        self, problem: "Problem", measured: "Entries", tops: "_Tops | None", names: Sequence[str]
     ) -> tuple[str, ...]:
+        from gapscope.measure.entries import few
+
         notes = []
         empty = [name for name, fraction in zip(names, measured.zeros, strict=True) if fraction == 1]
         if empty:
-            notes.append(f"no entry is left, so there is no median: {_few(empty)}")
+            notes.append(f"no entry is left, so there is no median: {few(empty)}")
         if tops is not None:
             open_ = tops.errors > 2 * TOP_TOLERANCE * np.abs(tops.values)
             loose = [name for name, wide in zip(names, open_, strict=True) if wide]
             if loose:
                 notes.append(
-                    f"top eigenvalue not known to {200 * TOP_TOLERANCE:.0f} %: {_few(loose)}; raise `--top-matvecs`"
+                    f"top eigenvalue not known to {200 * TOP_TOLERANCE:.0f} %: {few(loose)}; raise `--top-matvecs`"
                 )
         if problem.samples < problem.data.total:
             notes.append(f"measured on {problem.samples:,} of {problem.data.total:,} samples")
         return tuple(notes)
-
-
-# --- what is found on the way
-
-
-@dataclass(frozen=True)
-class _Entries:
-    """Quartiles of |h_i| by layer (layers, 3), and what else an estimator knows."""
-
-    quartiles: Array
-    zeros: Array
-    doc: str
-    errors: Array | None = None
-    noise_share: Array | None = None
-    traces: Array | None = None
-    trace_errors: Array | None = None
-    matvecs: int = 0
-    status: Status = Status.EXACT
-    notes: tuple[str, ...] = ()
-    across: Callable[[Any], Any] = lambda _: 0.0  # u -> what the other layers add to u_l'H u, as far as it is known
-
-    def __post_init__(self) -> None:
-        if not np.isfinite(self.quartiles[self.zeros < 1]).all():
-            object.__setattr__(self, "status", Status.NONFINITE)
 
 
 @dataclass(frozen=True)
@@ -316,85 +260,6 @@ class _Tops:
     matvecs: int
 
 
-@dataclass(frozen=True)
-class _Steps:
-    length: Array  # (layers,)
-    loss: Array  # (layers,)
-    loss_error: Array  # (layers,)
-
-
-def _recipe(training: Mapping[str, Any]) -> tuple[tuple[float, int] | None, tuple[str, ...]]:
-    """Return rate and batch size of recorded SGD, or None, and what to say; a checkpoint may have recorded anything."""
-    optimizer = str(training.get("optimizer", "")).lower()
-    rate, size = training.get("lr"), training.get("batch_size")
-    if "adam" in optimizer:
-        return None, ("trained with Adam, which preconditions its steps: step lengths and loss steps are not shown",)
-    missing = [] if optimizer == "sgd" else ["the optimizer as sgd"]
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
-        missing.append("a learning rate")
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        missing.append("a batch size")
-    if missing:
-        return None, (f"no step lengths: the checkpoint did not record {', '.join(missing)}",)
-    more = [
-        f"{word} {training[word]:g}"
-        for word in ("momentum", "weight_decay")
-        if isinstance(training.get(word), int | float) and training[word]
-    ]
-    notes = (f"steps are those of one mini-batch gradient of the loss, without {' and '.join(more)}",) if more else ()
-    return (float(rate), size), notes  # type: ignore[arg-type, return-value]
-
-
-def _steps(
-    context: "Context", operator: "Operator", gradient: Any, recipe: tuple[float, int], across: Callable[[Any], Any]
-) -> tuple[_Steps | None, tuple[str, ...]]:
-    """Measure the SGD step by layer, or say why not.
-
-    y = G + v / sqrt(B), v = sum_i e_i (g_i - G) / sqrt(N) with random signs e_i, has the mean G and the covariance
-    Sigma / B of a mini-batch gradient (B drawn with replacement).  With one more random sign s_l a layer, the layer's
-    part of (s y) * H (s y) has the mean G'HG + tr(H Sigma) / B of its block: one product serves all layers.  What other
-    layers add has the mean 0; the part of it that the deflated directions know is subtracted.
-    """
-    import torch
-
-    from gapscope.errors import ProblemError
-
-    problem, (eta, size) = context.problem(), recipe
-    blocks = problem.parameters.blocks()
-    try:
-        squares, _ = problem.gradient_squares(gradient)
-    except ProblemError as error:
-        return None, (f"no step lengths: {error}",)
-    square = np.asarray([float(gradient[where].double().square().sum()) for where in blocks.values()])
-    rng, bends = context.generator("curvature/step"), []
-
-    def signs(count: int) -> Any:
-        return (2 * torch.randint(0, 2, (count,), generator=rng) - 1).to(problem.dtype).to(problem.device)
-
-    for number in range(STEP_PROBES):
-        each = signs(problem.samples)
-        noise = math.sqrt(problem.samples / size) * problem.weighted_gradient(each - each.mean())
-        turned = gradient + noise
-        for where, sign in zip(blocks.values(), signs(len(blocks)), strict=True):
-            turned[where] *= sign
-        image = operator.matvec(turned)
-        parts = [float(torch.dot(turned[w].double(), image[w].double())) for w in blocks.values()]
-        bends.append(np.asarray(parts) - across(turned))
-        context.monitor.say(f"loss step, probe {number + 1} of {STEP_PROBES}")
-    table = np.asarray(bends)  # (probes, layers)
-    half = eta**2 / 2
-    return _Steps(
-        length=eta * np.sqrt(square + squares.mean(0) / size),
-        loss=-eta * square + half * table.mean(0),
-        loss_error=half * table.std(0, ddof=1) / math.sqrt(STEP_PROBES),
-    ), ()
-
-
 def _known(error: Array) -> Array | None:
     """Return an error, or None where it is nowhere known."""
     return None if np.isnan(error).all() else error
-
-
-def _few(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

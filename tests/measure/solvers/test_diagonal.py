@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from gapscope.measure.operators import Operator, from_dense
-from gapscope.measure.solvers.diagonal import GROUPS, estimate_diagonal, ratio_quartiles
+from gapscope.measure.solvers.diagonal import GROUPS, estimate_diagonal, halved, quartiles_of, ratio_quartiles
 from gapscope.results import Status
 from tests.spectra import SPECTRA, matrix
 
@@ -146,24 +146,44 @@ def test_the_products_and_the_memory_are_bounded():
     assert tight.directions == 3  # 24 vectors beside the basis; the last of its 4 is outside of Q
 
 
-def test_what_other_blocks_add_is_known_without_a_product():
-    dense, blocks = matrix(SPECTRA["low rank"]), halves(120)  # all of it lies in the deflated directions
-    found = estimate_diagonal(from_dense(dense), rng(), blocks=blocks, max_matvecs=60)
-    u = torch.randn(120, generator=rng(1), dtype=torch.float64)
-    true = [float(u[w] @ (dense @ u)[w] - u[w] @ dense[w, w] @ u[w]) for w in blocks.values()]
-    assert found.across(u) == pytest.approx(true)
-    none = estimate_diagonal(from_dense(dense), rng(), blocks=blocks, max_matvecs=60, directions=0)
-    assert (none.across(u) == 0).all()
+@pytest.mark.parametrize("size", [20, 120])
+def test_what_is_known_is_added_without_error(size):
+    dense = matrix(SPECTRA["separated"])[:size, :size]
+    known = torch.linspace(0, 3, size, dtype=torch.float64)
+    known[:5] = dense[:5] = dense[:, :5] = 0
+    plain, more = (
+        estimate_diagonal(from_dense(dense), rng(), blocks=halves(size), tolerance=1e-9, max_matvecs=64, known=k)
+        for k in (None, known)
+    )
+    torch.testing.assert_close(more.entries, plain.entries + known)
+    assert torch.equal(more.errors, plain.errors)
+    assert more.traces == pytest.approx(plain.traces + [float(known[w].sum()) for w in halves(size).values()])
+    assert (more.zero_fraction == plain.zero_fraction).all()
 
 
-@pytest.mark.parametrize("spectrum", ["separated", "gap of 1.4 %"])
-def test_what_other_blocks_add_averages_to_nothing_over_their_signs(spectrum):
-    blocks = halves(120)
-    found = estimate_diagonal(from_dense(matrix(SPECTRA[spectrum])), rng(), blocks=blocks, max_matvecs=60)
-    u = torch.randn(120, generator=rng(1), dtype=torch.float64)
-    turned = torch.cat([u[:40], -u[40:]])
-    assert found.across(turned) == pytest.approx(-found.across(u))
-    assert np.abs(found.across(u)).min() > 1e-3
+def test_what_is_known_alone_is_alive_where_it_is_not_zero():
+    known = torch.tensor([0.0, 2.0, -4.0] * 30)
+    found = estimate_diagonal(from_dense(torch.zeros(90, 90)), rng(), blocks={"all": slice(0, 90)}, known=known)
+    assert found.zero_fraction == pytest.approx(1 / 3)
+    assert found.quartiles[0] == pytest.approx([2, 3, 4])
+    assert (found.quartile_errors == 0).all()
+
+
+def test_quartiles_of_entries_leave_zeros_out():
+    found, zeros = quartiles_of(torch.tensor([0.0, -1.0, 2.0, 3.0, 0.0]), {"most": slice(0, 4), "none": slice(4, 5)})
+    assert found[0] == pytest.approx([1.5, 2, 2.5])
+    assert np.isnan(found[1]).all()
+    assert zeros == pytest.approx([0.25, 1])
+
+
+def test_halves_give_a_mean_its_standard_error():
+    """One entry a block: its median and its trace are the mean over the data."""
+    values = torch.rand(32, 2, dtype=torch.float64, generator=rng()) + 1
+    blocks = {"a": slice(0, 1), "b": slice(1, 2)}
+    quartiles, traces = halved(values.mean(0), values, np.ones(32), blocks)
+    true = values.std(0).numpy() / 32**0.5
+    assert quartiles[:, 1] == pytest.approx(true)
+    assert traces == pytest.approx(true)
 
 
 def test_unfinished_rounds_of_probes_count():

@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from gapscope.measure import products
+from gapscope.measure.blocks import Kept
+from gapscope.measure.operators import restricted
+from gapscope.measure.problem import Problem
+from tests.problems import ZOO, dense_hessian
+
+EPS = torch.finfo(torch.float64).eps
+
+
+@pytest.mark.parametrize("budget", [4_000_000_000, 400_000, 1])
+@pytest.mark.parametrize("name", ZOO)
+def test_blocks_are_those_of_the_dense_hessian_kept_or_not(name, budget):
+    given = ZOO[name].problem(samples=20, batch_size=7, memory_budget=budget)
+    dense, hessian = torch.from_numpy(dense_hessian(given)), given.hessian_blocks()
+    v = torch.randn(given.size, dtype=torch.float64)
+    close = 1e4 * EPS * float(dense.norm() * v.norm())
+    apart = torch.zeros_like(v)
+    for layer, where in given.parameters.blocks().items():
+        apart[where] = dense[where, where] @ v[where]
+        for _ in range(2):
+            block = hessian.layer(layer)
+            assert block.size == where.stop - where.start
+            assert (block.matvec(v[where]) - apart[where]).norm() <= close
+    assert (hessian.apart().matvec(v) - apart).norm() <= close
+    assert (hessian.whole().matvec(v) - dense @ v).norm() <= close
+
+
+def test_graphs_are_kept_once_for_all_of_them(monkeypatch):
+    given, built = ZOO["relu mlp"].problem(samples=20, batch_size=7), []
+    hessian = products.hessian
+    monkeypatch.setattr(products, "hessian", lambda *a: built.append(1) or hessian(*a))
+    assert given.graph_bytes_per_sample > 0
+    del built[:]
+    blocks, v = given.hessian_blocks(), torch.ones(given.size, dtype=torch.float64)
+    for _ in range(2):
+        blocks.whole().matvec(v)
+        blocks.apart().matvec(v)
+        for layer, where in given.parameters.blocks().items():
+            blocks.layer(layer).matvec(v[where])
+    assert len(built) == 3  # micro-batches
+
+
+def test_without_room_nothing_is_kept():
+    given = ZOO["relu mlp"].problem(samples=20, batch_size=7, memory_budget=1)
+    kept = Kept(given, products.hessian)
+    kept.operator().matvec(given.theta)
+    assert kept.room == 0
+    assert not kept.held
+
+
+def test_a_block_in_float32_is_the_part_of_the_whole():
+    given = ZOO["fused attention"].problem(dtype=torch.float32)
+    hessian = given.hessian_blocks()
+    for layer, where in given.parameters.blocks().items():
+        v = torch.randn(where.stop - where.start, dtype=torch.float64)
+        part = restricted(given.hessian(), where).matvec(v.float())
+        torch.testing.assert_close(hessian.layer(layer).matvec(v), part, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_layers_have_no_block():
+    free = ZOO["conv batchnorm"].problem()
+    free.model[0].requires_grad_(False)
+    given = Problem(model=free.model, data=free.data, loss_function=free.loss_function)
+    hessian, v = given.hessian_blocks(), torch.randn(given.size, dtype=torch.float64)
+    with pytest.raises(KeyError):
+        hessian.layer("0")
+    where = given.parameters.blocks()["1"]
+    torch.testing.assert_close(hessian.layer("1").matvec(v[where]), restricted(given.hessian(), where).matvec(v[where]))
