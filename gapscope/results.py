@@ -20,7 +20,7 @@ CHUNKS = 32
 Bound = Literal["none", "lower", "upper"]
 Contrast = Literal["ratio", "difference"]
 Better = Literal["lower", "higher", "none"]
-Drawn = Literal["numbers", "line", "bars", "strip", "map"]
+Drawn = Literal["numbers", "detail", "line", "bars", "strip", "map"]
 Array = NDArray[np.float64]
 
 
@@ -51,8 +51,8 @@ class Quantity:
     `chunks` (CHUNKS, *shape) are values on disjoint parts of the data, for paired comparisons; their mean, weighted
     by chunk size, estimates `value`.  `samples` (N,) are 0/1 outcomes per sample, for paired tests of a rate.
     `higher_is` is the word for the subject with the larger value, for example "sharper".
-    `drawn` is how an array is best seen: as numbers, a line or bars along its last dimension, a strip with one cell per
-    entry, or a map of its last two dimensions.
+    `drawn` is how it is best seen: as numbers, as a detail (numbers that only a thorough reader asks for), an array
+    as a line or bars along its last dimension, a strip with one cell per entry, or a map of its last two dimensions.
     """
 
     value: Array

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from gapscope.cli import fields
-from gapscope.cli.measuring import CHECKPOINT, Job, common_of, configured, prepare, say
+from gapscope.cli.measuring import CHECKPOINT, Job, common_of, configured, keeping, prepare, say
 from gapscope.cli.settings import Common, Configuration, parse_seconds
 from gapscope.errors import GapscopeError, UsageError, did_you_mean
 from gapscope.measure.analyzers import analyzer_class, names
@@ -16,6 +16,7 @@ from gapscope.measure.analyzers import analyzer_class, names
 if TYPE_CHECKING:
     from gapscope.cli.measuring import Measured
     from gapscope.measure.context import Context
+    from gapscope.report.file import Record
 
 # what tells most for its cost comes first: the order in which a time budget is spent; others' analyzers come last
 ORDER = (
@@ -35,7 +36,7 @@ ORDER = (
 class Own:
     """What only `analyze` takes."""
 
-    only: Annotated[tuple[str, ...], "run this analyzer, repeatable; the default is all of one checkpoint"] = ()
+    only: Annotated[tuple[str, ...], "run this analyzer, repeatable; the default is all named above"] = ()
     skip: Annotated[tuple[str, ...], "leave this analyzer out, repeatable"] = ()
     time_budget: Annotated[str | None, "time to spend, like 90s, 5m or 1h; what does not fit is skipped"] = None
 
@@ -67,9 +68,12 @@ def chosen(own: Own) -> list[str]:
     for option, asked in (("only", own.only), ("skip", own.skip)):
         for name in asked:
             if name not in ranked:
+                hint = (
+                    f" Repeat the option: `--{option} A --{option} B`." if "," in name else did_you_mean(name, ranked)
+                )
                 raise UsageError(
-                    f"`--{option} {name}` names no analyzer of one checkpoint.{did_you_mean(name, ranked)} "
-                    f"Expected some of {', '.join(ranked)}."
+                    f"`--{option} {name}` names no analyzer of one checkpoint.{hint} Expected some of "
+                    f"{', '.join(ranked)}."
                 )
     wanted = [name for name in ranked if (not own.only or name in own.only) and name not in own.skip]
     if not wanted:
@@ -88,7 +92,14 @@ def analyze_and_print(checkpoint: Path, common: Common, own: Own, configuration:
     expected = _expected(job, analyzers)
     if not common.quiet:
         print(_plan(analyzers, expected, budget), file=sys.stderr)
-    measured, failures = _run(job, context, analyzers, expected, None if budget is None else started + budget)
+    records: "dict[str, Record]" = {}
+
+    def done() -> str:
+        return f"{', '.join(records)} {'is' if len(records) == 1 else 'are'} in {job.path}" if records else ""
+
+    deadline = None if budget is None else started + budget
+    with keeping(context.parts, done):
+        measured, failures = _run(job, context, analyzers, expected, deadline, records)
     if common.json:
         from gapscope.report.export import dumps, report_json
 
@@ -110,18 +121,23 @@ def analyze_and_print(checkpoint: Path, common: Common, own: Own, configuration:
 
 
 def _run(
-    job: Job, context: "Context", analyzers: Sequence[Any], expected: dict[str, float], deadline: float | None
+    job: Job,
+    context: "Context",
+    analyzers: Sequence[Any],
+    expected: dict[str, float],
+    deadline: float | None,
+    records: "dict[str, Record]",
 ) -> "tuple[Measured, dict[str, GapscopeError]]":
     """Run one after the other; what does not fit into the time left, or fails, is recorded as skipped."""
     from gapscope.measure.session import record, skipped
 
-    records, failures = {}, {}
+    failures = {}
     measured: Measured | None = None
     for analyzer in analyzers:
         name, needs = analyzer.name, expected.get(analyzer.name, 0.0)
         left = float("inf") if deadline is None else deadline - time.monotonic()
         if needs > left:
-            why = f"would take about {_clock(needs)} of the {_clock(max(left, 0.0))} left: raise `--time-budget`"
+            why = f"would take about {_clock(needs)}, and {_clock(max(left, 0.0))} were left: raise `--time-budget`"
             records[name] = skipped(analyzer, context.seed, why)
         else:
             try:
@@ -152,8 +168,6 @@ def _plan(analyzers: Sequence[Any], expected: dict[str, float], budget: float | 
 
 
 def _clock(seconds: float) -> str:
-    if seconds < 1:
-        return "1 s"
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -66,7 +66,7 @@ def compare_and_print(subjects: Sequence[Path], common: Common, own: Own, config
     """Measure what is not a report yet, compare, write where asked, and print."""
     from gapscope.report import comparison, file
 
-    _refuse_missing(subjects, own.output)
+    _refuse_missing(subjects, own.output, own.labels)
     pair = of_pairs([name for name in own.pair if name != "none"], configuration)
     known = {path: file.read_report(path) for path in subjects if _is_report(path)}
     jobs: dict[Path, Job] = {}
@@ -111,7 +111,10 @@ def compare_and_print(subjects: Sequence[Path], common: Common, own: Own, config
 
         output(comparison_document(compared, verbose=common.verbose))
         if not failures:
-            say("", *_closing(found, [paths[path] for path in subjects], own.output))
+            new: list[Any] = [result for context in contexts for result in context.results]
+            new += [] if both is None else list(both.results.values())
+            spent = sum(result.seconds for result in new), sum(result.matvecs for result in new)
+            say("", *_closing([paths[path] for path in subjects], own.output, spent))
     if failures:
         raise failures[0]
 
@@ -125,18 +128,23 @@ def _measure_together(
     from gapscope.measure.interface import measure_together
     from gapscope.report.terminal import printable
 
+    reasons: dict[str, list[str]] = {}
+
     def failed(analyzer: Any, error: GapscopeError) -> None:
-        print(printable(f"{analyzer.name} was not measured: {error}"), file=sys.stderr)
+        reasons.setdefault(str(error), []).append(analyzer.name)
 
     sessions = [job.session for job in jobs]
-    return measure_together(sessions, analyzers, contexts=contexts, labels=labels, failed=failed)
+    found = measure_together(sessions, analyzers, contexts=contexts, labels=labels, failed=failed)
+    for reason, names in reasons.items():
+        print(printable(f"left out: {', '.join(names)}. {reason}"), file=sys.stderr)
+    return found
 
 
-def _closing(found: "Sequence[Report]", paths: Sequence[Path], written: Path | None) -> list[str]:
-    seconds = sum(record.seconds for report in found for record in report.results.values())
-    products = sum(record.matvecs for report in found for record in report.results.values())
+def _closing(paths: Sequence[Path], written: Path | None, spent: tuple[float, int]) -> list[str]:
+    seconds, products = spent
     names = ", ".join(map(str, dict.fromkeys(paths)))
-    lines = [f"reports: {names} · {seconds:.1f}\u00a0s, {products}\u00a0matvecs · `gapscope show FILE` for the rest"]
+    cost = f" · {seconds:.1f}\u00a0s, {products}\u00a0matvecs" if seconds else ""
+    lines = [f"reports: {names}{cost} · `gapscope show FILE` for the rest"]
     return lines + ([f"comparison: {written}"] if written else [])
 
 
@@ -174,12 +182,17 @@ def _refuse_other_settings(analyzers: "Sequence[Any]", known: "Mapping[Path, Rep
                     )
 
 
-def _refuse_missing(subjects: Sequence[Path], output: Path | None) -> None:
+def _refuse_missing(subjects: Sequence[Path], output: Path | None, labels: str | None) -> None:
     if len(subjects) < 2:
         raise UsageError(f"There is only {subjects[0]} to compare. Expected two or more: `gapscope compare A B`.")
     for subject in subjects:
         if not subject.is_file():
             raise LoadError(f"{subject} is no file. Expected a checkpoint or a report. Mend the path.")
+    if labels is not None and len(set(labels.split(","))) != len(subjects):
+        raise UsageError(
+            f"`--labels {labels}` names {len(set(labels.split(',')))} different columns for {len(subjects)} subjects. "
+            "Expected one for each: `--labels small,large`."
+        )
     if output is not None:
         refuse_unwritable(output)
         _refuse_other(output)

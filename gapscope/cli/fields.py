@@ -18,14 +18,17 @@ import typer
 METAVARS: dict[Any, str] = {str: "TEXT", int: "INT", float: "NUMBER", Path: "PATH"}
 
 
-def options(cls: type[Any], prefix: str = "GAPSCOPE", *, without: tuple[str, ...] = ()) -> list[inspect.Parameter]:
-    """Return one keyword parameter, as Typer reads them, for each field of a dataclass."""
+def options(
+    cls: type[Any], prefix: str = "GAPSCOPE", *, without: tuple[str, ...] = (), say: Mapping[str, str] | None = None
+) -> list[inspect.Parameter]:
+    """Return one keyword parameter, as Typer reads them, for each field of a dataclass; `say` replaces helps."""
     hints = typing.get_type_hints(cls, include_extras=True)
     found = []
     for field in dataclasses.fields(cls):
         if field.name in without:
             continue
         _, help_text, *short = typing.get_args(hints[field.name])
+        help_text = (say or {}).get(field.name, help_text)
         kind, default = element(cls, field.name), field.default
         base: Any = kind
         if isinstance(default, tuple):
@@ -33,8 +36,9 @@ def options(cls: type[Any], prefix: str = "GAPSCOPE", *, without: tuple[str, ...
             help_text += "" if "repeatable" in help_text else ", repeatable"
         elif default is None:
             base = kind | None
+        name = "--" + field.name.replace("_", "-")
         option = typer.Option(
-            "--" + field.name.replace("_", "-"),
+            f"{name}/--no-{name[2:]}" if default is True else name,
             *short,
             help=help_text,
             metavar=METAVARS.get(kind),

@@ -1,5 +1,6 @@
 """`gapscope sharpness` and one command per analyzer: measure a checkpoint, write its report, print it."""
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -19,6 +20,7 @@ from gapscope.measure.analyzers import analyzer_class, names
 
 if TYPE_CHECKING:
     from gapscope.measure.context import Context
+    from gapscope.measure.resume import Parts
     from gapscope.measure.session import Session
     from gapscope.report.file import Record, Report
 
@@ -31,11 +33,17 @@ CHECKPOINT = inspect.Parameter(
 )
 
 
+OUTPUT_TOGETHER = "comparison to write (default: A-vs-B.comparison.h5 in the current folder)"
+RESUME = """
+
+    The result is a comparison file, to which other results of the same checkpoints are added. Work that was interrupted
+    goes on where it stopped when the same command is given again.
+"""
 SUBJECTS = inspect.Parameter(
     "subjects",
     inspect.Parameter.KEYWORD_ONLY,
     annotation=Annotated[
-        list[Path], typer.Argument(help="checkpoints of one model", metavar="CHECKPOINT...", show_default=False)
+        list[Path], typer.Argument(help="checkpoints of one model", metavar="CHECKPOINT", show_default=False)
     ],
 )
 
@@ -81,10 +89,11 @@ def _analyzer_command(name: str, cls: type[Any], configuration: Configuration) -
             common = common_of(values, configuration)
             measure_together_and_print(subjects, common, [fields.build(cls, values)], configuration)
 
-    parameters = [*fields.options(cls, prefix=_prefix(name)), *fields.options(Common)]
+    own = fields.options(cls, prefix=_prefix(name))
     if cls.arity == 1:
-        return fields.command(name, cls.__doc__ or "", [CHECKPOINT, *parameters], alone)
-    return fields.command(name, cls.__doc__ or "", [SUBJECTS, *parameters], together)
+        return fields.command(name, cls.__doc__ or "", [CHECKPOINT, *own, *fields.options(Common)], alone)
+    shared = fields.options(Common, say={"output": OUTPUT_TOGETHER})
+    return fields.command(name, (cls.__doc__ or "") + RESUME, [SUBJECTS, *own, *shared], together)
 
 
 def common_of(values: Mapping[str, Any], configuration: Configuration) -> Common:
@@ -131,14 +140,16 @@ class Job:
         """Check the problem; return where results are kept, and work on a grid beside the report."""
         from gapscope.measure.resume import Parts
 
-        return replace(self.session.context(analyzers), parts=Parts(parts_of(self.path)))
+        return replace(self.session.context(analyzers), parts=Parts(self.path))
 
     def measure(self, analyzers: Sequence[Any], context: "Context | None" = None) -> Measured:
         """Measure and write, keeping what the file already held of the same subject."""
         from gapscope.measure.session import record
 
         context = context or self.context(analyzers)
-        measured = self.written({a.name: record(a, context.run(a.name), context.seed) for a in analyzers})
+        with keeping(context.parts):
+            records = {a.name: record(a, context.run(a.name), context.seed) for a in analyzers}
+        measured = self.written(records)
         if measured.failure is None:
             context.parts.forget()
         return measured
@@ -154,7 +165,8 @@ class Job:
             if self.path.exists():
                 old = read_report(self.path)
                 # what was measured earlier says more than that it was not measured now
-                kept = [name for name, r in records.items() if r.status is Status.SKIPPED and name in old.results]
+                skipped = [name for name, record in records.items() if record.status is Status.SKIPPED]
+                kept = [n for n in skipped if n in old.results and old.results[n].status is not Status.SKIPPED]
                 report = replace(report, results={k: r for k, r in records.items() if k not in kept})
                 report, said = merge(old, report)
                 said += tuple(f"kept the earlier {name}: {'; '.join(records[name].notes)}" for name in kept)
@@ -164,9 +176,18 @@ class Job:
         return Measured(report, self.path, said, None)
 
 
-def parts_of(path: Path) -> Path:
-    """Return where unfinished work on a grid waits for the report."""
-    return path.with_name(f"{path.name}.parts.npz")
+@contextlib.contextmanager
+def keeping(parts: "Parts", done: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Say, when interrupted, what is kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = ", ".join(path.name for path in parts.kept)
+        said = [done(), f"finished points are kept in {kept}: the same command goes on from there" if kept else ""]
+        for sentence in said:
+            if sentence:
+                print(f"\n{sentence}", end="", file=sys.stderr)
+        raise
 
 
 def load(checkpoint: Path, common: Common) -> "Session":

@@ -41,7 +41,7 @@ class Lines(Monitor):
             self.announced = True
             each = (now - self.first) / (self.done - 1)
             if each * self.passes > PLAN_SECONDS:
-                self.plan(f"{self.name}: about {self.passes} passes over the data of {each:.2g} s")
+                self.plan(f"{self.name}: about {self.passes} passes over the data, {each:.2g} s each")
         self.show(now)
 
     def show(self, now: float) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gapscope.cli.measuring import configured, load, parts_of, refuse_unwritable, say
+from gapscope.cli.measuring import configured, keeping, load, refuse_unwritable, say
 from gapscope.cli.settings import Common, Configuration
 from gapscope.errors import ComparisonError, ReportError
 from gapscope.measure.analyzers import analyzer_class
@@ -26,9 +26,10 @@ def measure_together_and_print(
     sessions = [load(path, common) for path in paths]
     refuse_unlike(sessions)
     old = _existing(output, sessions)
-    parts = Parts(parts_of(output))
+    parts = Parts(output)
     contexts = [session.context(configured(needed(analyzers), configuration)) for session in sessions]
-    found = measure_together(sessions, analyzers, contexts=contexts, parts=parts)
+    with keeping(parts):
+        found = measure_together(sessions, analyzers, contexts=contexts, parts=parts)
     failure: ReportError | None = None
     said: tuple[str, ...] = ()
     try:
@@ -67,6 +68,12 @@ def refuse_unlike(sessions: "Sequence[Session]") -> None:
     from gapscope.report.records import differing
 
     sides = [session.conditions() for session in sessions]
+    names = [str(session.identity().get("sha256")) for session in sessions]
+    if len(set(names)) < len(names):
+        raise ComparisonError(
+            f"{sessions[0].identity()['checkpoint']} is named twice. Expected different checkpoints: nothing lies "
+            "between a checkpoint and itself."
+        )
     keys = sorted({key for side in sides[1:] for key in differing(sides[0], side)})
     if keys:
         said = "; ".join(f"{key}: {' / '.join(str(side.get(key, 'none')) for side in sides)}" for key in keys)

@@ -88,7 +88,8 @@ class Context:
 
     def training(self, which: int = 0) -> Mapping[str, Any]:
         """Return the recorded hyper-parameters: batch_size, lr, momentum, weight_decay, optimizer ..."""
-        return self.subjects[which].training
+        found = self.subjects[which].training
+        return {"lr": found["learning_rate"], **found} if "learning_rate" in found else found
 
     def optimizer(self, which: int = 0) -> Mapping[str, Any] | None:
         """Return the optimizer's state_dict, or None where the checkpoint holds none."""
@@ -119,6 +120,11 @@ class Context:
         if self.singles:
             return self.singles[which].result(name)
         return self.run(name)
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """Return what has been measured here so far."""
+        return tuple(self._finished.values())
 
     def run(self, name: str) -> Result:
         """Run an analyzer on these subjects together, at most once."""

@@ -126,6 +126,8 @@ def measure(
     if isinstance(problem, Problem):
         _refuse_count(analyzers, 1)
         return Session(problem, seed).measure(analyzers)
+    if len(problem) < 2:
+        raise UsageError(f"There are {len(problem)} problems in the list. Expected two or more, or one without a list.")
     problems = list(problem)
     _refuse_count(analyzers, len(problems))
     return measure_together([Session(one, seed) for one in problems], analyzers)
@@ -171,10 +173,19 @@ def measure_together(
 
 
 def _refuse_count(analyzers: Sequence[Analyzer], given: int) -> None:
+    given_list: Any = analyzers
+    if isinstance(given_list, str) or not isinstance(given_list, Sequence) or not given_list:
+        raise UsageError(
+            f"The analyzers are {analyzers!r}. Expected a list of one or more: "
+            "`gapscope.measure(problem, [gapscope.Eigenvalues()])`."
+        )
     for analyzer in analyzers:
+        if isinstance(analyzer, type) or not hasattr(analyzer, "arity"):
+            raise UsageError(f"{analyzer!r} is no analyzer. Expected an instance, such as `gapscope.Eigenvalues()`.")
         least = getattr(analyzer, "least", analyzer.arity)
         if not least <= given <= analyzer.arity:
             wanted = f"{least}" if least == analyzer.arity else f"{least} to {analyzer.arity}"
+            how = "measure(problem, ...)" if analyzer.arity == 1 else "measure([a, b], ...)"
             raise UsageError(
-                f"`{analyzer.name}` got {given} problems. Expected {wanted}: `gapscope.measure([a, b], ...)`."
+                f"`{analyzer.name}` measures {wanted} at a time, and got {given}. Expected `gapscope.{how}`."
             )

@@ -48,7 +48,7 @@ class Landscape:
             if other.parameters != first.parameters:
                 raise UsageError(
                     f"The checkpoints have {first.size:,} and {other.size:,} parameters under other names or shapes. "
-                    "Expected two checkpoints of one model: there is no path between others. Compare them without."
+                    "Expected checkpoints of one model: there is no path between others."
                 )
         ends = tuple(problem.theta.to(first.device, first.dtype) for problem in each)
         buffers = tuple(dict(problem.constants) for problem in each)
@@ -125,7 +125,9 @@ class Landscape:
 
     def digest(self, **settings: Any) -> str:
         """Return a digest of everything that the numbers depend on."""
-        found = hashlib.sha256(json.dumps([settings, self.statistics, self.first.batchnorm], sort_keys=True).encode())
+        first = self.first
+        facts = [settings, self.statistics, first.batchnorm, first.depends_on_batches and first.micro_batch]
+        found = hashlib.sha256(json.dumps([*facts, dict(first.origin.identity), repr(first.model)]).encode())
         for theta, buffers in zip(self.ends, self.buffers, strict=True):
             for tensor in (theta, *(buffers[name] for name in sorted(buffers))):
                 found.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())

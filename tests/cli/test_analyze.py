@@ -44,7 +44,7 @@ def test_a_time_budget_skips_what_does_not_fit_and_says_so(run, small, tmp_path,
     record = read_report(tmp_path / "digits-small-batch.report.h5").results["eigenvalues"]
     assert record.status is Status.SKIPPED
     assert not record.quantities
-    assert record.notes[0].startswith("would take about 277.8 h of the 5 min left: raise `--time-budget`")
+    assert record.notes[0].startswith("would take about 277.8 h, and 5 min were left: raise `--time-budget`")
     assert "not measured, for the reason noted" in outcome.out
 
 
@@ -74,7 +74,9 @@ def test_an_interrupt_keeps_what_was_measured(run, small, tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(analyzer_class("eigenvalues"), "__call__", stop)
-    assert run("analyze", small, *QUICK, "-q").code == 130
+    outcome = run("analyze", small, *QUICK, "-q")
+    assert outcome.code == 130
+    assert "gap is in digits-small-batch.report.h5" in outcome.err
     assert list(read_report(tmp_path / "digits-small-batch.report.h5").results) == ["gap"]
 
 

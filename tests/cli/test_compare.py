@@ -85,7 +85,7 @@ def test_two_checkpoints_of_one_name_get_two_reports(run, small, large, tmp_path
     [
         (("REPORT",), "Expected two or more: `gapscope compare A B`"),
         (("REPORT", "nowhere.pt"), "nowhere.pt is no file. Expected a checkpoint or a report."),
-        (("REPORT", "REPORT", "--labels", "a"), "1 labels (a) for 2 reports"),
+        (("REPORT", "REPORT", "--labels", "a"), "`--labels a` names 1 different columns for 2 subjects."),
         (("REPORT", "REPORT", "-o", "no/where.h5"), "mend `--output`"),
     ],
 )

@@ -43,7 +43,7 @@ def test_long_work_is_announced_once_and_spoken_of_every_half_minute(clock, caps
         lines.say(f"Ritz value {second}")
         lines.tick(0.5)
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "eigenvalues: about 20 passes over the data of 2 s"
+    assert said[0] == "eigenvalues: about 20 passes over the data, 2 s each"
     assert len(said) == 1 + 3
     assert said[1].startswith("eigenvalues: pass 16 of about 20, about 9 s left  Ritz value 3")
 
@@ -72,5 +72,5 @@ def test_a_bar_shows_passes_and_the_current_value(clock, monkeypatch):
     bar.end()
     drawn = sys.stderr.getvalue()
     assert "Ritz value 3.5" in drawn
-    assert "about 2 passes over the data of" in drawn
+    assert "about 2 passes over the data," in drawn
     assert "3/~3 passes" in drawn  # the estimate was too low and grew

@@ -47,7 +47,7 @@ def test_models_without_a_path_between_them_are_compared_all_the_same(run, small
     assert run("train", "-a", "hidden=[8]", "--epochs", 1, "-o", "other.pt", "-q").code == 0
     outcome = run("compare", small, "other.pt", "--pair", "path", "-q")
     assert outcome.code == 0
-    assert "path was not measured: The checkpoints have 4,810 and 610 parameters" in outcome.err
+    assert outcome.err.startswith("left out: path. The checkpoints have 4,810 and 610 parameters")
 
 
 def test_an_interrupted_path_is_resumed_by_the_same_command(run, small, large, tmp_path, monkeypatch):
@@ -60,12 +60,17 @@ def test_an_interrupted_path_is_resumed_by_the_same_command(run, small, large, t
         return evaluate(self, theta, weights)
 
     monkeypatch.setattr(Landscape, "evaluate", counted)
-    assert run("path", small, large, "-q", "-o", "pair.h5").code == 130
-    assert (tmp_path / "pair.h5.parts.npz").exists()
+    outcome = run("path", small, large, "-q", "-o", "pair.h5")
+    assert outcome.code == 130
+    (kept,) = tmp_path.glob("pair.h5.*.parts.npz")
+    assert f"finished points are kept in {kept.name}: the same command goes on from there" in outcome.err
+    run("path", small, large, "--points", 5, "-q", "-o", "other.h5")
+    calls[20:] = []
+    assert kept.exists()  # other settings leave it alone
     outcome = run("path", small, large, "-q", "-o", "pair.h5")
     assert len(calls) == 20 + 54 - 19
     assert "resumed: 19 points were measured before" in outcome.out
-    assert not (tmp_path / "pair.h5.parts.npz").exists()
+    assert not kept.exists()
     assert np.isfinite(read(tmp_path / "pair.h5").results["path"].quantities["loss"].value).all()
 
 
@@ -80,7 +85,8 @@ def test_a_report_is_never_replaced_by_a_pair(run, small, large, tmp_path):
 
 def test_a_pair_of_others_is_never_replaced(run, small, large, tmp_path):
     run("path", small, large, "-q", "-o", "pair.h5")
-    outcome = run("path", small, small, "-q", "-o", "pair.h5")
+    run("train", "-a", "hidden=[64]", "--epochs", 1, "-o", "other.pt", "-q")
+    outcome = run("path", small, "other.pt", "-q", "-o", "pair.h5")
     assert outcome.code == 2
     assert "The existing comparison is of something else" in outcome.err
 
@@ -92,6 +98,7 @@ def test_a_pair_of_others_is_never_replaced(run, small, large, tmp_path):
         (("path", "SMALL", "LARGE", "SMALL"), "There are 3 checkpoints. Expected two: `gapscope path A B`."),
         (("plane", *["SMALL"] * 4), "There are 4 checkpoints. Expected 1 to 3: `gapscope plane A [B [C]]`."),
         (("compare", "SMALL", "LARGE", "--pair", "gap"), "`gap` does not measure two checkpoints together."),
+        (("path", "SMALL", "SMALL"), "digits-small-batch.pt is named twice. Expected different checkpoints"),
         (("path", "SMALL", "OTHER"), "The checkpoints are not under the same conditions: data_fingerprint: "),
     ],
 )

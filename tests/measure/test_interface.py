@@ -116,12 +116,25 @@ def test_a_problem_knows_loss_gradient_and_product():
 def test_the_wrong_number_of_problems_is_refused():
     x, y = blobs()
     problem = gapscope.problem(network(), (x, y))
-    with pytest.raises(UsageError, match=r"`path` got 1 problems. Expected 2: `gapscope.measure\(\[a, b\], ...\)`"):
+    with pytest.raises(
+        UsageError, match=r"`path` measures 2 at a time, and got 1. Expected `gapscope.measure\(\[a, b\]"
+    ):
         gapscope.measure(problem, [gapscope.Path()])
-    with pytest.raises(UsageError, match=r"`eigenvalues` got 2 problems. Expected 1"):
+    with pytest.raises(
+        UsageError, match=r"`eigenvalues` measures 1 at a time, and got 2. Expected `gapscope.measure\(prob"
+    ):
         gapscope.measure([problem, problem], [gapscope.Eigenvalues()])
-    with pytest.raises(UsageError, match=r"`plane` got 4 problems. Expected 1 to 3"):
+    with pytest.raises(UsageError, match=r"`plane` measures 1 to 3 at a time, and got 4."):
         gapscope.measure([problem] * 4, [gapscope.Plane()])
+
+
+@pytest.mark.parametrize("analyzers", [[], "eigenvalues", ["eigenvalues"], [gapscope.Eigenvalues], gapscope.Gap()])
+def test_what_is_no_list_of_analyzers_is_refused(analyzers):
+    x, y = blobs()
+    with pytest.raises(UsageError, match=r"(The analyzers are .*Expected a list|is no analyzer. Expected an instance)"):
+        gapscope.measure(gapscope.problem(network(), (x, y)), analyzers)
+    with pytest.raises(UsageError, match=r"There are 1 problems in the list. Expected two or more"):
+        gapscope.measure([gapscope.problem(network(), (x, y))], [gapscope.Gap()])
 
 
 def test_data_that_do_not_fit_are_refused():

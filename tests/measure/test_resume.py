@@ -9,11 +9,11 @@ def row(index):
 
 
 def test_rows_are_measured_in_order_and_nothing_is_written_when_all_went_well(tmp_path):
-    parts = Parts(tmp_path / "p.npz")
+    parts = Parts(tmp_path / "report.h5")
     table, ready = parts.rows("a", 3, 2, row)
     assert table[:, 0].tolist() == [0, 1, 2]
     assert ready == 0
-    assert not parts.path.exists()
+    assert parts.kept == []
 
 
 def stopping(at):
@@ -26,7 +26,7 @@ def stopping(at):
 
 
 def test_an_interrupt_keeps_what_was_done_for_the_same_digest_only(tmp_path):
-    parts = Parts(tmp_path / "p.npz")
+    parts = Parts(tmp_path / "report.h5")
     with pytest.raises(KeyboardInterrupt):
         parts.rows("a", 5, 2, stopping(3))
     calls = []
@@ -34,6 +34,7 @@ def test_an_interrupt_keeps_what_was_done_for_the_same_digest_only(tmp_path):
     assert (calls, ready) == ([3, 4], 3)
     assert table[:, 0].tolist() == [0, 1, 2, 3, 4]
     assert parts.rows("b", 5, 2, row)[1] == 0
+    assert [path.name for path in parts.kept] == ["report.h5.a.parts.npz"]
     assert parts.rows("a", 6, 2, row)[1] == 0  # another grid
     parts.forget()
     parts.forget()
@@ -41,12 +42,12 @@ def test_an_interrupt_keeps_what_was_done_for_the_same_digest_only(tmp_path):
 
 
 def test_a_kill_costs_seconds_only(tmp_path, monkeypatch):
-    parts, clock = Parts(tmp_path / "p.npz"), iter(range(0, 1000, 3))
+    parts, clock = Parts(tmp_path / "report.h5"), iter(range(0, 1000, 3))
     monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
     seen = []
 
     def measure(index):
-        seen.append(parts.path.exists())
+        seen.append(bool(parts.kept))
         return row(index)
 
     parts.rows("a", 6, 2, measure)
@@ -55,8 +56,8 @@ def test_a_kill_costs_seconds_only(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"nonsense"])
 def test_a_damaged_file_is_measured_again(tmp_path, content):
-    parts = Parts(tmp_path / "p.npz")
-    parts.path.write_bytes(content)
+    parts = Parts(tmp_path / "report.h5")
+    (tmp_path / "report.h5.a.parts.npz").write_bytes(content)
     assert parts.rows("a", 2, 2, row)[1] == 0
 
 

@@ -116,18 +116,20 @@ class Density:
             largest=Quantity(
                 value=scalar(largest),
                 bound="lower",
-                better="lower",
-                higher_is="sharper",
+                drawn="detail",
                 doc="largest Ritz value of all probes: a lower bound on the top eigenvalue, not converged",
             ),
             smallest=Quantity(
                 value=scalar(smallest),
                 contrast="difference",
                 bound="upper",
+                drawn="detail",
                 doc="smallest Ritz value of all probes: an upper bound on the smallest eigenvalue, not converged",
             ),
-            width=Quantity(value=scalar(width), doc="standard deviation of the Gaussians of the density"),
-            cut=Quantity(value=scalar(cut), doc="|lambda| up to this is near zero"),
+            width=Quantity(
+                value=scalar(width), drawn="detail", doc="standard deviation of the Gaussians of the density"
+            ),
+            cut=Quantity(value=scalar(cut), drawn="detail", doc="|lambda| up to this is near zero"),
         )
 
     def _refuse_nonsense(self) -> None:

@@ -115,6 +115,7 @@ class Eigenvalues:
                 numerical_error=_known(max(pairs.upper - top, pairs.residuals[0])),
                 sampling_error=_standard_error(curvature) if along else None,
                 chunks=problem.chunk_means(curvature) if along else None,
+                unit="in Adam's metric" if self.preconditioned else "",
                 bound="lower",
                 better="lower",
                 higher_is="sharper",
@@ -127,6 +128,7 @@ class Eigenvalues:
                 numerical_error=_known(max(pairs.bottom - pairs.lower, pairs.bottom_residual)),
                 contrast="difference",
                 bound="upper",
+                drawn="detail",
                 doc="smallest Ritz value, a by-product: an upper bound on the smallest eigenvalue",
             ),
             gradient_norm=Quantity(value=scalar(gradient_norm), doc="norm of the full gradient: 0 at a minimum"),
@@ -135,9 +137,9 @@ class Eigenvalues:
                 contrast="difference",
                 doc="|most negative Ritz value| / top eigenvalue: 0 at a minimum",
             ),
-            stability=_stability(context.training(), top, pairs.upper, self.gauss_newton)
+            stability=_stability(context.training(), top, pairs.upper, curvature, self.gauss_newton)
             if adam is None
-            else _adam_stability(adam.limit, top, pairs.upper),
+            else _adam_stability(adam.limit, top, pairs.upper, curvature),
             effective_samples=Quantity(
                 value=scalar(_effective_number(curvature)),
                 doc="(sum |c_i|)^2 / sum c_i^2 of the samples' shares c_i = u'H_i u of the top eigenvalue",
@@ -146,6 +148,7 @@ class Eigenvalues:
                 value=scalar(_share(curvature)),
                 unit="%",
                 contrast="difference",
+                drawn="detail",
                 doc=f"share of the top eigenvalue that the {TOP_SAMPLES} samples of largest u'H_i u carry",
             ),
             values=Quantity(
@@ -228,7 +231,7 @@ def _share(values: np.ndarray) -> float:
     return 100 * float(np.sort(values)[-TOP_SAMPLES:].sum()) / total if total > 0 else float("nan")
 
 
-def _stability(training: Any, top: float, upper: float, gauss_newton: bool) -> Quantity | None:
+def _stability(training: Any, top: float, upper: float, curvature: np.ndarray, gauss_newton: bool) -> Quantity | None:
     """Return eta (lambda_max + weight decay) / (2 + 2 momentum): above 1, (full-batch) SGD is linearly unstable."""
     rate, decay, momentum = training.get("lr"), training.get("weight_decay") or 0.0, training.get("momentum") or 0.0
     numbers = all(
@@ -239,18 +242,20 @@ def _stability(training: Any, top: float, upper: float, gauss_newton: bool) -> Q
     return Quantity(
         value=scalar(rate * (top + decay) / (2 + 2 * momentum)),
         numerical_error=_known(rate * (upper - top) / (2 + 2 * momentum)),
+        sampling_error=_standard_error(curvature * rate / (2 + 2 * momentum)),
         doc="recorded rate x (top eigenvalue + weight decay) / (2 + 2 momentum); "
         "1 is the edge of stability of full-batch gradient descent",
     )
 
 
-def _adam_stability(limit: float | None, top: float, upper: float) -> Quantity | None:
+def _adam_stability(limit: float | None, top: float, upper: float, curvature: np.ndarray) -> Quantity | None:
     """Return the top eigenvalue over Adam's limit: above 1, full-batch Adam is linearly unstable there."""
     if limit is None:
         return None
     return Quantity(
         value=scalar(top / limit),
         numerical_error=_known((upper - top) / limit),
+        sampling_error=_standard_error(curvature / limit),
         doc="top eigenvalue of P^-1/2 H P^-1/2 over (2 + 2 b1) / ((1 - b1) rate); 1 is the edge of stability of "
         "full-batch Adam with its preconditioner held",
     )

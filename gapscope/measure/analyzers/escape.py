@@ -28,7 +28,7 @@ class EscapeResult(Result):
 
 @dataclass(frozen=True)
 class Escape:
-    """Diffusion, barrier and their ratio for two checkpoints, and the odds of their basins (Dai & Zhu 2018).
+    """Odds of two basins and of leaving them: diffusion, barrier and their ratio (Dai & Zhu 2018).
 
     D = eta tr(Sigma) / (2 (1 - m) B n) from `noise`, the rise of the loss on the straight line from `path`, and the
     exponent rise / D of each.  The exponent is not an escape time: that would need isotropic noise and a saddle with
@@ -65,17 +65,17 @@ class Escape:
             rise=replace(path.rise, drawn="numbers"),
             rate_over_batch=_both([one.rate_over_batch for one in noise]) if known else None,
             diffusion=_both([one.diffusion for one in noise]) if known else None,
-            **_odds(spectra),
+            **_odds(spectra, self.k),
         )
 
     def _eigenvalues(self, context: "Context", which: int) -> Any:
         """Return the result of the run, or one with as many eigenvalues as were asked for."""
-        found: Any = context.result("eigenvalues", which)
-        if len(found.values.value) >= self.k or found.status is Status.BREAKDOWN:
-            return found
         single = context.singles[which]
         analyzer: Any = single.analyzers["eigenvalues"]
-        return replace(analyzer, k=self.k)(single)
+        plain = replace(analyzer, gauss_newton=False, preconditioned=False, k=max(self.k, analyzer.k))
+        if plain == analyzer:
+            return context.result("eigenvalues", which)
+        return plain(single)  # of the Hessian itself: its determinants are asked for
 
     def _notes(self, noise: list[Any], known: bool) -> tuple[str, ...]:
         if known:
@@ -142,9 +142,10 @@ def _exponent(rise: Quantity, diffusion: list[Quantity]) -> Quantity:
     )
 
 
-def _odds(spectra: list[Any]) -> dict[str, Any]:
+def _odds(spectra: list[Any], k: int) -> dict[str, Any]:
     """Return log10 sqrt(det H_1 / det H_0) over the largest eigenvalues that both have, if they are positive."""
     most = min(len(one.values.value) for one in spectra)
+    most = min(k or most, most)
     values = [one.values.value[:most] for one in spectra]
     errors = [
         np.zeros(most) if one.values.numerical_error is None else one.values.numerical_error[:most] for one in spectra

@@ -209,6 +209,11 @@ class NearRank:
             ),
             effective_rank=rank(ranks.effective_rank, "exp of the entropy of sigma / sum sigma"),
             stable_rank=rank(ranks.stable_rank, "sum sigma^2 / sigma_1^2"),
+            dead_units=each(
+                [one.spectra.dead for one in measured],
+                "fraction of units with one and the same value (0, say) in every column",
+                contrast="difference",
+            ),
             participation_ratio=rank(ranks.participation_ratio, "(sum sigma^2)^2 / sum sigma^4"),
             numerical_rank=each(
                 [
@@ -220,11 +225,6 @@ class NearRank:
                 contrast="difference",
             ),
             condition=rank(ranks.condition, "sigma_1 / sigma_min: infinite where sigma_min is under the noise floor"),
-            dead_units=each(
-                [one.spectra.dead for one in measured],
-                "fraction of units with one and the same value (0, say) in every column",
-                contrast="difference",
-            ),
             units=each([one.layer.units for one in measured], "rows of the matrix", contrast="difference"),
             columns=each([one.spectra.columns for one in measured], "columns of the matrix", contrast="difference"),
             singular_values=values(

@@ -1,7 +1,7 @@
 """How noisy the gradient of a mini-batch is, and what that noise does at the point measured."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 AUTO_WORK = 30_000_000
 
 When = Literal["auto", "yes", "no"]
+TOLD = 20  # samples per noise scale from which errors over the data are stated for what has |G|^2 in it
 _ROUNDING = 10  # epsilons, as in lanczos
-_OPTIONAL = ("momentum", "weight_decay")  # 0 where nothing is recorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +42,6 @@ class NoiseResult(Result):
     sharpness_limit: Quantity | None
     rate_over_batch: Quantity | None
     diffusion: Quantity | None
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What the checkpoint recorded of plain or heavy-ball SGD."""
-
-    rate: float
-    batch: float
-    momentum: float
-    decay: float
 
 
 @dataclass(frozen=True)
@@ -98,6 +88,7 @@ class Noise:
     def __call__(self, context: "Context") -> NoiseResult:
         """Measure the noise on the measured split."""
         from gapscope.errors import UsageError
+        from gapscope.measure.recipe import limits, recorded_sgd
         from gapscope.measure.solvers.hutchinson import PILOT
 
         if not 0 < self.tolerance < 1 or self.probes < PILOT or self.max_matvecs < 3:
@@ -110,10 +101,12 @@ class Noise:
         found = _gradients(problem)
         hessian = problem.hessian()
         trace = self._curvature_noise(context, problem, hessian)
-        curvature = problem.curvature_along(found.mean)[1]
+        pulled, curvature = problem.curvature_along(found.mean)
+        # G'HG moves with H_i and, twice, with g_i
+        bends = curvature + 2 * problem.slopes_along(pulled)
         spread, pairs = self._spread(context, problem, hessian) if self._spread_wanted(problem) else (None, None)
         del hessian  # with it go the kept graphs
-        recorded, notes = _recorded(context, problem.data.total)
+        recorded, notes = recorded_sgd(context, problem.data.total)
         covariance, bend = float(found.apart.mean()), float(curvature.mean())
         noise_error = math.hypot(trace.trace_error, found.rounding * math.sqrt(problem.samples) * trace.frobenius)
         finite = math.isfinite(covariance + found.square + trace.trace + bend)
@@ -121,6 +114,17 @@ class Noise:
         critical = trace.trace / bend if bend > 0 and trace.trace > 0 else None
         if critical is None and finite:
             notes.append(f"no critical batch: tr(Sigma H) is {trace.trace:.3g} and G'HG {bend:.3g}, not both positive")
+        # what rounding of G, as large as that of single gradients, does to G'HG
+        lost = 2 * found.rounding * float(pulled.norm()) * math.sqrt(found.square + covariance) / (bend or math.nan)
+        if critical is not None and not lost < 1:
+            critical = None
+            notes.append("no critical batch: rounding of the gradient, at its minimum, is as large as what it bends")
+        told = _told(problem, found, covariance)
+        if not told and finite:
+            notes.append(
+                f"the noise scale is more than a {TOLD}th of the samples: their gradient is largely their own luck, and "
+                "noise scale and critical batch are those of these samples, without an upper limit for the population"
+            )
         return NoiseResult(
             status=_status(statuses) if finite else Status.NONFINITE,
             matvecs=trace.matvecs + (0 if pairs is None else pairs.matvecs),
@@ -143,7 +147,10 @@ class Noise:
             ),
             gradient_norm=Quantity(
                 value=scalar(math.sqrt(found.square)),
-                sampling_error=_standard_error(found.along / (2 * math.sqrt(found.square or math.nan))),
+                sampling_error=_standard_error(found.along / (2 * math.sqrt(found.square or math.nan)))
+                if told
+                else None,
+                drawn="detail",
                 doc="|G|, norm of the mean gradient over all of the data: exact for these data",
             ),
             population_square=_population_square(problem, found, covariance),
@@ -151,6 +158,7 @@ class Noise:
                 value=scalar(trace.trace),
                 numerical_error=_known(noise_error),
                 higher_is="noisier across the curvature",
+                drawn="detail",
                 doc="tr(Sigma H): the loss that one step of rate eta adds by noise is eta^2 / (2 B) times it; "
                 "numerical error: standard error over probes, and rounding; its error over the data is not measured",
             ),
@@ -158,13 +166,15 @@ class Noise:
             if critical is None
             else Quantity(
                 value=scalar(critical),
-                numerical_error=_known(noise_error / bend),
+                numerical_error=_known(math.hypot(noise_error / bend, critical * lost)),
+                sampling_error=_standard_error(bends * critical / bend) if told else None,
                 unit="samples",
                 doc="B_noise = tr(Sigma H) / (G'HG) (arXiv 1812.06162): the batch size where noise and gradient bend "
-                "the loss alike, one best-rate step then gains half of the most; a local, second-order statement",
+                "the loss alike, one best-rate step then gains half of the most; a local, second-order statement; "
+                "error over the data: that of G'HG alone",
             ),
             nonuniformity=spread,
-            **_recorded_quantities(context, problem, recorded, found),
+            **limits(context, problem, recorded, found.apart),
         )
 
     def _curvature_noise(self, context: "Context", problem: "Problem", hessian: "Operator") -> "TraceEstimate":
@@ -195,15 +205,16 @@ class Noise:
         from gapscope.measure.operators import Operator
         from gapscope.measure.solvers.lanczos import Stopping, extreme_eigenpairs
 
-        last: list[Array] = []
+        last: list[Any] = []
         say = context.monitor.say
 
         def matvec(v: Any) -> Any:
             return problem.curvature_squares(v, hessian.matvec(v))[1]
 
         def verify(u: Any) -> Any:
-            squares, image = problem.curvature_squares(u, hessian.matvec(u))
-            last[:] = [squares]
+            center = hessian.matvec(u)
+            squares, image = problem.curvature_squares(u, center)
+            last[:] = [squares, float(center.norm())]
             return image
 
         pairs = extreme_eigenpairs(
@@ -215,7 +226,15 @@ class Noise:
             verify=verify,
             watch=lambda step, value, error: say(f"step {step}  non-uniformity^2 {value:.4g} ± {error:.1g}"),
         )
-        return _nonuniformity(problem, pairs, last[0] if last else np.full(problem.samples, np.nan)), pairs
+        squares, length = last or (np.full(problem.samples, np.nan), math.nan)
+        spread = _nonuniformity(problem, pairs, squares, length)
+        if (
+            pairs.spent_on == "precision"
+            and spread.numerical_error is not None
+            and spread.value <= spread.numerical_error
+        ):
+            pairs = replace(pairs, status=Status.CONVERGED, spent_on="")  # all Hessians are alike: 0 to rounding
+        return spread, pairs
 
     def _notes(self, problem: "Problem", trace: "TraceEstimate", pairs: "Eigenpairs | None") -> list[str]:
         notes = []
@@ -242,16 +261,26 @@ def _gradients(problem: "Problem") -> _Gradients:
     return _Gradients(mean, squares, squares.sum(1), along, square, _ROUNDING * torch.finfo(problem.dtype).eps)
 
 
+def _told(problem: "Problem", found: _Gradients, covariance: float) -> bool:
+    """Say whether errors over the data by first order mean anything for what has |G|^2 in it.
+
+    |G|^2 of N samples is tr(Sigma) / N too large.  At 5 noise scales per sample, 91 % of redraws lay beyond 3 such
+    errors, at one noise scale per 8 samples 7 %, at one per 30 none.
+    """
+    return covariance * TOLD <= found.square * problem.samples
+
+
 def _noise_scale(problem: "Problem", found: _Gradients, covariance: float) -> Quantity:
     """Return tr(Sigma) / |G|^2; its errors by first order in what each sample adds to both."""
     square = found.square or math.nan
     value = covariance / square
     shares = (found.apart - covariance - value * found.along) / square
+    told = _told(problem, found, covariance)
     return Quantity(
         value=scalar(value),
         numerical_error=_known(2 * found.rounding * value * math.sqrt(1 + value)),
-        sampling_error=_standard_error(shares),
-        chunks=_known(problem.chunk_means(value + shares)),
+        sampling_error=_standard_error(shares) if told else None,
+        chunks=_known(problem.chunk_means(value + shares)) if told else None,
         unit="samples",
         higher_is="noisier",
         doc="B_simple = tr(Sigma) / |G|^2 (arXiv 1812.06162): the batch size whose noise is as long as the gradient; "
@@ -270,19 +299,23 @@ def _population_square(problem: "Problem", found: _Gradients, covariance: float)
         # beside the first order, that of N(0, Sigma / N): sqrt(2 tr Sigma^2) / N, at most sqrt(2) tr(Sigma) / N
         sampling_error=None if error is None else np.hypot(error, math.sqrt(2) * covariance / samples),
         contrast="difference",
+        drawn="detail",
         doc="|G|^2 - tr(Sigma) / (N - 1): unbiased for the squared gradient of the distribution behind the N "
         "samples; near 0 or below, these samples cannot tell that gradient from 0; error over the data: an upper bound",
     )
 
 
-def _nonuniformity(problem: "Problem", pairs: "Eigenpairs", spread: Array) -> Quantity:
-    top = float(pairs.values[0])
-    value = 0.0 if top < 0 else math.sqrt(top)  # by rounding, where all Hessians are equal
+def _nonuniformity(problem: "Problem", pairs: "Eigenpairs", squares: Array, length: float) -> Quantity:
+    """Return the root of the mean of |(H_i - H) u|^2, never negative, at the eigenvector u; `length` is |H u|."""
+    import torch
+
+    value, top = math.sqrt(float(squares.mean())), float(pairs.values[0])
     slack = max(pairs.upper - top, float(pairs.residuals[0]))
-    shares = (spread - spread.mean()) / (2 * value or math.nan)
+    rounding = _ROUNDING * torch.finfo(problem.dtype).eps * length
+    shares = (squares - squares.mean()) / (2 * value or math.nan)
     return Quantity(
         value=scalar(value),
-        numerical_error=_known(math.sqrt(value**2 + slack) - value),
+        numerical_error=_known(math.sqrt(value**2 + slack) - value + rounding),
         sampling_error=_standard_error(shares),
         chunks=_known(problem.chunk_means(value + shares)),
         bound="lower",
@@ -291,95 +324,6 @@ def _nonuniformity(problem: "Problem", pairs: "Eigenpairs", spread: Array) -> Qu
         "error: the distance to the upper bound that holds with probability 0.999; errors over the data and chunks "
         "from |(H_i - H) u|^2 at its eigenvector, by first order",
     )
-
-
-def _recorded(context: "Context", total: int) -> tuple[Recorded | None, list[str]]:
-    """Return the rate, batch size, momentum and weight decay of SGD, or None, and notes; a record may be anything."""
-    training = context.training()
-    rate, batch = _number(training.get("lr")), _number(training.get("batch_size"))
-    momentum, decay = (_number(training[key]) if training.get(key) is not None else 0.0 for key in _OPTIONAL)
-    known = {
-        "`optimizer` sgd": str(training.get("optimizer", "")).lower() == "sgd",
-        "a positive `lr`": rate is not None and rate > 0,
-        "a `batch_size`": batch is not None and batch >= 1,
-        "a `momentum` below 1": momentum is not None and 0 <= momentum < 1,
-        "a `weight_decay`": decay is not None and decay >= 0,
-    }
-    if rate is None or batch is None or momentum is None or decay is None or not all(known.values()):
-        lacking = ", ".join(name for name, there in known.items() if not there)
-        return None, [f"no diffusion and no limits of stability: the checkpoint does not record {lacking}"]
-    notes = []
-    if _sharpness(context, 0.0) is None:
-        notes.append("no sharpness beside its limit: `eigenvalues` did not run before, in the same run, on the Hessian")
-    if momentum:
-        notes.append("no limit of the non-uniformity: the one known is for SGD without momentum")
-    elif batch >= total:
-        notes.append("no limit of the non-uniformity: the recorded batch holds all samples")
-    return Recorded(rate, batch, momentum, decay), notes
-
-
-def _recorded_quantities(
-    context: "Context", problem: "Problem", recorded: Recorded | None, found: _Gradients
-) -> dict[str, Any]:
-    if recorded is None:
-        return dict.fromkeys(("rate_over_batch", "diffusion", "sharpness", "sharpness_limit", "nonuniformity_limit"))
-    rate, batch, momentum, total = recorded.rate, recorded.batch, recorded.momentum, problem.data.total
-    scale = rate / ((1 - momentum) * batch)
-    shares = scale * found.apart / (2 * problem.size)
-    return {
-        "rate_over_batch": Quantity(
-            value=scalar(scale),
-            higher_is="noisier",
-            doc="recorded rate / ((1 - momentum) batch size): the noise of the path of SGD is this times Sigma",
-        ),
-        "diffusion": Quantity(
-            value=scalar(float(shares.mean())),
-            sampling_error=_standard_error(shares),
-            chunks=problem.chunk_means(shares),
-            higher_is="noisier",
-            doc="D = eta tr(Sigma) / (2 (1 - m) B n): diffusion per parameter if the noise were isotropic, which it is "
-            "not: no escape time follows from it; recorded eta, m, B; Sigma of this point",
-        ),
-        "sharpness": _sharpness(context, recorded.decay),
-        "sharpness_limit": Quantity(
-            value=scalar((2 + 2 * momentum) / rate),
-            doc="(2 + 2 momentum) / recorded rate: above it, gradient descent is linearly unstable; necessary for "
-            "the stability of SGD, not sufficient",
-        ),
-        "nonuniformity_limit": None
-        if momentum or batch >= total
-        else Quantity(
-            value=scalar(math.sqrt(batch * (total - 1) / (total - batch)) / rate),
-            doc="sqrt(B (N - 1) / (N - B)) / eta for recorded rate and batch size, N all samples (Wu, Ma, E 2018): "
-            "above it, SGD without momentum is linearly unstable; necessary for stability, not sufficient",
-        ),
-    }
-
-
-def _sharpness(context: "Context", decay: float) -> Quantity | None:
-    """Return the top eigenvalue that `eigenvalues` found in this run, with the recorded weight decay."""
-    top, settings = getattr(context.finished("eigenvalues"), "top", None), context.analyzers.get("eigenvalues")
-    if top is None or getattr(settings, "gauss_newton", False) or getattr(settings, "preconditioned", False):
-        return None
-    return Quantity(
-        value=top.value + decay,
-        numerical_error=top.numerical_error,
-        sampling_error=top.sampling_error,
-        bound="lower",
-        higher_is="sharper",
-        doc="top eigenvalue of the Hessian, as `eigenvalues` found it, plus the recorded weight decay",
-    )
-
-
-def _number(value: object) -> float | None:
-    """Return a finite number, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:  # an integer of 400 digits
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _status(statuses: list[Status]) -> Status:

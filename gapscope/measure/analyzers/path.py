@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gapscope.measure.landscape import Landscape
 
 SHAPES = ("linear", "curved")
+STEP = 0.01  # of the grid's step: how closely the top of the barrier is placed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class PathResult(Result):
 
 @dataclass(frozen=True)
 class Path:
-    """Loss and accuracy on the straight and on the curved path between two checkpoints, and the barrier.
+    """Loss on the way between two checkpoints, straight and curved, with accuracy and the barrier.
 
     Straight: a x_1 + (1 - a) x_0; curved: sin(a pi/2) x_1 + cos(a pi/2) x_0; a = 0 is the first (small-batch)
     checkpoint, 1 the second (Keskar et al. 2017).  Barrier: the most by which the loss on [0, 1] exceeds the line
@@ -52,7 +53,7 @@ class Path:
 
     def gradients(self, problem: Any) -> float:  # noqa: ARG002
         """Return about how many gradients this costs: a forward pass is a third of one, and there are two splits."""
-        return (0.7 + (self.statistics == "re-estimated") * 0.3) * (self.points * (1 + self.curved) + 3)
+        return (0.7 + (self.statistics == "re-estimated") * 0.3) * (self.points + 12) * (1 + self.curved)
 
     def __call__(self, context: "Context") -> PathResult:
         """Evaluate both splits at every point."""
@@ -76,9 +77,9 @@ class Path:
         curves = np.moveaxis(table[:, : self.points], 1, 2)  # (path, split, a, 2)
         judged = not np.isnan(curves[..., 1]).all()
         distance = float((scape.ends[1] - scape.ends[0]).norm())
-        finite = all(np.isfinite(one.ends).all() for one in found)
+        finite = all(np.isfinite(one.value) for one in found)
         return PathResult(
-            status=Status.EXACT if finite else Status.NONFINITE,
+            status=Status.CONVERGED if finite else Status.NONFINITE,
             notes=self._notes(scape, ready),
             barrier=_quantity(found[0], "straight"),
             barrier_curved=_quantity(found[1], "curved") if self.curved else None,
@@ -91,7 +92,9 @@ class Path:
                 contrast="difference",
                 doc="largest loss on the straight path between them less the loss of either checkpoint",
             ),
-            distance=Quantity(value=scalar(distance), doc="norm(x_1 - x_0), not invariant to rescaling the layers"),
+            distance=Quantity(
+                value=scalar(distance), drawn="detail", doc="norm(x_1 - x_0), not invariant to rescaling the layers"
+            ),
             distance_ratio=_distance_ratio(context, scape),
             loss=Quantity(
                 value=curves[..., 0],
@@ -128,27 +131,38 @@ class Path:
         ends = losses[-2:]
         inside = (grid > 0) & (grid < 1)
         at, values = grid[inside], losses[:-2][inside]
-        excess = np.where(np.isfinite(values), values - ((1 - at) * ends[0] + at * ends[1]), -np.inf)
-        if not len(at) or not np.isfinite(ends).all() or not np.isfinite(excess).any():
-            return _Barrier(float("nan"), 0.0, 0.0, ends, float(ends.max()), None, None, None)
+        excess = values - ((1 - at) * ends[0] + at * ends[1])
+        if not np.isfinite(losses[:-2][(grid >= 0) & (grid <= 1)]).all() or not np.isfinite(ends).all():
+            return _Barrier(float("nan"), 0.0, 0.0, ends, float("nan"), None, None, None)
         best = int(np.argmax(excess))
         if excess[best] <= 0 and values.max() <= ends.max():
             return _Barrier(0.0, 0.0, 0.0, ends, float(ends.max()), None, None, None)
-        problem, a = scape.first, float(at[best])
-        split = next(split for split, one in scape.problems.items() if one is problem)
-        each = [scape.at(*_place(scape, shape, where))[split].losses() for where in (0.0, a, 1.0)]
-        difference = each[1] - (1 - a) * each[0] - a * each[2]
-        # the highest loss stands beside the top of the excess: its samples are taken for both
-        rises = [each[1] - each[0], each[1] - each[2]]
+        each = {a: _losses(scape, shape, a) for a in (0.0, 1.0)}
+
+        def height(a: float) -> float:
+            each[a] = _losses(scape, shape, a)
+            return float((each[a] - (1 - a) * each[0.0] - a * each[1.0]).mean())
+
+        step = float(grid[1] - grid[0])
+        place, value, missed = _refined(height, float(at[best]), float(excess[best]), step)
+        if place not in each:
+            height(place)
+        problem, top = scape.first, each[place]
+        difference = top - (1 - place) * each[0.0] - place * each[1.0]
+        rounding = float(np.finfo(np.float64 if problem.theta.element_size() == 8 else np.float32).eps) * top.mean()
+        highest = float(at[np.argmax(values)])  # the highest loss stands beside the top of the excess, or at an end
+        each.setdefault(highest, _losses(scape, shape, highest))
+        summit = max(each.values(), key=lambda found: float(found.mean()))
+        rises = [_standard_error(summit - each[end]) for end in (0.0, 1.0)]
         return _Barrier(
-            max(0.0, float(excess[best])),
-            a,
-            _missed(np.concatenate([[0.0], excess, [0.0]]), best + 1),
+            max(0.0, value),
+            place,
+            missed + float(rounding),
             ends,
-            float(max(values.max(), ends.max())),
+            float(summit.mean()),
             _standard_error(difference),
             problem.chunk_means(difference),
-            None if len(difference) < 2 else np.array([_standard_error(rise) for rise in rises]),
+            None if len(difference) < 2 else np.array(rises),
         )
 
     def _notes(self, scape: "Landscape", ready: int) -> tuple[str, ...]:
@@ -185,12 +199,29 @@ def _place(scape: "Landscape", shape: str, a: float) -> tuple[Any, tuple[float, 
     return weights[0] * first + weights[1] * last, weights
 
 
-def _missed(excess: Array, best: int) -> float:
-    """Return by how much a parabola through the highest point and its neighbours rises above it."""
-    left, middle, right = excess[best - 1 : best + 2]
-    bend = left - 2 * middle + right
-    rise = -((left - right) ** 2) / (8 * bend) if bend < 0 else 0.0
-    return float(rise) if np.isfinite(rise) else 0.0
+def _losses(scape: "Landscape", shape: str, a: float) -> Array:
+    """Return the loss of every sample at a, on the split that is measured."""
+    return next(iter(scape.at(*_place(scape, shape, a)).values())).losses()
+
+
+def _refined(height: Any, place: float, value: float, step: float) -> tuple[float, float, float]:
+    """Climb from the highest point of the grid between its neighbours; return place, height and what is left.
+
+    Brent's method to a hundredth of the grid's step, 12 evaluations at most; what is left is that of a parabola.
+    """
+    from scipy.optimize import minimize_scalar
+
+    bounds = (max(0.0, place - step), min(1.0, place + step))
+    tried: dict[float, float] = {place: value}
+
+    def fall(a: float) -> float:
+        tried[float(a)] = found = height(float(a))
+        return -found if np.isfinite(found) else np.inf
+
+    minimize_scalar(fall, bounds=bounds, method="bounded", options={"xatol": STEP * step, "maxiter": 12})
+    best = max(tried, key=lambda a: tried[a] if np.isfinite(tried[a]) else -np.inf)
+    bend = max(abs(value - tried[a]) / (a - place) ** 2 for a in tried if abs(a - place) > STEP * step)
+    return best, tried[best], bend * (STEP * step) ** 2
 
 
 def _standard_error(values: Array) -> Any:
@@ -206,8 +237,8 @@ def _quantity(found: _Barrier, which: str) -> Quantity:
         chunks=found.chunks,
         bound="lower",
         contrast="difference",
-        doc=f"max over the grid of [0, 1] of L(a) - (1 - a) L(0) - a L(1) on the {which} path, 0 where it is below"
-        f"{at}; numerical error: what a parabola through the top adds",
+        doc=f"max over [0, 1] of L(a) - (1 - a) L(0) - a L(1) on the {which} path, 0 where it is below{at}; climbed from "
+        "the highest point of the grid, so a bound from below where the grid steps over a higher one",
     )
 
 

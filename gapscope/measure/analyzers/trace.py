@@ -27,7 +27,7 @@ class TraceResult(Result):
 
 @dataclass(frozen=True)
 class Trace:
-    """Trace, Frobenius norm and the trace of every layer's block of the Hessian of the loss, from random sign probes.
+    """Trace and Frobenius norm of the Hessian of the loss, and the trace of every layer's block, from random signs.
 
     Starts as Hutchinson's estimator and goes on as Hutch++ where the probes so far promise the tolerance sooner that
     way.  Stops when the standard error of the trace is within the tolerance of the larger of |trace| and |H|_F.
@@ -107,7 +107,7 @@ class Trace:
                 labels={"layer": tuple(blocks)},
                 doc="trace of each layer's diagonal block, from the same probes; they add up to the trace",
             ),
-            probes=Quantity(value=scalar(found.probes), doc="probes that the means are over"),
+            probes=Quantity(value=scalar(found.probes), drawn="detail", doc="probes that the means are over"),
         )
 
     def _notes(self, problem: "Problem", found: Any) -> tuple[str, ...]:
