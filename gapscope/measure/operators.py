@@ -50,3 +50,9 @@ def scaled(operator: Operator, d: Tensor) -> Operator:
     """
     diagonal = d.to(operator.dtype).to(operator.device)
     return Operator(operator.size, lambda v: diagonal * operator.matvec(diagonal * v), operator.dtype, operator.device)
+
+
+def shifted(operator: Operator, d: Tensor) -> Operator:
+    """Return A + diag(d), d (n,).  Cost: one matvec of `operator`."""
+    diagonal = d.to(operator.dtype).to(operator.device)
+    return Operator(operator.size, lambda v: operator.matvec(v) + diagonal * v, operator.dtype, operator.device)

@@ -24,6 +24,7 @@ class Preconditioner:
     diagonal: Tensor  # (n,)
     beta: float
     rate: float | None
+    decay: Tensor  # (n,) weight decay that is part of the gradient, so of the Hessian; decoupled decay is not
 
     @property
     def limit(self) -> float | None:
@@ -33,15 +34,26 @@ class Preconditioner:
         return (2 + 2 * self.beta) / ((1 - self.beta) * self.rate)
 
 
-def adam_preconditioner(problem: Problem, optimizer: Mapping[str, Any] | None) -> Preconditioner:
-    """Return P in the order of theta; raises UsageError where the state holds none that fits the model."""
+def adam_preconditioner(
+    problem: Problem, optimizer: Mapping[str, Any] | None, *, decoupled: bool = False
+) -> Preconditioner:
+    """Return P in the order of theta; raises UsageError where the state holds none that fits the model.
+
+    `decoupled`: the recorded optimizer is AdamW, for files of versions of torch whose groups do not say so.
+    """
     if optimizer is None:
         raise _refusal("the checkpoint holds no optimizer state")
     groups, states = optimizer.get("param_groups"), optimizer.get("state")
     if not isinstance(groups, list | tuple) or not isinstance(states, Mapping) or not groups:
         raise _refusal("its optimizer state has no `param_groups` and `state`")
-    named = [(name, p) for name, p in problem.model.named_parameters()]
+    if not any(isinstance(state, Mapping) and "exp_avg_sq" in state for state in states.values()):
+        raise _refusal("its optimizer state holds no `exp_avg_sq`: it is another optimizer's")
+    every = list(problem.model.named_parameters())
+    free = [(name, p) for name, p in every if p.requires_grad]
+    entries = sum(len(group.get("params", ())) for group in groups)
+    named = free if entries == len(free) else every  # a frozen layer may have been left out
     found: dict[str, Tensor] = {}
+    decays: dict[str, Tensor] = {}
     betas: set[tuple[float, float | None]] = set()
     for name, shape, group, state in _matched(groups, states, [(name, p.shape) for name, p in named]):
         second, step = state.get("exp_avg_sq"), state.get("step")
@@ -51,6 +63,9 @@ def adam_preconditioner(problem: Problem, optimizer: Mapping[str, Any] | None) -
         t = float(step)
         second = state.get("max_exp_avg_sq", second) if group.get("amsgrad") else second
         found[name] = (1 - b1**t) * ((second.double() / (1 - b2**t)).sqrt() + e)
+        decay = group.get("weight_decay") or 0.0
+        coupled = isinstance(decay, int | float) and not group.get("decoupled_weight_decay", decoupled)
+        decays[name] = torch.full(shape, float(decay) if coupled else 0.0, dtype=torch.float64)
         rate = group.get("lr")
         betas.add((b1, float(rate) if isinstance(rate, int | float | Tensor) else None))
     missing = [name for name in problem.parameters.names if name not in found]
@@ -62,7 +77,8 @@ def adam_preconditioner(problem: Problem, optimizer: Mapping[str, Any] | None) -
     beta = min(b for b, _ in betas)
     rates = {rate for _, rate in betas}
     rate = rates.pop() if len(rates) == 1 and len({b for b, _ in betas}) == 1 else None
-    return Preconditioner(diagonal.to(problem.device, problem.dtype), beta, rate)
+    decay = problem.parameters.flatten(decays).to(problem.device, problem.dtype)
+    return Preconditioner(diagonal.to(problem.device, problem.dtype), beta, rate, decay)
 
 
 def _settings(group: Mapping[str, Any]) -> tuple[float, float, float]:
@@ -92,6 +108,11 @@ def _matched(
         names = [name for name, _ in named]
         if len(entries) != len(names):
             raise _refusal(f"it is about {len(entries)} parameters, the model has {len(names)}")
+        if len(groups) > 1 and len(set(shapes.values())) < len(shapes):
+            raise _refusal(
+                "it has several groups without names, and the model several parameters of one shape: which state is "
+                "whose cannot be told (torch keeps names where the groups are made from `named_parameters()`)"
+            )
     for name, (group, index) in zip(names, entries, strict=True):
         state = states.get(index, {})
         if not isinstance(state, Mapping):

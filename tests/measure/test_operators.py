@@ -1,6 +1,6 @@
 import torch
 
-from gapscope.measure.operators import Operator, from_dense, restricted, scaled
+from gapscope.measure.operators import Operator, from_dense, restricted, scaled, shifted
 from tests.spectra import SPECTRA, matrix
 
 
@@ -42,3 +42,10 @@ def test_combinators_cost_one_matvec():
     restricted(counting, slice(1, 3)).matvec(torch.ones(2, dtype=torch.float64))
     scaled(counting, torch.ones(5)).matvec(torch.ones(5, dtype=torch.float64))
     assert len(spent) == 2
+
+
+def test_a_shifted_operator_is_a_plus_d():
+    dense = torch.randn(5, 5, dtype=torch.float64)
+    dense, d = dense + dense.T, torch.arange(5.0, dtype=torch.float64)
+    v = torch.ones(5, dtype=torch.float64)
+    assert torch.allclose(shifted(from_dense(dense), d).matvec(v), (dense + d.diag()) @ v)

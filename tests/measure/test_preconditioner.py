@@ -130,6 +130,10 @@ def broken(change):
     [
         (lambda s: s.clear(), "has no `param_groups` and `state`"),
         (lambda s: s["state"][0].pop("exp_avg_sq"), "`0.weight` has no `exp_avg_sq` of shape"),
+        (
+            lambda s: [one.pop("exp_avg_sq") for one in s["state"].values()],
+            "holds no `exp_avg_sq`: it is another optim",
+        ),
         (lambda s: s["param_groups"][0].pop("betas"), "have no `betas` and `eps`"),
         (lambda s: s["param_groups"][0]["params"].pop(), "is about 5 parameters, the model has 6"),
         (lambda s: s["state"].pop(1), "1 parameters have no state .first: `0.bias`."),
@@ -169,3 +173,38 @@ def test_frozen_layers_have_no_state_and_need_none():
     assert adam_preconditioner(
         problem(model, given.data.inputs, given.data.targets), made.state_dict()
     ).diagonal.shape == (15,)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
+def test_decay_that_is_part_of_the_gradient_is_part_of_the_hessian(optimizer):
+    given = ZOO["tanh mlp"].problem(samples=30)
+    made = trained(given, optimizer=optimizer, weight_decay=0.5)
+    where = fresh(given)
+    result = Eigenvalues(preconditioned=True, tolerance=1e-6)(within(where, made))
+    p = adam_preconditioner(where, made.state_dict()).diagonal.numpy()
+    shift = 0.5 if optimizer is torch.optim.Adam else 0.0
+    dense = (dense_hessian(where) + shift * np.eye(len(p))) / np.sqrt(np.outer(p, p))
+    assert result.top.value == pytest.approx(np.linalg.eigvalsh(dense)[-1], rel=1e-6)
+    weights = np.bincount(where.chunk_of.numpy()) / 30
+    assert (weights > 0).all() or result.top.chunks is None
+
+
+def test_groups_of_like_shapes_without_names_are_refused():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    given = ZOO["tanh mlp"].problem(samples=30)
+    where = problem(model, given.data.inputs, given.data.targets)
+    made = trained(where, groups=[{"params": list(model[i].parameters())} for i in (2, 0, 4)])
+    with pytest.raises(
+        UsageError, match=r"several groups without names, and the model several parameters of one shape"
+    ):
+        adam_preconditioner(problem(model, given.data.inputs, given.data.targets), made.state_dict())
+
+
+def test_an_optimizer_of_the_free_parameters_alone_fits():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    model[0].requires_grad_(requires_grad=False)
+    given = ZOO["tanh mlp"].problem(samples=30)
+    where = problem(model, given.data.inputs, given.data.targets)
+    made = trained(where, groups=[p for p in model.parameters() if p.requires_grad])
+    found = adam_preconditioner(problem(model, given.data.inputs, given.data.targets), made.state_dict())
+    assert found.diagonal.shape == (15,)

@@ -74,22 +74,25 @@ class Eigenvalues:
                 f"max_matvecs={self.max_matvecs}. Expected k >= 1, 0 < tolerance < 1, 0 < delta < 1, and max_matvecs "
                 "of k + 2 or more: k + 1 products verify what the others find."
             )
-        from gapscope.measure.operators import scaled
+        from gapscope.measure.operators import scaled, shifted
         from gapscope.measure.preconditioner import adam_preconditioner
 
         problem, monitor = context.problem(), context.monitor
-        adam = adam_preconditioner(problem, context.optimizer()) if self.preconditioned else None
+        decoupled = "adamw" in str(context.training().get("optimizer", "")).lower()
+        adam = adam_preconditioner(problem, context.optimizer(), decoupled=decoupled) if self.preconditioned else None
         opinion = self._second_opinion(problem)  # first: it may refuse the problem
         operator = problem.gauss_newton() if self.gauss_newton else problem.hessian()
         scale: Any = 1.0 if adam is None else adam.diagonal.rsqrt()
+        decay: Any = 0.0 if adam is None else adam.decay
         if adam is not None:
-            operator = scaled(operator, scale)
+            operator = scaled(shifted(operator, decay), scale)
         along: list[Any] = []
 
         def verify(u: Any) -> Any:
-            product, curvature = problem.curvature_along(scale * u)
-            along[:] = [curvature]
-            return scale * product
+            direction = scale * u
+            product, curvature = problem.curvature_along(direction)
+            along[:] = [curvature + float((decay * direction.square()).sum())]
+            return scale * (product + decay * direction)
 
         monitor.begin("eigenvalues", 20)
         pairs = extreme_eigenpairs(

@@ -135,9 +135,9 @@ class Path:
         if not np.isfinite(losses[:-2][(grid >= 0) & (grid <= 1)]).all() or not np.isfinite(ends).all():
             return _Barrier(float("nan"), 0.0, 0.0, ends, float("nan"), None, None, None)
         best = int(np.argmax(excess))
-        if excess[best] <= 0 and values.max() <= ends.max():
-            return _Barrier(0.0, 0.0, 0.0, ends, float(ends.max()), None, None, None)
         each = {a: _losses(scape, shape, a) for a in (0.0, 1.0)}
+        if excess[best] <= 0 and values.max() <= ends.max():
+            return _Barrier(0.0, 0.0, 0.0, ends, float(ends.max()), None, None, _rise_errors(each))
 
         def height(a: float) -> float:
             each[a] = _losses(scape, shape, a)
@@ -152,17 +152,15 @@ class Path:
         rounding = float(np.finfo(np.float64 if problem.theta.element_size() == 8 else np.float32).eps) * top.mean()
         highest = float(at[np.argmax(values)])  # the highest loss stands beside the top of the excess, or at an end
         each.setdefault(highest, _losses(scape, shape, highest))
-        summit = max(each.values(), key=lambda found: float(found.mean()))
-        rises = [_standard_error(summit - each[end]) for end in (0.0, 1.0)]
         return _Barrier(
             max(0.0, value),
             place,
             missed + float(rounding),
             ends,
-            float(summit.mean()),
+            max(float(one.mean()) for one in each.values()),
             _standard_error(difference),
             problem.chunk_means(difference),
-            None if len(difference) < 2 else np.array(rises),
+            _rise_errors(each),
         )
 
     def _notes(self, scape: "Landscape", ready: int) -> tuple[str, ...]:
@@ -204,6 +202,14 @@ def _losses(scape: "Landscape", shape: str, a: float) -> Array:
     return next(iter(scape.at(*_place(scape, shape, a)).values())).losses()
 
 
+def _rise_errors(each: dict[float, Array]) -> Array | None:
+    """Return the standard errors of the highest mean of samples' losses less those of both ends, (2,)."""
+    summit = max(each.values(), key=lambda found: float(found.mean()))
+    if len(summit) < 2:
+        return None
+    return np.array([_standard_error(summit - each[end]) for end in (0.0, 1.0)])
+
+
 def _refined(height: Any, place: float, value: float, step: float) -> tuple[float, float, float]:
     """Climb from the highest point of the grid between its neighbours; return place, height and what is left.
 
@@ -237,8 +243,8 @@ def _quantity(found: _Barrier, which: str) -> Quantity:
         chunks=found.chunks,
         bound="lower",
         contrast="difference",
-        doc=f"max over [0, 1] of L(a) - (1 - a) L(0) - a L(1) on the {which} path, 0 where it is below{at}; climbed from "
-        "the highest point of the grid, so a bound from below where the grid steps over a higher one",
+        doc=f"max over [0, 1] of L(a) - (1 - a) L(0) - a L(1) on the {which} path, 0 where it is below{at}; climbed "
+        "from the highest point of the grid, so a bound from below where the grid steps over a higher one",
     )
 
 

@@ -11,7 +11,9 @@ and P = I - QQ',
 Its block traces follow from A = QQ'A + AQQ' - QQ'AQQ' + PAP, and add up to the whole.
 
 Sources: Hutchinson 1989; Meyer, Musco, Musco, Woodruff 2020 (arXiv 2010.09649).  The blocks, the choice between the two
-and the standard errors (sample variances over probes) are ours.
+and the standard errors are ours: sample variances over probes, after a deflation not below r^2 (see `estimate_trace`),
+half of what bounds them, times what t with so few degrees of freedom asks for.  Without both, 5 % of 640 errors lay
+beyond 3 of those stated.
 """
 
 import math
@@ -21,6 +23,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Generator, Tensor
 
 from gapscope.measure.operators import Operator
@@ -55,8 +58,9 @@ class TraceEstimate:
 class _Probes:
     """What the probes have said so far; a row of `parts` is one probe's z'Az, cut by block."""
 
-    def __init__(self, blocks: Mapping[str, slice], offset: Array, squares: float) -> None:
+    def __init__(self, blocks: Mapping[str, slice], offset: Array, squares: float, spread: float = 0.0) -> None:
         self.blocks, self.offset, self.squares_offset = blocks, offset, squares
+        self.spread = spread  # what the variance of one probe is known to be about
         self.traces: list[float] = []
         self.squares: list[float] = []
         self.parts: list[Array] = []
@@ -81,7 +85,7 @@ class _Probes:
 
     @property
     def error(self) -> float:
-        return math.sqrt(self.variance / len(self))
+        return _caution(len(self)) * math.sqrt(max(self.variance, self.spread) / len(self))
 
     @property
     def scale(self) -> float:
@@ -150,7 +154,7 @@ def estimate_trace(
             wanted = (tolerance * plain.scale) ** 2
             if _deflation_pays(plain, missed, len(basis), wanted, max_matvecs - spent, last=look > room):
                 images.clear()
-                return _deflated(operator, rng, basis, plain, tolerance, max_matvecs, watch)
+                return _deflated(operator, rng, basis, plain, missed, tolerance, max_matvecs, watch)
             if look > room:
                 images.clear()
 
@@ -170,11 +174,12 @@ def _deflated(
     rng: Generator,
     basis: Tensor,
     plain: _Probes,
+    spread: float,
     tolerance: float,
     max_matvecs: int,
     watch: Watch,
 ) -> TraceEstimate:
-    """Go on with Hutch++; `basis` holds the columns of Q as rows."""
+    """Go on with Hutch++; `basis` holds the columns of Q as rows, `spread` bounds the variance of a probe, about."""
     spent = len(plain)
     images = torch.empty_like(basis)
     for j, direction in enumerate(basis):
@@ -183,7 +188,7 @@ def _deflated(
     inner = basis @ images.T
     inner = (inner + inner.T) / 2
     entries = (basis * (2 * images - inner @ basis)).sum(0, dtype=_wide(basis))
-    deflated = _Probes(plain.blocks, _by_block(entries, plain.blocks), sum(map(_square, images)))
+    deflated = _Probes(plain.blocks, _by_block(entries, plain.blocks), sum(map(_square, images)), spread)
     del images, entries
     while True:
         g = _signs(operator, rng)
@@ -220,14 +225,15 @@ def _finish(
     square = float(np.mean(probes.squares))
     frobenius = math.sqrt(square)
     exact = method == "exact"
-    square_error = 0.0 if exact else float(np.std(probes.squares, ddof=1)) / math.sqrt(m)
+    caution = _caution(m)
+    square_error = 0.0 if exact else caution * float(np.std(probes.squares, ddof=1)) / math.sqrt(m)
     return TraceEstimate(
         trace=float(np.mean(probes.traces)),
         trace_error=0.0 if exact else probes.error,
         frobenius=frobenius,
         frobenius_error=square_error / (2 * frobenius) if frobenius > 0 else 0.0,  # delta method
         blocks=parts.mean(0),
-        blocks_error=np.zeros(parts.shape[1]) if exact else parts.std(0, ddof=1) / math.sqrt(m),
+        blocks_error=np.zeros(parts.shape[1]) if exact else caution * parts.std(0, ddof=1) / math.sqrt(m),
         probes=m,
         sketch=sketch,
         matvecs=spent,
@@ -236,6 +242,14 @@ def _finish(
         # |tr E| <= sqrt(n) |E|_F
         rounding=_ROUNDING * torch.finfo(operator.dtype).eps * math.sqrt(operator.size) * frobenius,
     )
+
+
+def _caution(probes: int) -> float:
+    """Return what makes 3 standard errors from so few probes hold as often as 3 of a normal distribution.
+
+    The variance is estimated, too: t with probes - 1 degrees instead of a normal, 1.36 at 10 probes, 1.04 at 60.
+    """
+    return float(stdtrit(probes - 1, 0.99865)) / 3 if probes > 1 else math.nan
 
 
 def _span(images: Tensor) -> tuple[Tensor, float]:

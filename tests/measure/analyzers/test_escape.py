@@ -87,3 +87,18 @@ def test_without_a_recorded_rate_there_is_no_exponent():
 def test_a_negative_number_of_eigenvalues_is_refused():
     with pytest.raises(UsageError, match=r"escape got k=-1. Expected 0 or more eigenvalues. Mend `--k`"):
         measured(basin(-1.0), basin(1.0), k=-1)
+
+
+def test_the_odds_are_of_the_hessian_whatever_else_was_measured():
+    first, last = basin(-1.0), basin(1.0)
+    known = (Noise(), Eigenvalues(k=2, gauss_newton=True), Path())
+    context = both(first, last, analyzers=known)
+    singles = tuple(replace(one, analyzers={a.name: a for a in known}) for one in context.singles)
+    result = Escape()(replace(context, singles=singles))
+    assert result.log10_odds.value == pytest.approx(0.5 * np.log10(3), rel=1e-6)
+    assert result.matvecs > 0
+
+
+def test_fewer_directions_than_were_measured_may_be_asked_for():
+    result = measured(basin(1.0), basin(1.0), k=1, found=2)
+    assert result.directions.value == 1

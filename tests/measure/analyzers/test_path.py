@@ -9,10 +9,11 @@ from torch import nn
 
 from gapscope.errors import UsageError
 from gapscope.measure.analyzers.path import Path
+from gapscope.measure.loading import Loss
 from gapscope.measure.problem import Origin
 from gapscope.measure.resume import Parts
 from gapscope.results import Status
-from tests.problems import ZOO, both, double_well, problem, train
+from tests.problems import ZOO, Well, both, double_well, problem, train
 
 
 def measured(first, last, **options):
@@ -217,3 +218,53 @@ def test_the_split_that_is_measured_is_judged_on_its_own_data():
     line = result.loss.value[0, 0, 8:17]
     assert result.rise.value == pytest.approx(line.max() - line[[0, -1]])
     assert result.rise.value.max() > 0
+
+
+def landscape_of(function, start=0.0, stop=1.0, samples=8):
+    """Return two points of a landscape of one dimension, with per-sample slopes that differ."""
+    slopes = torch.linspace(-1, 1, samples, dtype=torch.float64)[:, None]
+
+    def per_sample(outputs, targets):
+        return function(outputs[:, 0]) + targets[:, 0] * outputs[:, 0]
+
+    def at(place):
+        return problem(
+            Well(torch.tensor([place], dtype=torch.float64)), slopes.clone(), slopes, Loss("1-D", per_sample)
+        )
+
+    return at(start), at(stop)
+
+
+def test_a_hole_in_the_loss_is_no_barrier_of_zero():
+    def infinite(u):
+        return torch.where((u - 0.5).abs() < 0.2, torch.inf, u.square() + 1)
+
+    result = measured(*landscape_of(infinite), curved=False)
+    assert result.status is Status.NONFINITE
+    assert np.isnan(result.barrier.value)
+    assert np.isnan(result.rise.value).all()
+
+
+def test_the_error_of_a_rise_is_that_of_the_samples_at_its_top():
+    first, last = landscape_of(lambda u: u.square() + 0.1 * torch.sin(6 * u))
+    result = measured(first, last, curved=False)
+    assert result.rise.value[1] == 0  # the second end is the highest point
+    assert result.rise.sampling_error[1] == 0
+    spread = (last.losses() - first.losses()).std(ddof=1) / np.sqrt(8)
+    assert result.rise.sampling_error[0] == pytest.approx(spread)
+
+
+def test_another_model_with_the_same_weights_does_not_resume(tmp_path):
+    def scape(activation):
+        model = nn.Sequential(nn.Linear(6, 4), activation, nn.Linear(4, 3)).double()
+        given = ZOO["tanh mlp"].problem(samples=30)
+        return problem(model, given.data.inputs, given.data.targets)
+
+    from gapscope.measure.landscape import Landscape
+
+    torch.manual_seed(0)
+    one = scape(nn.Tanh())
+    other = scape(nn.ReLU())
+    other.model.load_state_dict(one.model.state_dict())
+    digests = {Landscape.of(both(where), "re-estimated").digest() for where in (one, other)}
+    assert len(digests) == 2

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import stdtrit
+from scipy.stats import norm
 
 from gapscope.measure.operators import Operator, from_dense
 from gapscope.measure.solvers.hutchinson import PILOT, estimate_trace
@@ -47,9 +49,10 @@ def test_both_estimators_are_unbiased_and_their_errors_cover(method):
     errors = np.array([one.trace - float(dense.trace()) for one in found])
     stated = np.array([one.trace_error for one in found])
     assert abs(errors.mean()) <= 4 * errors.std() / 20
-    # at 25 or more probes, one t-distributed standard error covers 67 %; four binomial standard errors are 9 %
-    assert (np.abs(errors) <= stated).mean() == pytest.approx(0.67, abs=0.1)
-    assert np.sqrt((stated**2).mean()) == pytest.approx(errors.std(), rel=4 / np.sqrt(2 * 400) + 0.05)
+    assert (np.abs(errors) <= 3 * stated).mean() >= 0.99
+    # 10 % wider than the spread for so few probes; after a deflation the sketch bounds the variance from above, about
+    widest = 1.25 if method == "hutchinson" else 1.8
+    assert 0.9 * errors.std() <= np.sqrt((stated**2).mean()) <= widest * errors.std()
     blocks = np.array([one.blocks[0] for one in found]) - float(dense[:50, :50].trace())
     assert abs(blocks.mean()) <= 4 * blocks.std() / 20
     squares = np.array([one.frobenius**2 for one in found])
@@ -61,7 +64,9 @@ def test_the_variance_of_one_probe_is_that_of_the_formula():
     probes = 29
     found = estimates(dense, 300, tolerance=1e-9, max_matvecs=probes)
     formula = 2 * (float(dense.norm()) ** 2 - float(dense.diagonal().square().sum()))
-    assert np.mean([one.trace_error**2 for one in found]) * probes == pytest.approx(formula, rel=0.1)
+    caution = stdtrit(probes - 1, norm.cdf(3)) / 3  # so that 3 of them hold as often as 3 of a normal distribution
+    variance = np.mean([one.trace_error**2 for one in found]) * probes / caution**2
+    assert variance == pytest.approx(formula, rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -156,3 +161,10 @@ def test_a_seed_is_a_number():
     one, same, other = (estimate_trace(from_dense(dense), rng(seed)) for seed in (1, 1, 2))
     assert (one.trace, one.frobenius) == (same.trace, same.frobenius)
     assert one.trace != other.trace
+
+
+def test_few_probes_state_errors_that_hold():
+    found = estimates(matrix(SPECTRA["separated"]), 1000, tolerance=0.9, max_matvecs=10)
+    assert {one.probes for one in found} == {10}
+    errors = np.array([(one.trace - float(matrix(SPECTRA["separated"]).trace())) / one.trace_error for one in found])
+    assert (np.abs(errors) > 3).mean() <= 0.01
