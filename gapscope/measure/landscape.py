@@ -114,8 +114,8 @@ class Landscape:
         """Return loss and accuracy in percent for every split, (2 splits,): NaN where a loss has no accuracy."""
         row = []
         for problem in self.at(theta, weights).values():
-            right = problem.correct()
-            row += [problem.loss(), float("nan") if right is None else 100 * float(right.mean())]
+            losses, right = problem.outcomes()
+            row += [float(losses.mean()), float("nan") if right is None else 100 * float(right.mean())]
         return np.asarray(row)
 
     @property

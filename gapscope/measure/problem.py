@@ -194,31 +194,28 @@ class Problem:
 
     def losses(self, theta: Tensor | None = None) -> Array:
         """Return the loss of every sample (N,), in the order of the data."""
-        parameters, parts = self._split(theta), []
+        return self.outcomes(theta)[0]
+
+    def outcomes(self, theta: Tensor | None = None) -> tuple[Array, Array | None]:
+        """Return the losses, and 1.0 where the prediction is right, else 0.0 (N,), from one pass.
+
+        None in the place of the latter where the loss knows no right and wrong.
+        """
+        judge = self.loss_function.correct
+        parameters, losses, rights = self._split(theta), [], []
 
         def collect(batch: Batch) -> Tensor:
             with torch.no_grad():
                 micro = self._micro(batch)
-                parts.append(micro.losses(micro.outputs(parameters)).double().cpu())
-            return parts[-1].sum()
+                outputs = micro.outputs(parameters)
+                losses.append(micro.losses(outputs).double().cpu())
+                if judge is not None:
+                    rights.append(judge(outputs, batch.targets).double().cpu())
+            return losses[-1].sum()
 
         self.mean(collect)
-        return np.asarray(torch.cat(parts).numpy())
-
-    def correct(self, theta: Tensor | None = None) -> Array | None:
-        """Return 1.0 where the prediction is right, else 0.0 (N,); None where the loss knows no right and wrong."""
-        judge = self.loss_function.correct
-        if judge is None:
-            return None
-        parameters, parts = self._split(theta), []
-
-        def collect(batch: Batch) -> Tensor:
-            with torch.no_grad():
-                parts.append(judge(self._micro(batch).outputs(parameters), batch.targets).double().cpu())
-            return parts[-1].sum()
-
-        self.mean(collect)
-        return np.asarray(torch.cat(parts).numpy())
+        right = np.asarray(torch.cat(rights).numpy()) if judge is not None else None
+        return np.asarray(torch.cat(losses).numpy()), right
 
     def loss(self, theta: Tensor | None = None) -> float:
         """Return L(theta)."""

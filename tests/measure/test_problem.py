@@ -65,7 +65,7 @@ def test_numbers_do_not_depend_on_the_micro_batch(name, size):
     v = torch.randn(whole.size, dtype=torch.float64)
     close = {"rtol": 1e3 * EPS, "atol": 1e3 * EPS}
     assert np.allclose(whole.losses(), ragged.losses(), **close)
-    assert np.array_equal(whole.correct(), ragged.correct())
+    assert np.array_equal(whole.outcomes()[1], ragged.outcomes()[1])
     assert torch.allclose(whole.gradient(), ragged.gradient(), **close)
     assert torch.allclose(whole.hessian().matvec(v), ragged.hessian().matvec(v), **close)
     assert torch.allclose(whole.hvp(v), ragged.hvp(v), **close)
@@ -233,7 +233,7 @@ def assert_same(before, after):
 def measure_everything(given):
     v = torch.ones(given.size, dtype=given.dtype)
     given.losses()
-    given.correct()
+    given.outcomes()[1]
     given.loss_and_gradient()
     given.hessian().matvec(v)
     given.gauss_newton().matvec(v)
@@ -364,7 +364,7 @@ def test_mse_pairs_n_by_1_with_n_whatever_the_float_type():
     assert np.array_equal(a.losses(), b.losses())
     by_hand = (model(x)[:, 0] - y.float()).square().detach().double().numpy()
     assert np.allclose(a.losses(), by_hand, rtol=10 * EPS32, atol=10 * EPS32)
-    assert a.correct() is None
+    assert a.outcomes()[1] is None
 
 
 def test_cross_entropy_and_correctness_are_those_of_the_formula():
@@ -373,7 +373,7 @@ def test_cross_entropy_and_correctness_are_those_of_the_formula():
     y = given.data.targets.numpy()
     expected = np.log(np.exp(scores).sum(1)) - scores[np.arange(len(y)), y]
     assert np.allclose(given.losses(), expected, rtol=100 * EPS, atol=100 * EPS)
-    assert np.array_equal(given.correct(), (scores.argmax(1) == y).astype(float))
+    assert np.array_equal(given.outcomes()[1], (scores.argmax(1) == y).astype(float))
 
 
 def test_a_model_may_return_an_object_with_logits():

@@ -53,7 +53,7 @@ class Path:
 
     def gradients(self, problem: Any) -> float:  # noqa: ARG002
         """Return about how many gradients this costs: a forward pass is a third of one, and there are two splits."""
-        return (0.7 + (self.statistics == "re-estimated") * 0.3) * (self.points + 12) * (1 + self.curved)
+        return (0.5 + (self.statistics == "re-estimated") * 0.3) * (self.points + 12) * (1 + self.curved)
 
     def __call__(self, context: "Context") -> PathResult:
         """Evaluate both splits at every point."""

@@ -51,7 +51,7 @@ class Plane:
 
     def gradients(self, problem: Any) -> float:  # noqa: ARG002
         """Return about how many gradients this costs: a forward pass is a third of one, and there are two splits."""
-        return (0.7 + (self.statistics == "re-estimated") * 0.3) * self.points**2
+        return (0.5 + (self.statistics == "re-estimated") * 0.3) * self.points**2
 
     def __call__(self, context: "Context") -> PlaneResult:
         """Evaluate every split at every point."""

@@ -23,8 +23,8 @@ def test_losses_accuracies_and_gaps_are_those_of_the_samples():
         assert quantity.sampling_error == pytest.approx(where.losses().std(ddof=1) / np.sqrt(where.samples))
         assert quantity.chunks == pytest.approx(where.chunk_means(where.losses()))
     for quantity, where in ((result.train_accuracy, train), (result.test_accuracy, test)):
-        assert quantity.value == pytest.approx(100 * where.correct().mean())
-        assert np.array_equal(quantity.samples, where.correct())
+        assert quantity.value == pytest.approx(100 * where.outcomes()[1].mean())
+        assert np.array_equal(quantity.samples, where.outcomes()[1])
     assert result.loss_gap.value == result.test_loss.value - result.train_loss.value
     assert result.accuracy_gap.value == result.train_accuracy.value - result.test_accuracy.value
     both = np.hypot(result.train_loss.sampling_error, result.test_loss.sampling_error)
@@ -77,4 +77,4 @@ def test_a_share_of_right_tokens_is_no_yes_or_no():
     result = context(Gap(), train=given, test=given).result("gap")
     assert result.train_accuracy.samples is None
     assert result.train_accuracy.chunks is not None
-    assert result.train_accuracy.value == pytest.approx(100 * given.correct().mean())
+    assert result.train_accuracy.value == pytest.approx(100 * given.outcomes()[1].mean())
