@@ -92,7 +92,7 @@ def analyze_and_print(checkpoint: Path, common: Common, own: Own, configuration:
     expected = _expected(job, analyzers)
     if not common.quiet:
         print(_plan(analyzers, expected, budget), file=sys.stderr)
-    records: "dict[str, Record]" = {}
+    records: dict[str, Record] = {}
 
     def done() -> str:
         return f"{', '.join(records)} {'is' if len(records) == 1 else 'are'} in {job.path}" if records else ""

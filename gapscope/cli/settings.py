@@ -42,7 +42,7 @@ class Common:
     output: Annotated[Path | None, "report to write (default: NAME.report.h5 in the current folder)", "-o"] = None
     json: Annotated[bool, "print JSON, and nothing else, on stdout"] = False
     quiet: Annotated[bool, "no progress", "-q"] = False
-    verbose: Annotated[bool, "show every quantity", "-v"] = False
+    verbose: Annotated[bool, "show every quantity; long arrays in part", "-v"] = False
     debug: Annotated[bool, "show the traceback of an error"] = False
 
 

@@ -9,7 +9,7 @@ import typer
 def show(
     report: Annotated[Path, typer.Argument(help="report or comparison to show", metavar="REPORT", show_default=False)],
     json: Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on stdout")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show every quantity")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show every quantity; long arrays in part")] = False,
     # __main__ looks for this word by itself
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,  # noqa: ARG001
 ) -> None:

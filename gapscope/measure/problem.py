@@ -54,7 +54,7 @@ class Origin:
     other: "Problem | None" = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Problem:
     """Empirical risk of a model over data, as a function of theta (n,).
 
@@ -93,6 +93,13 @@ class Problem:
                 f"The last of the micro-batches of {self.batch_size} has 1 of the {self.samples} samples: BatchNorm "
                 "has no statistics there. Expected 2 or more. Give another `--batch-size`."
             )
+
+    def __repr__(self) -> str:
+        name = self.origin.identity.get("model", type(self.model).__name__)
+        return (
+            f"Problem({name}, {self.size:,} parameters, {self.samples:,} samples of {self.data.name}, "
+            f"{self.origin.split} split, {self.loss_function.name}, {self.batchnorm} mode, {self.dtype}, {self.device})"
+        )
 
     @cached_property
     def depends_on_batches(self) -> bool:
@@ -301,7 +308,7 @@ class Problem:
     @cached_property
     def constants(self) -> dict[str, Tensor]:
         """Everything of the model that is not theta: buffers and frozen parameters, as tensors of our own."""
-        fixed = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
+        fixed = {name: p.detach().clone() for name, p in self.model.named_parameters() if not p.requires_grad}
         fixed |= {name: b.detach().clone() for name, b in self.model.named_buffers()}
         return self._re_estimated(fixed) if self.batchnorm == "re-estimated" else fixed
 

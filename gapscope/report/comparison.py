@@ -14,8 +14,9 @@ import numpy as np
 
 from gapscope.errors import ComparisonError, UsageError
 from gapscope.report import contrasts
-from gapscope.report.reading import TITLES, losses_differ, reading
+from gapscope.report.reading import losses_differ, reading
 from gapscope.report.records import Comparison, Record, Report, Row, RowVerdict, Subject, differing
+from gapscope.report.titles import place, title
 from gapscope.results import Quantity, Status
 
 MOST = 2_000  # numbers of one quantity: spectra of many layers are read in the reports, not contrasted one by one
@@ -42,7 +43,7 @@ def compare(
     if len(reports) < 2:
         raise UsageError(f"{len(reports)} report to compare; expected at least two: `gapscope compare A B`.")
     ordered, subjects = arranged(reports, labels)
-    shared = [name for name in ordered[0].results if all(_measured(name, report) for report in ordered)]
+    shared = [name for name in sorted(ordered[0].results, key=place) if all(_measured(name, one) for one in ordered)]
     if not shared:
         measured = "; ".join(
             f"{s.label}: {', '.join(r.results) or 'none'}" for s, r in zip(subjects, ordered, strict=True)
@@ -171,7 +172,7 @@ def _row(
     blind = unproven or (blocked and declared.contrast == "ratio" and declared.higher_is == "sharper")
     return Row(
         path=path + (f"[{','.join(entries)}]" if entries else ""),
-        title=", ".join([_title(path), *entries]) if entries else _title(path),
+        title=", ".join([title(*path.split("/")), *entries]),
         unit=declared.unit,
         values=tuple(element.value for element in elements),
         errors=tuple(element.error for element in elements),
@@ -185,13 +186,6 @@ def _row(
         dims=declared.dims,
         entries=tuple(entries),
     )
-
-
-def _title(path: str) -> str:
-    """Return the quantity's words; a single word says too little without its analyzer."""
-    analyzer, quantity = path.split("/")
-    words = quantity.replace("_", " ")
-    return TITLES.get(path, words if " " in words else f"{analyzer} {words}")
 
 
 def _verdict(quantity: Quantity, estimate: float, interval: tuple[float, float], *, blind: bool) -> RowVerdict:

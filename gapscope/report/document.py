@@ -47,7 +47,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One or more curves over the same labels, on one scale; `names` is empty for one curve without a name.
+    """One or more curves over the same labels; `names` is empty for one curve without a name.
 
     A strip has one cell per label and no axis; lines and bars are drawn along the axis.
     """

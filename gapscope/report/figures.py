@@ -16,7 +16,7 @@ def figure(value: float, error: float = math.nan) -> str:
     """Return "value ± error", or the value alone if the error is unknown or zero."""
     if not (math.isfinite(value) and 0 < error < math.inf):
         return number(value)
-    power = _power(max(abs(value), error))
+    _, power = _rounded(max(abs(value), error), _decimals(error))
     if _power(value) + _decimals(error) >= MOST:
         return f"{number(value, MOST)} ± {size(error)}"
     shift = 0 if -3 <= power <= 5 else power
@@ -38,9 +38,10 @@ def number(value: float, digits: int = 4, *, keep: bool = False) -> str:
         return NONE
     if math.isinf(value):
         return "inf" if value > 0 else "-inf"
-    power = _power(value)
+    decimals = digits - 1 - _power(value)
+    mantissa, power = _rounded(value, decimals)
     shift = 0 if -4 <= power <= 5 else power
-    text = _fixed(_scaled(value, shift), digits - 1 - power + shift)
+    text = _fixed(mantissa if shift else value, decimals + shift)
     if not keep and "." in text:
         text = text.rstrip("0").rstrip(".")
     return f"{text}e{shift}" if shift else text
@@ -86,6 +87,13 @@ def _scaled(value: float, shift: int) -> float:
 
 def _power(value: float) -> int:
     return math.floor(math.log10(abs(value))) if value else 0
+
+
+def _rounded(value: float, decimals: int) -> tuple[float, int]:
+    """Return mantissa and power of a rounded value: 9.96e-8 to 8 decimals is 1.0e-7, not 10e-8."""
+    power = _power(value)
+    mantissa = round(_scaled(value, power), decimals + power)
+    return (mantissa / 10, power + 1) if abs(mantissa) >= 10 else (mantissa, power)
 
 
 def _decimals(error: float) -> int:

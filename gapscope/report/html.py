@@ -6,11 +6,12 @@ Strings come from files that anybody may have written: every one is escaped, and
 import html
 from collections.abc import Iterator, Sequence
 
-from gapscope.report import drawing
+from gapscope.report.canvas import Canvas, Span
 from gapscope.report.document import Column, Document, Heat, Item, Line, Note, Series, Table
+from gapscope.report.drawing import draw
 from gapscope.report.terminal import printable
 
-CANVAS = drawing.Canvas(width=100, colours=True)
+CANVAS = Canvas(width=100, colours=True)
 RIGHT = ' style="text-align:right"'
 INDENT = ' style="padding-left:1.5em"'
 
@@ -76,14 +77,12 @@ def _cells(columns: Sequence[Column], line: Line) -> str:
 
 
 def _pre(item: Series | Heat) -> Iterator[str]:
-    cleaned = drawing.relabelled(item, printable)
-    drawn = drawing.series(cleaned, CANVAS) if isinstance(cleaned, Series) else drawing.heat(cleaned, CANVAS)
     yield '<pre style="line-height:1">'
-    yield from ("".join(map(_span, spans)) for spans in drawn)
+    yield from ("".join(map(_span, spans)) for spans in draw(item, printable, CANVAS))
     yield "</pre>"
 
 
-def _span(span: drawing.Span) -> str:
+def _span(span: Span) -> str:
     looks = [f"{key}:{value}" for key, value in (("color", span.fore), ("background", span.back)) if value]
     text = _text(span.text)
     return f'<span style="{";".join(looks)}">{text}</span>' if looks else text

@@ -9,21 +9,12 @@ here contains.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from gapscope.report.figures import contrast_unit, figure, number, spread
-from gapscope.report.records import Comparison, Report, Row, Subject
+from gapscope.report.records import Comparison, Record, Report, Row, Subject
 from gapscope.results import Status
 
-TITLES = {
-    "eigenvalues/top": "top eigenvalue",
-    "eigenvalues/bottom": "bottom eigenvalue",
-    "trace/trace": "trace",
-    "trace/frobenius": "Frobenius norm",
-    "adaptive-sharpness/worst_l2": "adaptive sharpness worst l2",
-    "adaptive-sharpness/worst_linf": "adaptive sharpness worst linf",
-    "adaptive-sharpness/average": "adaptive sharpness average",
-    "adaptive-sharpness/sam": "SAM sharpness",
-    "adaptive-sharpness/fisher_rao": "Fisher-Rao norm",
-}
 TOP, LOSS = "eigenvalues/top", "gap/train_loss"
 SAME_LOSS = 2.0  # beyond this ratio of training losses a sharpness contrast cannot tell
 SLOPE = 0.01  # at a minimum no gradient step may promise more than this share of the loss ...
@@ -37,6 +28,8 @@ def losses_differ(first: Report, last: Report) -> str:
     """Return why the training losses forbid a sharpness contrast, or an empty string."""
     a, b = _scalar(first, LOSS), _scalar(last, LOSS)
     if a is None or b is None:
+        return ""
+    if a == b == 0:
         return ""
     comparable = 0 < a < math.inf and 0 < b < math.inf
     fold = max(a, b) / min(a, b) if comparable else math.nan
@@ -59,6 +52,7 @@ def reading(
     first, last = subjects[0], subjects[-1]
     judged = any(row.higher_is == "sharper" for row in rows)
     sentences = [
+        _same(subjects),
         f"Forced: {', '.join(forced)} should agree and do not, so the contrasts may measure that." if forced else "",
         _sharpness(reports, (first, last), table, blocked) if judged else "",
         _scale(table, (first, last)) if judged and not blocked else "",
@@ -69,6 +63,14 @@ def reading(
         " ".join(part for part in (_companion(table) if judged else "", _seeds(subjects)) if part),
     ]
     return tuple(sentence for sentence in sentences if sentence)
+
+
+def _same(subjects: Sequence[Subject]) -> str:
+    first, last = subjects[0], subjects[-1]
+    if not first.identity.get("sha256") or first.identity["sha256"] != last.identity.get("sha256"):
+        return ""
+    both = "Both" if len(subjects) == 2 else f"{first.label} and {last.label}"
+    return f"{both} are the same checkpoint: the contrasts measure nothing."
 
 
 def _apart(reports: Sequence[Report]) -> str:
@@ -96,7 +98,9 @@ def _sharpness(reports: Sequence[Report], ends: tuple[Subject, Subject], rows: M
         )
     losses = [_scalar(report, LOSS) for report in (reports[0], reports[-1])]
     at = "The training losses were not measured, so equal loss is not established: "
-    if losses[0] and losses[1]:
+    if losses[0] == losses[1] == 0:
+        at = "At training losses of 0, "
+    elif losses[0] and losses[1]:
         percent = max(1, math.ceil(100 * (max(losses[0], losses[1]) / min(losses[0], losses[1]) - 1)))
         at = f"At training losses within {percent} % of each other, "
     top = rows.get(TOP)
@@ -107,7 +111,15 @@ def _sharpness(reports: Sequence[Report], ends: tuple[Subject, Subject], rows: M
             return f"{at}{_layers(judged, ends)}."
         return f"{at}{_compared(whole, ends, whole.title)}."
     flat = all(_stationary(report) for report in (reports[0], reports[-1]))
-    return f"{at}{_compared(top, ends, 'the top eigenvalue', flat=flat)}{_agreement(top, rows)}."
+    by = f"the top eigenvalue{_other_operator(reports[0])}"
+    return f"{at}{_compared(top, ends, by, flat=flat)}{_agreement(top, rows)}."
+
+
+def _other_operator(report: Report) -> str:
+    """Return of what the eigenvalues are, where that is not the Hessian itself."""
+    settings = report.results["eigenvalues"].settings
+    words = {"gauss_newton": " of the Gauss-Newton matrix", "preconditioned": " in Adam's metric"}
+    return "".join(said for key, said in words.items() if settings.get(key))
 
 
 def _compared(row: Row, ends: tuple[Subject, Subject], by: str, *, flat: bool = False) -> str:
@@ -170,7 +182,7 @@ def _scale(rows: Mapping[str, Row], ends: tuple[Subject, Subject]) -> str:
         return ""
     if top.verdict in ("higher", "lower"):
         # definitions: the same function with rescaled layers had a top eigenvalue of 0.095 and of 294
-        trust = "; on that question believe the adaptive one" if decided else ""
+        trust = "; on that question believe the adaptive one" if len(decided) == 1 else ""
         return (
             "Rescaling layers can move the top eigenvalue a thousandfold without changing the function, and leaves "
             f"adaptive sharpness as it is: the raw contrast may be a matter of the scale of the weights{trust}."
@@ -200,43 +212,74 @@ def _together(comparison: Comparison) -> Iterator[str]:
         losses = next((row.values for row in comparison.rows if row.path == LOSS), (math.nan,))
         beside = " and ".join(number(value, 3, keep=True) for value in losses)
         small = f", little beside their losses of {beside}" if rise < max(losses) / 2 else ""
+        climbed = record is not None and _climbed(record)
+        what = "a barrier on this line; another path may have none" if climbed else "a bulge, not a barrier to climb"
         yield (
-            f"Along the straight line between them the {loss} rises by {figure(rise, error)}{small}: a barrier on this "
-            "line; another path may have none."
+            f"On the straight line between them the {loss} exceeds the line between their losses by "
+            f"{figure(rise, error)}{small}: {what}."
         )
     elif rise > 0:
         yield (
-            f"Along the straight line between them the {loss} rises by {figure(rise, error)}: no barrier can be told "
-            "from none."
+            f"On the straight line between them the {loss} exceeds the line between their losses by "
+            f"{figure(rise, error)}: no barrier can be told from none."
         )
     else:
-        yield f"Along the straight line between them there is no barrier: the {loss} does not rise."
+        yield f"On the straight line between them no barrier was seen at the points looked at: the {loss} does not rise."
+
+
+def _climbed(record: Record) -> bool:
+    """Say whether the loss rises above both ends by more than twice its error."""
+    rise = record.quantities.get("rise")
+    if rise is None:
+        return True
+    error = np.zeros(rise.value.shape)
+    for one in (rise.numerical_error, rise.sampling_error):
+        error = error if one is None else np.hypot(error, one)
+    return bool((rise.value > 2 * error).all())
 
 
 def _stationary(report: Report) -> bool | None:
     """Say whether gradient and bottom eigenvalue allow to speak of a minimum; None if they cannot tell.
 
-    A gradient step of length 1/lambda lowers a quadratic by |g|^2 / (2 lambda).  The smallest eigenvalue lies between
-    the bottom Ritz value less its error and that value: both ends must agree.
+    The smallest eigenvalue lies between the bottom Ritz value less its error and that value: both ends must agree.
     """
-    top, bottom = _scalar(report, TOP), _scalar(report, "eigenvalues/bottom")
-    slope, loss = _scalar(report, "eigenvalues/gradient_norm"), _scalar(report, LOSS)
-    if top is None or bottom is None or slope is None or loss is None:
+    moving = _moving(report)
+    if moving is None or moving:
+        return None if moving is None else False
+    bottom = report.results["eigenvalues"].quantities["bottom"]
+    lowest = float(bottom.value) - (float(bottom.numerical_error) if bottom.numerical_error is not None else 0.0)
+    return True if -lowest <= SADDLE * float(report.results["eigenvalues"].quantities["top"].value) else None
+
+
+def _moving(report: Report) -> str | None:
+    """Return why this is no minimum, an empty string if nothing says so, None if it was not measured.
+
+    A gradient step of length 1/lambda lowers a quadratic by |g|^2 / (2 lambda).
+    """
+    paths = (TOP, "eigenvalues/bottom", "eigenvalues/gradient_norm", LOSS)
+    top, bottom, slope, loss = (_scalar(report, path) for path in paths)
+    if top is None or bottom is None or slope is None or loss is None or _other_operator(report):
         return None
-    error = report.results["eigenvalues"].quantities["bottom"].numerical_error
-    lowest = bottom - (float(error) if error is not None else 0.0)
-    if not (top > 0 and slope**2 / (2 * top) <= SLOPE * loss and -bottom <= SADDLE * top):
-        return False
-    return True if -lowest <= SADDLE * top else None
+    if not all(map(math.isfinite, (top, bottom, slope, loss))):
+        return None
+    if top <= 0:
+        return f"is not in a minimum: its largest eigenvalue is {number(top, 2)}"
+    said, step = [], slope**2 / (2 * top)
+    if step > SLOPE * loss:
+        promised = f"{number(100 * step / loss, 2)} % of its loss" if loss > 0 else number(step, 2)
+        said.append(f"is still on a slope: a gradient step promises {promised}")
+    if -bottom > SADDLE * top:
+        share = number(-100 * bottom / top, 2)
+        said.append(
+            f"is near a saddle: its smallest eigenvalue is at most {number(bottom, 2)}, {share} % of the largest"
+        )
+    return ", and ".join(said)
 
 
 def _slopes(reports: Sequence[Report], subjects: Sequence[Subject]) -> str:
     pairs = zip(reports, subjects, strict=True)
-    moving = [subject.label for report, subject in pairs if _stationary(report) is False]
-    if not moving:
-        return ""
-    verb = "is" if len(moving) == 1 else "are"
-    return f"{' and '.join(moving)} {verb} still on a slope or saddle, by gradient norm and bottom eigenvalue."
+    moving = [f"{subject.label} {why}" for report, subject in pairs if (why := _moving(report))]
+    return f"{'; '.join(moving)}." if moving else ""
 
 
 def _accuracy(reports: Sequence[Report], ends: tuple[Subject, Subject], rows: Mapping[str, Row]) -> str:

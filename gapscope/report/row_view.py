@@ -10,7 +10,11 @@ from gapscope.report.figures import NONE, count, figure, spread
 from gapscope.report.records import Comparison, Row, Subject
 
 TOP = 5  # layers of the largest difference; one more is shown rather than announced
+PART = 8  # numbers of a larger array that nobody judges; all of them are in JSON
+MOST = 64  # numbers of a drawn array that are listed all the same
 LISTED = ("numbers", "strip")
+SHORT = 14  # letters of a verdict that stay on one line
+NO_BREAK = "\u00a0"
 
 
 def row_tables(comparison: Comparison, verbose: bool) -> tuple[tuple[Item, ...], ...]:
@@ -79,7 +83,7 @@ def _row_lines(rows: Sequence[Row], first: str, last: str) -> Iterator[Line]:
         if len(elements) == 1:
             yield _row_line(elements[0], first, last)
             continue
-        title = _title(elements)
+        title = _title(elements) + " by layer" * ("layer" in elements[0].dims)
         yield Line(cells=(f"{title} {elements[0].unit}".strip(),))
         for row in elements:
             yield dataclasses.replace(_row_line(row, first, last, name=", ".join(row.entries)), level=1)
@@ -99,7 +103,7 @@ def _brief_lines(rows: Sequence[Row], first: str, last: str) -> Iterator[Line]:
             line = _row_line(array[0], first, last, name=name)
             alike = sum(row.verdict == array[0].verdict for row in array)
             if alike < len(array) and line.cells[-1]:
-                words = f"{line.cells[-1]} in\u00a0{alike} of\u00a0{len(array)}"
+                words = f"{line.cells[-1]} ({alike}\u00a0of\u00a0{len(array)})"
                 line = dataclasses.replace(line, cells=(*line.cells[:-1], words))
             yield dataclasses.replace(line, level=1)
 
@@ -149,14 +153,17 @@ def _row_line(row: Row, first: str, last: str, name: str = "") -> Line:
 
 
 def _verdict_words(row: Row, first: str, last: str) -> str:
-    if row.verdict in ("", "cannot tell"):
+    if row.verdict == "":
+        return "" if row.better == "none" else "no interval"
+    if row.verdict == "cannot tell":
         return row.verdict
-    return f"{last if row.verdict == 'higher' else first}\u00a0is {row.higher_is or 'higher'}"
+    who, word = last if row.verdict == "higher" else first, row.higher_is or "higher"
+    return f"{who}{NO_BREAK if len(who) + len(word) <= SHORT else ' '}{word}"
 
 
 def _verdict_tone(row: Row) -> Tone:
     if row.verdict == "":
-        return "dim" if row.better == "none" else "plain"
+        return "dim" if row.better == "none" else "unsure"
     if row.verdict == "cannot tell":
         return "unsure"
     return "better" if row.verdict == row.better else "worse"
@@ -231,5 +238,15 @@ def _trimmed(subjects: Sequence[Subject], contrast: str, lines: Sequence[Line], 
 
 def _further(rows: Sequence[Row], subjects: Sequence[Subject]) -> Table:
     """Return the rows of one analyzer that only a thorough reader asks for."""
-    lines = list(_row_lines(rows, subjects[0].short, subjects[-1].short))
+    first, last = subjects[0].short, subjects[-1].short
+    lines: list[Line] = []
+    for _, group in itertools.groupby(rows, key=_quantity):
+        array = list(group)
+        drawn = array[0].drawn not in (*LISTED, "detail")
+        most = len(array) if len(array) <= (MOST if drawn else 2 * PART) else 0 if drawn else PART
+        lines += _row_lines(array[:most], first, last)
+        if left := len(array) - most:
+            title = f"{_title(array)} {array[0].unit}".strip()
+            said = f"{count(left)} more of {count(len(array))}" if most else f"{count(left)} numbers"
+            lines.append(Line(cells=(f"{title}: {said}: --json",), tone="dim"))
     return _trimmed(subjects, "ratio", lines, f"{_analyzer(rows[0])}, further")

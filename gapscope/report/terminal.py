@@ -17,8 +17,9 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from gapscope.report import drawing
+from gapscope.report.canvas import Canvas
 from gapscope.report.document import Column, Document, Heat, Item, Line, Note, Series, Table
+from gapscope.report.drawing import draw
 
 WIDTH = 80
 GAP = 2
@@ -75,14 +76,12 @@ def _lines(item: Item, console: Console) -> Iterator[Text]:
 
 
 def _drawing(item: Series | Heat, console: Console) -> Iterator[Text]:
-    canvas = drawing.Canvas(
+    canvas = Canvas(
         width=console.width,
         blocks=console.encoding.lower().startswith("utf"),
         colours=not console.no_color and console.color_system in ("256", "truecolor"),
     )
-    cleaned = drawing.relabelled(item, lambda text: _clean(text, console))
-    drawn = drawing.series(cleaned, canvas) if isinstance(cleaned, Series) else drawing.heat(cleaned, canvas)
-    for spans in drawn:
+    for spans in draw(item, lambda text: _clean(text, console), canvas):
         if len(spans) == 1:  # words
             words = spans[0].text.strip()
             indent = " " * spans[0].text.index(words)
@@ -183,6 +182,9 @@ def _least(column: Column, cells: Sequence[str]) -> int:
 
 def _grid(columns: Sequence[Column], lines: Sequence[Line], available: int) -> Iterator[Text]:
     widths, gap = _widths(columns, [line for line in lines if len(line.cells) > 1], available)
+    if not widths:  # words that should stay together part before a row falls into pieces
+        lines = [dataclasses.replace(line, cells=tuple(c.replace("\u00a0", " ") for c in line.cells)) for line in lines]
+        widths, gap = _widths(columns, [line for line in lines if len(line.cells) > 1], available)
     headed = bool(widths) and any(lines[0].cells)
     for line in lines if headed else lines[1:]:
         if len(line.cells) == 1:

@@ -19,6 +19,9 @@ from gapscope.report.record_view import facts_line, record_block
 from gapscope.report.records import Comparison, Facts, Report, differing
 from gapscope.report.row_view import row_tables
 
+FEW = 3  # records of which every number is explained: of more, the explanations would be longer than the numbers
+EXPLAINED = Note(text="What each number means: --json, or --verbose of a single analyzer.", tone="dim")
+
 
 def report_document(report: Report, verbose: bool = False, *, only: Sequence[str] | None = None) -> Document:
     """Show one report, or only some analyzers of it: who was measured, then each analyzer's headline first."""
@@ -32,7 +35,10 @@ def report_document(report: Report, verbose: bool = False, *, only: Sequence[str
             if (facts := getattr(report, name))
         ]
     records = [record for name, record in report.results.items() if only is None or name in only]
-    return Document(blocks=(tuple(head), *(record_block(record, verbose) for record in records)))
+    explained = len(records) <= FEW
+    if verbose and not explained:
+        head.append(EXPLAINED)
+    return Document(blocks=(tuple(head), *(record_block(record, verbose, explained=explained) for record in records)))
 
 
 def comparison_document(comparison: Comparison, verbose: bool = False) -> Document:
@@ -46,7 +52,11 @@ def comparison_document(comparison: Comparison, verbose: bool = False) -> Docume
     if comparison.forced:
         text = f"Forced: these keys should agree and do not: {', '.join(comparison.forced)}"
         head.append(Note(text=text, tone="warning"))
-    together = [record_block(record, verbose) for record in comparison.results.values()]
+    explained = not comparison.rows and len(comparison.results) <= FEW
+    if verbose and not explained:
+        head.append(EXPLAINED)
+    records = comparison.results.values()
+    together = [record_block(record, verbose, explained=explained) for record in records]
     sentences = [Note(text=said.replace(" %", "\u00a0%"), bullet=True) for said in whole_reading(comparison)]
     reading = (Note(text="Reading", tone="heading"), *sentences) if sentences else ()
     return Document(blocks=(tuple(head), *row_tables(comparison, verbose), *together, reading))

@@ -82,15 +82,17 @@ def prepare(folder: Path, samples: int) -> None:
         )
 
 
-def measure_one(name: str, folder: Path) -> dict[str, Any]:
-    """Measure one analyzer in this process."""
+def measure_one(asked: str, folder: Path) -> dict[str, Any]:
+    """Measure one analyzer in this process, as `density` or with a setting: `density:probes=2`."""
     from gapscope.measure.analyzers import analyzer_class
     from gapscope.measure.session import Session, together
 
+    name, _, setting = asked.partition(":")
+    key, _, value = setting.partition("=")
     torch.set_num_threads(1)
     paths = [folder / f"batch-{batch}.pt" for batch in ((32, 256) if name in TOGETHER else (32,))]
     problems = [gapscope.load(path, data=str(folder / "data.npz"), threads=1) for path in paths]
-    analyzer = analyzer_class(name)()
+    analyzer = analyzer_class(name)(**({key: int(value)} if key else {}))
     gradients = [seconds(problems[0].gradient) for _ in range(2)]
     needed = [analyzer_class(one)() for one in getattr(analyzer, "needs", ())]
     contexts = [Session(problem).context([analyzer, *needed]) for problem in problems]
@@ -104,7 +106,7 @@ def measure_one(name: str, folder: Path) -> dict[str, Any]:
     each = statistics.median(gradients)
     said = analyzer.gradients(problems[0]) if hasattr(analyzer, "gradients") else float("nan")
     return {
-        "analyzer": name,
+        "analyzer": asked,
         "status": found.status.name,
         "seconds": round(spent, 1),
         "gradient s": round(each, 2),

@@ -91,6 +91,7 @@ def test_a_model_at_hand_is_measured_on_any_data(form):
 def test_training_may_go_on_while_a_problem_waits():
     x, y = blobs()
     model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    model[2].bias.requires_grad_(requires_grad=False)
     problem = gapscope.problem(model.eval(), (x, y))
     before = copy.deepcopy(model)
     with torch.no_grad():
@@ -156,3 +157,12 @@ def test_a_notebook_shows_a_report():
     x, y = blobs()
     report = gapscope.measure(gapscope.problem(network(), (x, y)), [gapscope.Gap()])
     assert "<table" in report._repr_html_()
+
+
+def test_a_problem_is_one_line():
+    x, y = blobs()
+    said = repr(gapscope.problem(network(), (x, y)))
+    assert said == (
+        "Problem(Sequential, 75 parameters, 120 samples of data of model, train split, cross-entropy, eval mode, "
+        "torch.float32, cpu)"
+    )

@@ -1,5 +1,6 @@
 """Reports to test with: plausible numbers, prescribed where a test needs them."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -246,7 +247,12 @@ def plane(points=9):
 def report(*records, batch_size=32, checkpoint="small.pt", **conditions):
     records = records or (eigenvalues(), epsilon_sharpness(), gap())
     return Report(
-        identity={"checkpoint": checkpoint, "sha256": "ab" * 32, "model": "mlp 64-32-10", "parameters": 2410},
+        identity={
+            "checkpoint": checkpoint,
+            "sha256": hashlib.sha256(repr(checkpoint).encode()).hexdigest(),
+            "model": "mlp 64-32-10",
+            "parameters": 2410,
+        },
         training={"batch_size": batch_size, "lr": 0.1, "optimizer": "sgd", "nesterov": False} if batch_size else {},
         conditions={
             "data": "digits",

@@ -2,7 +2,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from example_reports import eigenvalues, epsilon_sharpness, gap, large, report, together, with_quantity
+from example_reports import curvature, eigenvalues, epsilon_sharpness, gap, large, report, together, with_quantity
 
 from gapscope.errors import ComparisonError, UsageError
 from gapscope.report.comparison import compare
@@ -217,8 +217,9 @@ def test_a_minimum_is_only_claimed_where_gradient_and_curvature_allow():
     saddle = reading(report(), large(eigenvalues(0.246, bottom=-0.1), gap()))
     unmeasured = reading(report(eigenvalues()), large(eigenvalues(0.246)))
     assert "minimum" not in sloping + saddle + unmeasured
-    assert "large batch 650 is still on a slope or saddle" in sloping
-    assert "large batch 650 is still on a slope or saddle" in saddle
+    assert "large batch 650 is still on a slope: a gradient step promises 170 % of its loss." in sloping
+    said = "large batch 650 is near a saddle: its smallest eigenvalue is at most -0.1, 41 % of the largest."
+    assert said in saddle
     assert "slope" not in unmeasured
 
 
@@ -275,3 +276,9 @@ def test_an_array_too_long_to_read_is_left_to_the_reports():
 
     for size, rows in ((2_000, 2_000), (2_001, 0)):
         assert len(compare([report(spectrum(size)), large(spectrum(size))]).rows) == rows
+
+
+def test_rows_stand_in_one_order_whatever_the_order_of_measurement():
+    records = [curvature(layers=2), gap(), epsilon_sharpness(), eigenvalues()]
+    shown = [row.path.partition("/")[0] for row in compare([report(*records), large(*records)]).rows]
+    assert list(dict.fromkeys(shown)) == ["eigenvalues", "epsilon-sharpness", "gap", "curvature"]

@@ -3,9 +3,11 @@ import math
 import numpy as np
 import pytest
 
+from gapscope.report.canvas import COLOURS, SHADES, Canvas
 from gapscope.report.document import Heat, Series
-from gapscope.report.drawing import COLOURS, SHADES, Canvas, heat, relabelled, series
+from gapscope.report.drawing import relabelled, series
 from gapscope.report.figures import number
+from gapscope.report.maps import heat
 
 NAN, INF = math.nan, math.inf
 PLAIN, COLOURED, ASCII = Canvas(width=80), Canvas(width=80, colours=True), Canvas(width=80, blocks=False)
@@ -47,13 +49,33 @@ def test_a_line_has_a_title_heights_an_axis_and_its_numbers():
     assert said == "  first 0, last 4 · lowest 0 at 0 · highest 4 at 4"
 
 
-def test_several_curves_share_one_scale_and_say_their_ranges():
+def test_each_of_several_curves_has_its_own_scale_and_says_its_range():
     lines = text(curve(0, 0, 0, curves=((0.0, 1, 2), (2.0, 3, 8)), names=("train", "test")))
-    assert lines[1].startswith("  train ▁▁▁▁▁▁▁▁")
-    assert lines[1].endswith(" 0 to 2")
-    assert lines[2].startswith("   test ▂▂▂▂▂▂▂▂")
-    assert lines[2].endswith("████████ 2 to 8")
-    assert lines[-1] == "  lowest 0 of train at 0 · highest 8 of test at 2"
+    assert lines[1] == f"  train {'▁' * 8}{'▄' * 8}{'█' * 8} 0 to 2"
+    assert lines[2] == f"   test {'▁' * 16}{'█' * 8} 2 to 8"
+    assert lines[-1] == "  each on its own scale · lowest 0 of train at 0 · highest 8 of test at 2"
+
+
+def test_only_a_curve_over_more_than_two_decades_is_logarithmic_and_its_row_says_so():
+    curves = ((1.0, 10, 1000), (1.0, 10, 90), (5.0, 5, 5), (NAN, NAN, NAN))
+    lines = text(curve(0, 0, 0, curves=curves, names=("a", "b", "c", "d")))
+    assert [line.split("  ")[-1].split(" ", 2)[-1] for line in lines[1:5]] == [
+        "1 to 1000, log",
+        "1 to 90",
+        "all 5",
+        "not finite",
+    ]
+    assert "▃" in lines[1]  # a third of three decades
+    assert "▃" not in lines[2]
+    assert "log" not in lines[-1]
+
+
+def test_bars_under_the_log_scales_of_several_curves_are_counted():
+    spectra = (tuple([1e-12] * 6 + [1.0]), tuple([0.0] * 6 + [1.0]))
+    lines = text(curve(*range(7), style="bars", curves=spectra, names=("a", "b")))
+    assert lines[1].endswith("█ 1e-12 to 1, log")
+    assert lines[2].endswith(f"{'▁' * 8}{'█' * 8} 0 to 1")  # one bar among zeros needs no log scale
+    assert lines[-1].endswith("highest 1 of a at 6 · 6 values under the log scales are blank")
 
 
 def test_more_points_than_characters_are_said_to_share_them():

@@ -25,10 +25,35 @@ NAN = math.nan
         (NAN, 0.1, "–"),
         (math.inf, 0.1, "inf"),
         (-math.inf, NAN, "-inf"),
+        (9.996e-7, 1e-8, "(1.000 ± 0.010)e-6"),
+        (0, 9.96e-8, "0 ± 1.0e-7"),
     ],
 )
 def test_digits_follow_the_error(value, error, shown):
     assert figure(value, error) == shown
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [(9.96e-8, "1.0e-7"), (9.9e-11, "1.0e-10"), (9.4e-8, "9e-8"), (0.0996, "0.10"), (9.96, "10"), (9.96e6, "1.0e7")],
+)
+def test_an_error_that_is_rounded_to_the_next_power_of_ten_is_one(error, shown):
+    assert size(error) == shown
+
+
+@pytest.mark.parametrize("mantissa", [1.0, 1.04, 3.54, 3.56, 9.4, 9.6, 9.949, 9.96, 9.9996, 9.99996])
+def test_mantissas_lie_between_one_and_ten_at_every_magnitude(mantissa):
+    for power in range(-300, 301):
+        check_mantissas(mantissa * 10.0**power)
+
+
+def check_mantissas(value):
+    for text in (number(value), number(-value, 2, keep=True), size(value), rounded(value, value / 7)):
+        shown, _, exponent = text.partition("e")
+        assert not exponent or 1 <= abs(float(shown)) < 10
+        assert abs(float(text)) == pytest.approx(value, rel=0.13)  # one digit of 3.56
+    both = figure(value, value / 20)
+    assert not both.startswith("(") or 1 <= float(both[1:].split()[0]) < 10
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ def test_a_hostile_size_is_refused_before_it_is_read(path):
 
 ROW_DAMAGES = [
     ("verdict", "maybe", "`verdict` holds ['maybe'], not only higher, lower"),
-    ("drawn", "crayon", "`drawn` holds ['crayon'], not only numbers, line, bars, strip, map"),
+    ("drawn", "crayon", "`drawn` holds ['crayon'], not only numbers, detail, line, bars, strip, map"),
     ("entries", "{}", "`entries` holds '{}', not a JSON array of strings"),
     ("dims", "[1]", "`dims` holds '[1]', not a JSON array of strings"),
     ("dims", "[", "Expecting value"),
@@ -326,7 +326,11 @@ LOSS = "/results/plane/loss"
 JOINT_DAMAGES = [
     (lambda file: file.__delitem__(LOSS), LOSS, "`loss` is missing"),
     (put(LOSS, h5py.ExternalLink("other.h5", "/x")), LOSS, "is an external link, which is never followed"),
-    (attribute(LOSS, "drawn", "crayon"), LOSS, "`drawn` is 'crayon', not one of numbers, line, bars, strip, map"),
+    (
+        attribute(LOSS, "drawn", "crayon"),
+        LOSS,
+        "`drawn` is 'crayon', not one of numbers, detail, line, bars, strip, map",
+    ),
     (attribute("/results/path", "status", "FINE"), "/results/path", "`status` is 'FINE', not one of EXACT"),
     (attribute("/results", "order", ["path", "gone"]), "/results/gone", "`gone` is missing"),
     (lambda file: file["results"].attrs.pop("order"), "/", "order"),

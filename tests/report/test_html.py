@@ -27,7 +27,7 @@ def test_notebooks_show_well_formed_html(shown):
 
 def test_it_holds_what_the_terminal_shows():
     text = "".join(ElementTree.fromstring(COMPARISON._repr_html_()).itertext())
-    for said in ("top eigenvalue", "0.154 ± 0.011", "large\u00a0is sharper", "loss along t", "▀", "Along the straight"):
+    for said in ("top eigenvalue", "0.154 ± 0.011", "large\u00a0sharper", "loss along t", "▀", "On the straight"):
         assert said in text
     assert "fc1" in REPORT._repr_html_()
 

@@ -92,17 +92,19 @@ def barrier(value, error=0.0, **changes):
 
 def test_a_barrier_is_one_on_this_line():
     assert barrier(0.4, 0.02) == (
-        "Along the straight line between them the training loss rises by 0.400 ± 0.020: a barrier on this line; "
-        "another path may have none.",
+        "On the straight line between them the training loss exceeds the line between their losses by 0.400 ± 0.020: "
+        "a barrier on this line; another path may have none.",
     )
     (said,) = barrier(0.004, 0.0002)
     assert ", little beside their losses of 0.0121 and 0.0124: a barrier" in said
 
 
 def test_no_barrier_is_said_as_such():
-    assert barrier(0) == ("Along the straight line between them there is no barrier: the training loss does not rise.",)
+    assert barrier(0) == (
+        "On the straight line between them no barrier was seen at the points looked at: the training loss does not rise.",
+    )
     (said,) = barrier(0.001, 0.002)
-    assert said.endswith("rises by 0.0010 ± 0.0020: no barrier can be told from none.")
+    assert said.endswith("by 0.0010 ± 0.0020: no barrier can be told from none.")
 
 
 def test_a_barrier_that_is_not_there_or_not_a_number_is_passed_over():
@@ -113,4 +115,58 @@ def test_a_barrier_that_is_not_there_or_not_a_number_is_passed_over():
 
 def test_the_loss_is_called_the_training_loss_only_there():
     subjects = tuple(replace(one, conditions={**one.conditions, "split": "test"}) for one in together().subjects)
-    assert "between them the loss rises" in barrier(0.4, subjects=subjects)[0]
+    assert "between them the loss exceeds" in barrier(0.4, subjects=subjects)[0]
+
+
+def test_the_same_checkpoint_twice_is_said_first():
+    same = "are the same checkpoint: the contrasts measure nothing."
+    assert compare([report(), report(batch_size=650)]).reading[0] == f"Both {same}"
+    three = [report(), large(), report(batch_size=1000)]
+    assert compare(three).reading[0] == f"batch 32 and batch 1000 {same}"
+    forced = compare([report(), report(batch_size=650, dtype="float64")], force=True).reading
+    assert forced[1].startswith("Forced: dtype")
+    assert same not in " ".join(compare([report(), large()]).reading)
+
+
+def slopes(**given):
+    said = compare([report(eigenvalues(), gap()), large(eigenvalues(0.2, **given), gap())]).reading
+    return " ".join(sentence for sentence in said if "large batch 650 is n" in sentence or "slope" in sentence)
+
+
+def test_slope_and_saddle_are_told_apart_with_their_numbers():
+    slope = "large batch 650 is still on a slope: a gradient step promises 8.3 % of its loss"
+    saddle = "is near a saddle: its smallest eigenvalue is at most -0.025, 12 % of the largest"
+    assert slopes(gradient_norm=0.02) == f"{slope}."
+    assert slopes(bottom=-0.025) == f"large batch 650 {saddle}."
+    assert slopes(gradient_norm=0.02, bottom=-0.025) == f"{slope}, and {saddle}."
+    assert slopes(gradient_norm=float("nan"), bottom=-0.025) == ""
+
+
+def test_without_positive_curvature_nothing_is_a_minimum():
+    sides = [report(eigenvalues(-0.1), gap()), large(eigenvalues(), gap())]
+    assert "small batch 32 is not in a minimum: its largest eigenvalue is -0.1." in compare(sides).reading
+
+
+def test_a_bulge_that_need_not_be_climbed_is_no_barrier():
+    one = path(0.4, error=0.02)
+    rise = Quantity(value=[0.5, 0.0], dims=("subject",), labels={"subject": ("first", "second")}, doc="rise")
+    bulging = together(with_quantity(one, **one.quantities, rise=rise))
+    assert whole_reading(bulging)[-1].endswith("a bulge, not a barrier to climb.")
+
+
+def test_a_loss_of_zero_on_both_sides_is_the_same_loss():
+    nothing = [report(eigenvalues(), gap(0.0)), large(eigenvalues(0.2), gap(0.0))]
+    said = compare(nothing).reading
+    assert not any("not at the same loss" in sentence for sentence in said)
+    assert said[0].startswith("At training losses of 0, ")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"), [("preconditioned", "in Adam's metric"), ("gauss_newton", "of the Gauss-Newton matrix")]
+)
+def test_other_operators_are_named_and_prove_no_minimum(setting, words):
+    sides = [replace(eigenvalues(top), settings={"k": 1, "seed": 0, setting: True}) for top in (0.1, 0.2)]
+    said = " ".join(compare([report(sides[0], gap()), large(sides[1], gap())]).reading)
+    assert f"by the top eigenvalue {words}" in said
+    assert "sits in a minimum" not in said
+    assert "slope" not in said

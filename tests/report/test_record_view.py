@@ -5,7 +5,7 @@ import numpy as np
 from example_reports import curvature, density, near_rank, path, plane, with_quantity
 
 from gapscope.report.document import Heat, Note, Series, Table
-from gapscope.report.record_view import LAYERS, record_block
+from gapscope.report.record_view import LAYERS, facts_line, record_block
 from gapscope.results import Quantity, Status
 
 
@@ -87,12 +87,17 @@ def test_bars_and_lines_are_drawn_and_their_numbers_verbose():
     (bars,) = items(density(), Series)
     assert (bars.style, len(bars.labels), len(bars.curves)) == ("bars", 201, 1)
     assert [line.cells[0] for line in items(density(), Table)[0].lines] == ["mass near zero"]
-    full = items(density(), Table, verbose=True)[1]
+    full = items(density(64), Table, verbose=True)[1]
     assert (full.caption, len(full.lines), headers(full)) == (
         "density",
-        201,
+        64,
         ["grid", "value", "± data", "± numerical"],
     )
+
+
+def test_long_drawn_arrays_are_not_listed_number_by_number():
+    assert len(items(density(), Table, verbose=True)) == 1
+    assert "density: 201 numbers: --json" in [note.text for note in items(density(), Note, verbose=True)]
 
 
 def curves(number, **more):
@@ -142,7 +147,8 @@ def test_only_the_first_map_quantity_is_drawn_unless_verbose():
     said = [note.text for note in items(record, Note)]
     assert said[1:3] == ["loss: 1 more of 3 with --verbose", "accuracy %: drawn with --verbose"]
     assert len(items(record, Heat, verbose=True)) == 4
-    assert len(items(record, Table, verbose=True)) == 4
+    said = [note.text for note in items(record, Note, verbose=True)]
+    assert said[1:3] == ["loss: 243 numbers: --json", "accuracy %: 81 numbers: --json"]
 
 
 def test_a_map_of_one_dimension_is_drawn_as_bars():
@@ -163,3 +169,69 @@ def test_a_large_matrix_that_is_judged_is_shown_in_part_and_whole_when_verbose()
     assert table.lines[-1].cells[0] == "q, 22 more of 30: all with --verbose or --json"
     (table,) = items(record, Table, verbose=True)
     assert (table.caption, len(table.lines), len(table.columns)) == ("q", 6, 6)
+
+
+# Bounds and details
+
+
+def test_a_bound_whose_error_exceeds_it_is_an_interval():
+    def cells(status=Status.CONVERGED, **given):
+        record = with_quantity(replace(path(), status=status), q=Quantity(doc="", **given))
+        return items(record, Table)[0].lines[0].cells[1:]
+
+    assert cells(value=-0.004, numerical_error=0.1, bound="upper") == ("-0.10 to -0.004", "–", "")
+    assert cells(value=0.004, numerical_error=0.1, bound="lower", sampling_error=0.01) == (
+        "0.004 to 0.10",
+        "0.010",
+        "",
+    )
+    assert cells(Status.BUDGET_SPENT, value=0.5, numerical_error=2, bound="lower")[0] == "0.5 to 2.5"
+    assert cells(value=-0.004, numerical_error=0.001, bound="upper") == ("-0.0040", "–", "0.0010")
+    assert cells(value=-0.004, numerical_error=0.1) == ("-0.004", "–", "0.10")
+    noisy = cells(Status.NOISE_DOMINATED, value=-0.004, numerical_error=0.1, bound="upper")
+    assert noisy == ("≤ -0.004", "–", "0.10")  # its true value lies further off than any error says
+
+
+def test_a_layer_whose_error_exceeds_its_bound_has_an_interval_too():
+    layers = {"dims": ("layer",), "labels": {"layer": ("fc1", "fc2")}}
+    bound = Quantity(value=[1.0, 1.0], numerical_error=[0.1, 2.0], bound="lower", doc="", **layers)
+    table = items(with_quantity(curvature(layers=2), median=bound), Table)[0]
+    assert [line.cells[1] for line in table.lines] == ["1.00 ± 0.10", "1 to 3.0"]
+
+
+def test_details_are_shown_only_when_verbose():
+    record = curvature(layers=3)
+    details = {name: replace(each, drawn="detail") for name, each in record.quantities.items() if name != "median"}
+    record = with_quantity(record, median=record.quantities["median"], **details)
+    (layers,) = items(record, Table)
+    assert headers(layers) == ["layer", "median"]
+    layers, listed = items(record, Table, verbose=True)
+    assert headers(layers) == ["layer", "median", "zeros"]
+    assert listed.lines[0].cells[0] == "probes"
+    assert items(record, Series, verbose=True) == []
+
+
+def test_arrays_without_errors_or_direction_run_on_in_one_line():
+    def said(size):
+        labels = {"draw": tuple(map(str, range(size)))}
+        draws = Quantity(value=range(size), doc="", unit="%", dims=("draw",), labels=labels)
+        record = with_quantity(path(), barrier=path().quantities["barrier"], draws=draws)
+        return [note.text for note in items(record, Note, verbose=True) if note.text.startswith("draws")]
+
+    assert said(4) == ["draws %: 0 at 0; 1 at 1; 2 at 2; 3 at 3"]
+    assert said(65)[0].endswith("7 at 7; 57 more of 65: --json")
+
+
+def test_long_tables_begin_and_say_what_is_left():
+    dims = {"which": ("a", "b"), "side": ("l", "r"), "t": tuple(map(str, range(40)))}
+    record = with_quantity(path(), q=Quantity(value=np.ones((2, 40)), doc="", dims=("side", "t"), labels=dims))
+    (table,) = items(record, Table, verbose=True)
+    assert (len(table.lines), items(record, Note, verbose=True)[1].text) == (8, "q: 64 more of 80: --json")
+
+
+def test_a_digest_is_shortened():
+    assert facts_line("identity", {"sha256": "ab" * 32, "n": 1}) == "identity: n 1, sha256 abababababab..."
+
+
+def test_strips_beside_the_table_of_layers_are_not_listed_again():
+    assert [headers(table)[0] for table in items(curvature(layers=12), Table, verbose=True)] == ["layer", ""]

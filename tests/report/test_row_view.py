@@ -75,13 +75,13 @@ def test_of_several_numbers_per_layer_the_one_that_differs_most_is_shown():
     assert len(full.lines) == 6
     assert full.caption == "near rank by layer, largest difference first"
     assert further.caption == "near-rank, further"
-    assert {"effective rank", "singular values"} <= set(names(further))
+    assert {"effective rank by layer", "singular values by layer"} <= set(names(further))
 
 
 def test_layers_of_what_is_neither_judged_nor_a_headline_are_verbose_only():
     sides = report(curvature()), large(curvature(2.0))
     assert [table.caption.partition(",")[0] for table in tables(*sides)] == ["curvature median by layer"]
-    assert names(tables(*sides, verbose=True)[1])[0] == "curvature zeros"
+    assert names(tables(*sides, verbose=True)[1])[0] == "curvature zeros by layer"
 
 
 def test_drawn_arrays_are_not_listed_unless_verbose():
@@ -102,7 +102,7 @@ def test_verbose_keeps_the_main_table_and_adds_the_rest():
     assert names(main)[:4] == ["top eigenvalue", "epsilon-sharpness %", "full, keskar, 1e-3", "manifold, keskar, 1e-3"]
     assert names(full)[1:4] == ["epsilon-sharpness full %", "keskar, 1e-3", "keskar, 5e-4"]
     assert len(full.lines) == len(main.lines) + 6 + 1
-    assert names(further)[:2] == ["bottom eigenvalue", "eigenvalues values"]
+    assert names(further)[:2] == ["bottom eigenvalue", "largest eigenvalues"]
     assert [column.header for column in further.columns] == ["", "small batch 32", "large batch 650", "ratio"]
 
 
@@ -117,8 +117,8 @@ def test_of_an_array_the_first_number_stands_with_what_the_others_say():
     (table, _, more) = blocks[0]
     assert [(line.cells[0], line.cells[-1], line.level) for line in table.lines] == [
         ("worst", "worst", 0),
-        ("case, 0.1", "large\u00a0is sharper in\u00a02 of\u00a03", 1),
-        ("mean, 0.1", "large\u00a0is sharper in\u00a02 of\u00a03", 1),
+        ("case, 0.1", "large\u00a0sharper (2\u00a0of\u00a03)", 1),
+        ("mean, 0.1", "large\u00a0sharper (2\u00a0of\u00a03)", 1),
     ]
     assert more.text == "Of an array its first number is shown: 4 more with --verbose."
 
@@ -150,3 +150,42 @@ def test_the_legend_stands_even_where_there_are_layers_only():
         "ratio: large / small; with a sign: large - small"
     ]
     assert row_tables(replace(compare([report(), large()]), rows=()), False) == ()
+
+
+def test_details_are_shown_when_verbose_even_if_judged():
+    side = with_quantity(eigenvalues(), **eigenvalues().quantities)
+    side.quantities["top"] = replace(side.quantities["top"], drawn="detail")
+    assert "top eigenvalue" not in [
+        name for table in tables(report(side, gap()), large(side, gap())) for name in names(table)
+    ]
+    further = tables(report(side, gap()), large(side, gap()), verbose=True)[1]
+    assert names(further)[0] == "top eigenvalue"
+
+
+def test_a_judged_row_without_an_interval_says_so():
+    sides = [with_quantity(gap(), train_loss=Quantity(value=value, doc="", better="lower")) for value in (1.0, 2.0)]
+    (table,) = tables(report(sides[0]), large(sides[1]))
+    assert (table.lines[0].cells[-2:], table.lines[0].tone) == (("", "no interval"), "unsure")
+
+
+def test_long_arrays_are_listed_in_part_or_not_at_all():
+    def side(**more):
+        labels = {"t": tuple(map(str, range(65)))}
+        return with_quantity(
+            gap(),
+            a=gap().quantities["train_loss"],
+            q=Quantity(value=range(65), doc="", dims=("t",), labels=labels, **more),
+        )
+
+    further = tables(report(side()), large(side()), verbose=True)[1]
+    assert (len(further.lines), names(further)[-1]) == (10, "gap q: 57 more of 65: --json")
+    further = tables(report(side(drawn="line", unit="%")), large(side(drawn="line", unit="%")), verbose=True)[1]
+    assert names(further) == ["gap q %: 65 numbers: --json"]
+
+
+def test_the_letters_of_long_verdicts_may_part():
+    sides = [
+        replace(r, training={}, identity={"checkpoint": f"digits-{r.training['batch_size']}.pt"})
+        for r in (report(), large())
+    ]
+    assert tables(*sides)[0].lines[0].cells[-1] == "digits-650 sharper"

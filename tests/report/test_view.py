@@ -1,11 +1,13 @@
 import math
 from dataclasses import replace
 
-from example_reports import eigenvalues, large, plane, report, together, with_quantity
+from example_reports import density, eigenvalues, gap, large, path, plane, report, together, with_quantity
 
 from gapscope.report.comparison import compare
 from gapscope.report.view import Note, Table, comparison_document, report_document
 from gapscope.results import Quantity, Status
+
+FOUR = (eigenvalues(), path(), density(), gap())
 
 
 def items(document, kind):
@@ -40,7 +42,7 @@ def test_a_subset_is_announced():
 
 def test_each_number_stands_beside_its_two_errors():
     first, *_ = lines(report_document(report()))
-    assert first.cells == ("top", "0.154", "0.011", "1.0e-6")
+    assert first.cells == ("top eigenvalue", "0.154", "0.011", "1.0e-6")
 
 
 def test_status_cost_and_notes_follow_the_table():
@@ -51,14 +53,14 @@ def test_status_cost_and_notes_follow_the_table():
 
 def test_numbers_without_direction_are_dimmed_and_their_arrays_only_verbose():
     brief = {line.cells[0]: line.tone for line in lines(report_document(report(eigenvalues())))}
-    assert brief == {"top": "plain", "bottom": "dim", "gradient norm": "dim"}
+    assert brief == {"top eigenvalue": "plain", "bottom eigenvalue": "dim", "gradient norm": "dim"}
     full = report_document(report(eigenvalues()), verbose=True)
     assert [line.cells for line in lines(full)][2:4] == [
-        ("values, 1", "0.154", "–", "–"),
-        ("values, 2", "0.077", "–", "–"),
+        ("largest eigenvalues, 1", "0.154", "–", "–"),
+        ("largest eigenvalues, 2", "0.077", "–", "–"),
     ]
     said = texts(full)
-    assert "top: largest eigenvalue of the Hessian" in said
+    assert "top eigenvalue: largest eigenvalue of the Hessian" in said
     assert "settings: k 1, seed 0, tolerance 0.001" in said
     assert "training: batch_size 32, lr 0.1, nesterov False, optimizer sgd" in said
 
@@ -96,7 +98,7 @@ def test_a_comparison_shows_values_contrast_interval_and_who_is_sharper():
     assert headers == ["", "small batch 32", "large batch 650", "ratio", "95 % interval", ""]
     top, title, first, *_ = table.lines
     assert top.cells[:4] == ("top eigenvalue", "0.154 ± 0.011", "0.246 ± 0.017", "1.60")
-    assert (top.cells[-1], top.tone) == ("large\u00a0is sharper", "worse")
+    assert (top.cells[-1], top.tone) == ("large\u00a0sharper", "worse")
     assert title.cells == ("epsilon-sharpness %",)
     assert (first.cells[0], first.level) == ("full, keskar, 1e-3", 1)
     accuracy = next(line for line in table.lines if line.cells[0].startswith("test accuracy"))
@@ -120,8 +122,8 @@ def test_the_smaller_value_and_a_wordless_quantity_have_verdicts_too():
         for value in (2.0, 1.0)
     ]
     a, d = lines(comparison_document(compare([report(sides[0]), large(sides[1])])))
-    assert (a.cells[-1], a.tone) == ("small\u00a0is higher", "worse")
-    assert (d.cells[3], d.cells[-1], d.tone) == ("+0.50", "large\u00a0is higher", "better")
+    assert (a.cells[-1], a.tone) == ("small\u00a0higher", "worse")
+    assert (d.cells[3], d.cells[-1], d.tone) == ("+0.50", "large\u00a0higher", "better")
 
 
 def test_what_differs_is_not_said_of_both_and_force_is_marked():
@@ -135,7 +137,10 @@ def test_what_was_measured_together_is_shown_between_the_rows_and_the_reading():
     legend = "ratio: large / small; with a sign: large - small"
     order = [said.index(text) for text in (legend, "path", "plane", "Reading")]
     assert order == sorted(order)
-    assert "Along the straight line between them the training loss rises by 0.400 ± 0.020" in said[-1]
+    assert (
+        "On the straight line between them the training loss exceeds the line between their losses by 0.400 ± 0.020"
+        in said[-1]
+    )
 
 
 def test_a_comparison_without_rows_names_its_subjects_and_has_no_empty_table():
@@ -143,3 +148,19 @@ def test_a_comparison_without_rows_names_its_subjects_and_has_no_empty_table():
     assert texts(document)[0] == "small batch 32, large batch 650"
     assert "Reading" not in texts(document)
     assert not [table for table in items(document, Table) if not table.lines]
+
+
+def test_of_many_analyzers_the_numbers_are_not_explained():
+    few, many = (report_document(report(*records), verbose=True) for records in ((eigenvalues(), path()), FOUR))
+    said = "What each number means: --json, or --verbose of a single analyzer."
+    assert ("barrier: rise above both ends" in texts(few), said in texts(few)) == (True, False)
+    assert ("barrier: rise above both ends" in texts(many), said in texts(many)) == (False, True)
+
+
+def test_beside_rows_what_was_measured_together_is_not_explained_either():
+    said = "What each number means: --json, or --verbose of a single analyzer."
+    whole, alone = (
+        texts(comparison_document(one, verbose=True)) for one in (together(), together(rows=(), reading=()))
+    )
+    assert ("barrier: rise above both ends" in whole, said in whole) == (False, True)
+    assert ("barrier: rise above both ends" in alone, said in alone) == (True, False)

@@ -42,14 +42,14 @@ class AdaptiveSharpnessResult(Result):
 
 @dataclass(frozen=True)
 class AdaptiveSharpness:
-    """Adaptive sharpness: how far the loss rises when every weight moves in proportion to its own size.
+    """Rise of the loss when every weight moves in proportion to its own size: adaptive sharpness.
 
     max L(theta + d) - L(theta) over norm(d / |theta|) <= rho, in l2 and l_inf, by APGD (20 steps), and the mean rise
-    under Gaussian d / |theta|.  Unchanged when layers are rescaled without changing the function, because all
-    parameters take part, biases too (ASAM's own variant, weights only and |theta| + 0.01, is not).  A weight of
-    exactly 0 stays 0.  Beside it SAM sharpness, over the plain l2 ball, which rescaling does change; relative flatness
-    of every linear and convolutional layer; the Fisher-Rao norm.  Scaling the class scores changes all of them but what
-    `--normalize-logits` adds.
+    under Gaussian d / |theta|.  A maximum is a local one, converged or not; more `--steps` try more starts.  Unchanged
+    when layers are rescaled without changing the function, because all parameters take part, biases too (ASAM's own
+    variant, weights only and |theta| + 0.01, is not).  A weight of exactly 0 stays 0.  Beside it SAM sharpness, over
+    the plain l2 ball, which rescaling does change; relative flatness of every linear and convolutional layer; the
+    Fisher-Rao norm.  Scaling the class scores changes all of them but what `--normalize-logits` adds.
     """
 
     name: ClassVar[str] = "adaptive-sharpness"
@@ -62,7 +62,7 @@ class AdaptiveSharpness:
     rhos_average: Annotated[tuple[float, ...], "standard deviations of the relative Gaussian change"] = (0.1, 0.05)
     rhos_sam: Annotated[tuple[float, ...], "radii of the plain l2 ball (SAM)"] = (0.05,)
     steps: Annotated[int, "gradients for each maximum; every 10 beyond 20 add a random start"] = 20
-    draws: Annotated[int, "antithetic pairs of Gaussian draws for the average"] = 20
+    draws: Annotated[int, "antithetic pairs of Gaussian draws for the average"] = 30
     probes: Annotated[int, "random probes for relative flatness; 0 leaves it out"] = 20
     m: Annotated[int, "m-sharpness: the mean over maxima on batches of m samples; 0: one ball for all data"] = 0
     normalize_logits: Annotated[bool, "measure also with class scores centered and scaled to length 1"] = False
@@ -73,7 +73,7 @@ class AdaptiveSharpness:
         self._refuse_nonsense(problem)
         context.monitor.begin(self.name, sum(self._passes(problem)))
         worst = {"worst_l2": ("l2", self.rhos_l2), "worst_linf": ("linf", self.rhos_linf)}
-        found = _Search(self, context, _pinned(problem) if self.m else problem)
+        found = _Search(self, context, problem)
         quantities: dict[str, Any] = found.maxima({**worst, "sam": ("l2", self.rhos_sam)}) | found.average()
         if self.normalize_logits:
             other = dataclasses.replace(found, problem=_normalized(found.problem), suffix="_normalized")
@@ -81,10 +81,11 @@ class AdaptiveSharpness:
         layers = _layers(problem) if self.probes else {}
         quantities |= _relative_flatness(problem, layers, self.probes, context) if layers else {}
         quantities["fisher_rao"] = _fisher_rao(problem)
+        statuses = found.statuses
         if not all(np.isfinite(quantity.value).all() for quantity in quantities.values()):
-            found.statuses.append(Status.NONFINITE)
+            statuses.append(Status.NONFINITE)
         return AdaptiveSharpnessResult(
-            status=_worst(found.statuses),
+            status=next((bad for bad in (Status.NONFINITE, Status.BUDGET_SPENT) if bad in statuses), Status.CONVERGED),
             matvecs=self.probes if layers else 0,
             notes=tuple(self._notes(problem, found, len(layers))),
             **quantities,
@@ -119,7 +120,13 @@ class AdaptiveSharpness:
                 "normalized: class scores centered and scaled to length 1 for each sample; SAM, relative flatness and "
                 "the Fisher-Rao norm are of the loss as it is"
             )
-        if Status.BUDGET_SPENT in found.statuses:
+        if "no slope" in found.messages:
+            cure = "" if "64" in str(problem.dtype) else ": add `--dtype float64`"
+            yield (
+                "in a ball no point that was tried has a slope, as far as the precision goes: its value is what was "
+                f"seen, not a maximum{cure}"
+            )
+        if "out of evaluations" in found.messages:
             yield "a maximum was still rising after the last step: raise `--steps`; the values are lower bounds"
         if problem.samples < problem.data.total:
             yield f"measured on {problem.samples:,} of {problem.data.total:,} samples; a maximum over fewer is higher"
@@ -158,6 +165,7 @@ class _Search:
     problem: "Problem"
     suffix: str = ""
     statuses: list[Status] = dataclasses.field(default_factory=list)
+    messages: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def batches(self) -> list[NDArray[np.int64]]:
@@ -187,31 +195,35 @@ class _Search:
                     gaps[name][j] += share * max(peak.gap, peak.value - peak.halfway)
                     firsts[name][j] += share * (peak.first - peak.start_value)
                     self.statuses.append(peak.status)
+                    self.messages.add(peak.message)
         found = {}
         for name, (norm, rhos) in kinds.items():
             ball = "plain l2 ball (SAM)" if name == "sam" else f"adaptive {norm} ball"
             doc = (
-                f"highest L(theta + d) - L(theta) found in the {ball}; a local maximum, so a lower bound; numerical "
-                "error: rounding, and the larger of what a first-order step promises and what the second half of the "
-                "steps added"
+                f"highest L(theta + d) - L(theta) found in the {ball}; a local maximum, also where converged, so a "
+                "lower bound: another may be higher by more than the error; numerical error: rounding, and the larger "
+                "of what a first-order step promises and what the second half of the steps added"
             )
             error = gaps[name] + self._rounding(squares + (rises[name] ** 2).mean(1))
             high = self._quantity(name, rhos, rises[name], doc, numerical_error=error, bound="lower")
             found[name + self.suffix] = high
             if name == "sam":
                 doc = "L(theta + rho g/|g|) - L(theta): the rise that SAM's single step sees"
-                found["sam_step"] = Quantity(value=firsts[name], dims=high.dims, labels=high.labels, doc=doc)
+                found["sam_step"] = Quantity(
+                    value=firsts[name], dims=high.dims, labels=high.labels, doc=doc, drawn="detail"
+                )
         return found
 
     def average(self) -> dict[str, Quantity]:
         """Average the rise over antithetic pairs: odd terms of the loss, the gradient first, drop out exactly."""
-        settings, problem = self.settings, self.problem
-        if not settings.rhos_average:
+        from gapscope.measure.solvers.invariants import error_of_mean
+
+        settings, problem, rhos = self.settings, self.problem, self.settings.rhos_average
+        if not rhos:
             return {}
         theta, base = problem.theta, problem.losses()
-        rises = np.zeros((len(settings.rhos_average), problem.samples))
-        errors = np.zeros(len(settings.rhos_average))
-        for j, rho in enumerate(settings.rhos_average):
+        rises, errors = np.zeros((len(rhos), problem.samples)), np.zeros(len(rhos))
+        for j, rho in enumerate(rhos):
             draw = self._draw(f"average/{rho:g}", problem)
             pairs = []
             for _ in range(settings.draws):
@@ -221,15 +233,14 @@ class _Search:
                     pair = np.full_like(pair, np.nan)
                 pairs.append(float(pair.mean()))
                 rises[j] += pair / settings.draws
-            errors[j] = np.std(pairs, ddof=1) / math.sqrt(settings.draws)
+            errors[j] = error_of_mean(np.asarray(pairs))
         doc = (
             f"mean rise of the loss under d = |theta| N(0, rho^2), {settings.draws} antithetic pairs of draws; "
-            "numerical error: standard error over the pairs, and rounding"
+            "numerical error: of the mean over the pairs, few and skewed, and rounding"
         )
         rounding = self._rounding(float((base**2).mean()) + (rises**2).mean(1))
         error = np.hypot(errors, rounding)
-        name = "average"
-        return {name + self.suffix: self._quantity(name, settings.rhos_average, rises, doc, numerical_error=error)}
+        return {"average" + self.suffix: self._quantity("average", rhos, rises, doc, numerical_error=error)}
 
     def _peak(
         self,
@@ -281,7 +292,7 @@ class _Search:
         dimension = "rho_" + name.removeprefix("worst_")
         return Quantity(
             value=rises.mean(1),
-            sampling_error=rises.std(1, ddof=1) / math.sqrt(samples) if samples > 1 else np.full(len(rhos), np.nan),
+            sampling_error=rises.std(1, ddof=1) / math.sqrt(samples) if samples > 1 else None,
             chunks=np.stack(parted, axis=1) if parted else None,
             dims=(dimension,),
             labels={dimension: tuple(f"{rho:g}" for rho in rhos)},
@@ -302,6 +313,18 @@ class _Share(Monitor):
         self.whole.tick(fraction * self.share)
 
 
+def _variant(problem: "Problem", **changes: Any) -> "Problem":
+    """Return the problem with changes, at the theta and with the constants that it holds.
+
+    A new problem would read them from its model, which may have been trained on since; and where BatchNorm's statistics
+    are re-estimated, from the part of the data.
+    """
+    variant = dataclasses.replace(problem, **changes)
+    for name in ("parameters", "theta", "constants"):
+        variant.__dict__[name] = getattr(problem, name)  # where cached_property keeps them
+    return variant
+
+
 def _part(problem: "Problem", places: NDArray[np.int64]) -> "Problem":
     """Return the problem of some of the samples; of all of them, the same problem."""
     import torch
@@ -309,24 +332,12 @@ def _part(problem: "Problem", places: NDArray[np.int64]) -> "Problem":
     if len(places) == problem.samples:
         return problem
     index, data = torch.from_numpy(places), problem.data
-    return dataclasses.replace(
+    return _variant(
         problem,
         data=dataclasses.replace(data, inputs=data.inputs[index], targets=data.targets[index]),
         batch_size=problem.micro_batch,  # counted once for all parts
         monitor=_Share(problem.monitor, len(places) / problem.samples),
     )
-
-
-def _pinned(problem: "Problem") -> "Problem":
-    """Return a problem whose parts use the statistics of the whole where BatchNorm's are re-estimated."""
-    import copy
-
-    if problem.batchnorm != "re-estimated":
-        return problem
-    model = copy.deepcopy(problem.model)
-    for name, buffer in model.named_buffers():
-        buffer.copy_(problem.constants[name])
-    return dataclasses.replace(problem, model=model, batchnorm="eval")
 
 
 def _normalized(problem: "Problem") -> "Problem":
@@ -340,7 +351,7 @@ def _normalized(problem: "Problem") -> "Problem":
         centered = scores - scores.mean(-1, keepdim=True)
         return loss.per_sample(centered / centered.norm(dim=-1, keepdim=True).clamp_min(SCORE_FLOOR), targets)
 
-    return dataclasses.replace(
+    return _variant(
         problem,
         loss_function=dataclasses.replace(loss, per_sample=per_sample),
         batch_size=problem.micro_batch,
@@ -350,7 +361,7 @@ def _normalized(problem: "Problem") -> "Problem":
 def _layers(problem: "Problem") -> "dict[str, tuple[slice, Tensor]]":
     from gapscope.measure.solvers.invariants import matrices
 
-    return matrices(problem.model, problem.parameters.names)
+    return matrices(problem.model, problem.parameters.unflatten(problem.theta))
 
 
 def _relative_flatness(problem: "Problem", layers: Any, probes: int, context: "Context") -> dict[str, Quantity]:
@@ -380,16 +391,9 @@ def _fisher_rao(problem: "Problem") -> Quantity:
         value=scalar(squares.mean()),
         # a slope is good to some ten eps of the terms it sums, and those are at least of order one
         numerical_error=scalar(20 * eps * float((np.abs(slopes) * (1 + np.abs(slopes))).mean())),
-        sampling_error=scalar(squares.std(ddof=1) / math.sqrt(samples) if samples > 1 else math.nan),
+        sampling_error=scalar(squares.std(ddof=1) / math.sqrt(samples)) if samples > 1 else None,
         chunks=problem.chunk_means(squares),
         doc="theta'F theta, the mean of <g_i, theta>^2: the squared Fisher-Rao norm with the empirical Fisher matrix "
         "(gradients at the data's own labels)",
         **JUDGED,
     )
-
-
-def _worst(statuses: list[Status]) -> Status:
-    for status in (Status.NONFINITE, Status.BUDGET_SPENT):
-        if status in statuses:
-            return status
-    return Status.CONVERGED

@@ -134,8 +134,10 @@ class EpsilonSharpness:
             yield f"measured on {problem.samples:,} of {problem.data.total:,} samples"
         if "keskar" in self.solvers:
             first = self.solvers.index("keskar") * len(self.epsilons)
-            ended = {m.message for found in (full, *drawn) for m in found.maxima[first : first + len(self.epsilons)]}
-            yield "keskar ended by: " + "; ".join(sorted(message.strip().lower() for message in ended))
+            ended = [m.message for found in (full, *drawn) for m in found.maxima[first : first + len(self.epsilons)]]
+            spent = sum("limit" in message.lower() for message in ended)
+            rest = f" and earlier in {len(ended) - spent}, where no step led up" if spent < len(ended) else ""
+            yield f"keskar ended at its iteration limit in {spent} of {len(ended)} maximizations{rest}"
 
     def _refuse_nonsense(self) -> None:
         from gapscope.errors import UsageError, did_you_mean

@@ -123,7 +123,7 @@ class Noise:
         if not told and finite:
             notes.append(
                 f"the noise scale is more than a {TOLD}th of the samples: their gradient is largely their own luck, "
-                "and noise scale and critical batch are those of these samples, without an upper limit for the population"
+                "and noise scale and critical batch are those of these samples, without an upper limit beyond them"
             )
         return NoiseResult(
             status=_status(statuses) if finite else Status.NONFINITE,

@@ -17,6 +17,12 @@ from the first-order step alone: 1.000, 0.971, 0.24.  On the 16 of the fixtures 
 With 40 and 100 steps the mean is 0.993 and three balls are below 0.95, as with 20: another maximum is higher, it is not
 an early stop.  In adaptive l2 balls of rho = 2, where the loss rises 60-fold and more, 20 steps reached 0.36 to 1.00.
 
+On 192 balls of small networks (90 to 140 weights, 40 samples, a quarter of them not trained) a search of 720 steps
+found a maximum beyond three stated errors in 56, 55 of them CONVERGED; shares by mean and worst: 0.979, 0.51, with 30
+steps 0.986, 0.55, with 40 steps 0.991, 0.55.  A random start within 24 steps left 34 of the 56, and on 49 balls of
+trained networks, the fixtures' among them, raised the mean from 0.982 to 0.985 only: not worth a fifth more steps, and
+values that depend on the seed.
+
 Sources: Croce and Hein 2020 (arXiv 2003.01690), for weights Andriushchenko et al. 2023 (arXiv 2302.07011); the starts
 are ours.
 """
@@ -63,8 +69,13 @@ class Ball:
         """Return the same for radius 1."""
         if self.norm == "linf":
             return slope.sign()
-        size = float(slope.norm())
-        return slope / size if size > 0 else torch.zeros_like(slope)
+        # over the largest entry first: in float32 the squares of a slope of 6e-28 are 0, those of one of 1e20 infinite
+        largest = float(slope.abs().max())
+        if largest == 0:
+            return torch.zeros_like(slope)
+        scaled = slope / largest
+        unit: Tensor = scaled / scaled.norm()
+        return unit
 
 
 @dataclass(frozen=True)
@@ -85,25 +96,28 @@ def apgd(
 ) -> Peak:
     """Climb inside a ball around u = 0; `origin` is the value and gradient there, `draw` gives a random direction.
 
-    CONVERGED means that a first-order step inside the ball promises at most 1 % of the increase found; whether another
-    local maximum is higher is not known.
+    CONVERGED means a local maximum: a first-order step inside the ball promises at most 1 % of the increase found, and
+    whether another maximum is higher is not known.  Where there is no slope, as in float32 where losses are near 0, a
+    step is to a random point; if none of them has one either, the status is BUDGET_SPENT and the message `no slope`.
 
     Shapes: origin's gradient and `draw()` (n,).  Cost: `steps` >= 2 evaluations, some ten vectors of length n.
     """
-    search = _Search(objective, ball, origin)
+    search = _Search(objective, ball, origin, draw)
     starts = max(2, steps // STEPS_PER_START)
     leg = max(1, min(LEG, steps // starts))
-    flat = not bool(origin[1].any())
+    flat = not bool(ball.unit(origin[1]).any())
     try:
-        path = leader = _Path(search, ball.steepest(draw() if flat else origin[1]), leg)
+        path = leader = _Path(search, search.random() if flat else ball.steepest(origin[1]), leg)
         for index in range(1, starts):
-            path = _Path(search, -path.point if index == 1 else ball.steepest(draw()), leg)
+            path = _Path(search, -path.point if index == 1 else search.random(), leg)
             leader = path if path.best > leader.best else leader
         leader.climb(steps - len(search.history))
     except _NotFiniteError:
         return search.broken(origin[0])
     gap = float(torch.dot(search.slope, ball.steepest(search.slope) - search.point))
-    settled = gap <= TOLERANCE * (search.best - origin[0])
+    # no slope at any point, in a ball that is more than its center: nothing was climbed, and nothing is known
+    lost = search.flat and bool(search.random().any())
+    settled = gap <= TOLERANCE * (search.best - origin[0]) and not lost
     return Peak(
         point=search.point,
         value=search.best,
@@ -112,7 +126,7 @@ def apgd(
         iterations=len(search.history),
         gap=gap,
         status=Status.CONVERGED if settled else Status.BUDGET_SPENT,
-        message="fixed point" if settled else "out of evaluations",
+        message="fixed point" if settled else "no slope" if lost else "out of evaluations",
         first=origin[0] if flat else search.history[0],
         halfway=max(origin[0], *search.history[: max(1, steps // 2)]),
     )
@@ -125,9 +139,12 @@ class _NotFiniteError(Exception):
 class _Search:
     """The best point seen with its gradient, and every value in the order of evaluation."""
 
-    def __init__(self, objective: Objective, ball: Ball, origin: tuple[float, Tensor]) -> None:
-        self.objective, self.ball = objective, ball
+    def __init__(
+        self, objective: Objective, ball: Ball, origin: tuple[float, Tensor], draw: Callable[[], Tensor]
+    ) -> None:
+        self.objective, self.ball, self.draw = objective, ball, draw
         self.best, self.slope = origin
+        self.flat = not bool(self.slope.any())
         self.point = torch.zeros_like(self.slope)
         self.history: list[float] = []
 
@@ -139,7 +156,12 @@ class _Search:
             raise _NotFiniteError
         if value > self.best:
             self.best, self.point, self.slope = value, u, slope
+        self.flat = self.flat and not bool(slope.any())
         return value, slope
+
+    def random(self) -> Tensor:
+        """Return a random point where the ball's rim is: what takes the place of a step that has no direction."""
+        return self.ball.steepest(self.draw())
 
     def broken(self, start_value: float) -> Peak:
         """Return what is left to say after a value or gradient that is not finite: where it happened."""
@@ -172,13 +194,19 @@ class _Path:
     def step(self) -> bool:
         """Go one step; return whether it went up."""
         ball, start = self.search.ball, self.value
+        if not bool(self.slope.any()):  # losses near 0 have none in float32, up to where they rise
+            self.here = self.before = self.search.random()
+            return self._look(start)
         aim = ball.project(self.here + self.length * ball.unit(self.slope))
         share = 1.0 if self.before is self.here else MOMENTUM
         there = ball.project(self.here + share * (aim - self.here) + (1 - share) * (self.here - self.before))
         self.before, self.here = self.here, there
-        self.value, self.slope = self.search.evaluate(there)
+        return self._look(start)
+
+    def _look(self, start: float) -> bool:
+        self.value, self.slope = self.search.evaluate(self.here)
         if self.value > self.best:
-            self.best, self.point, self.top_slope = self.value, there, self.slope
+            self.best, self.point, self.top_slope = self.value, self.here, self.slope
         return self.value > start
 
     def climb(self, steps: int) -> None:

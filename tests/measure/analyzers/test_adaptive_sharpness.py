@@ -9,6 +9,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from gapscope.errors import UsageError
+from gapscope.measure import interface
 from gapscope.measure.analyzers.adaptive_sharpness import AdaptiveSharpness
 from gapscope.measure.loading import Loss, Request, load
 from gapscope.measure.monitor import Monitor
@@ -219,6 +220,32 @@ def test_the_model_is_given_back_as_it_was(batchnorm):
     assert all(p.grad is None and p.requires_grad for p in given.model.parameters())
 
 
+def norms():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("batchnorm", ["eval", "re-estimated", "batch"])
+@pytest.mark.parametrize("more", [{}, {"normalize_logits": True}, {"m": 32}])
+def test_what_happens_to_the_model_later_changes_nothing(batchnorm, more):
+    if batchnorm == "batch" and "m" in more:
+        return  # refused
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(128, 6, generator=rng), torch.randint(3, (128,), generator=rng)
+    settings = dataclasses.replace(QUICK, **more)
+    size = 64 if batchnorm == "batch" else None
+    a, b = (interface.problem(norms(), (x, y), batchnorm=batchnorm, batch_size=size) for _ in range(2))
+    with torch.no_grad():
+        for p in b.model.parameters():
+            p.mul_(3)
+        for buffer in b.model.buffers():
+            if buffer.is_floating_point():
+                buffer.add_(1)
+    first, second = (measure(settings, where).quantities() for where in (a, b))
+    assert all(np.array_equal(first[name].value, second[name].value) for name in first)
+    assert list(first) == list(second)
+
+
 # --- m-sharpness
 
 
@@ -303,6 +330,40 @@ def test_float32_and_float64_agree_within_the_stated_errors(kind):
         assert (np.abs(a.value - b.value) <= a.numerical_error + b.numerical_error).all(), name
 
 
+def certain(factor):
+    """Return a trained network with its scores times a factor, in float32 and float64: the loss falls exponentially."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 6, generator=rng)
+    y = (x @ torch.randn(6, 3, generator=rng)).argmax(1)
+    torch.manual_seed(0)
+    given = train(problem(nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)), x, y), 500)
+    with torch.no_grad():
+        given.model[2].weight.mul_(factor)
+        given.model[2].bias.mul_(factor)
+    double = copy.deepcopy(given.model).double()
+    return problem(given.model, x, y), problem(double, x.double(), y)
+
+
+def test_a_slope_whose_square_is_zero_in_float32_is_a_slope():
+    single, double = certain(20.0)
+    assert single.gradient().any()
+    assert single.gradient().norm() == 0
+    a, b = (measure(dataclasses.replace(QUICK, steps=20), where).quantities() for where in (single, double))
+    assert b["worst_l2"].value[0] > 0.1
+    for name in ("worst_l2", "worst_linf", "sam"):
+        assert a[name].value == pytest.approx(b[name].value, rel=1e-3), name
+
+
+def test_no_slope_in_float32_is_said_and_not_called_converged():
+    single, double = certain(50.0)
+    assert not single.gradient().any()
+    result = measure(QUICK, single)
+    assert result.status is Status.BUDGET_SPENT
+    assert any("no point that was tried has a slope" in note and "--dtype float64" in note for note in result.notes)
+    assert not any("raise `--steps`" in note for note in result.notes)
+    assert measure(dataclasses.replace(QUICK, steps=20), double).worst_l2.value[0] > 0.1
+
+
 class Counter(Monitor):
     """Counts what was promised and what was done, in passes over the data."""
 
@@ -361,6 +422,15 @@ def test_subsets_are_noted():
     given = ZOO["tanh mlp"].problem()
     few = dataclasses.replace(given, data=data(given.data.inputs, given.data.targets, 999))
     assert measure(QUICK, few).notes[-1].startswith("measured on 50 of 999 samples")
+
+
+def test_one_sample_has_no_sampling_error():
+    result = measure(dataclasses.replace(QUICK, normalize_logits=True), ZOO["relu mlp"].problem(samples=1))
+    assert all(quantity.sampling_error is None for quantity in result.quantities().values())
+
+
+def test_the_step_of_sam_is_a_detail():
+    assert measure(QUICK, ZOO["relu mlp"].problem()).sam_step.drawn == "detail"
 
 
 @pytest.mark.parametrize("samples", [1, 2])

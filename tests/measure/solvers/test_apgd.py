@@ -120,6 +120,55 @@ def test_a_flat_function_is_zero():
     assert (peak.value, peak.gap, peak.first) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("factor", [2.0**-90, 2.0**60])
+def test_the_size_of_the_slope_does_not_matter_in_float32(norm, factor):
+    hessian, g, _ = quadratic(slope=1.0)
+    hessian, g = hessian.float(), g.float()
+    ends = []
+    for times in (1.0, factor):
+
+        def scaled(u, times=times):
+            return times * float(g @ u + 0.5 * u @ hessian @ u), times * (g + hessian @ u)
+
+        ends.append(apgd(scaled, Ball(norm, 1.0), scaled(torch.zeros(20)), source()))
+    a, b = ends
+    assert torch.equal(a.point, b.point)
+    assert b.value == factor * a.value > 0
+    assert b.status is a.status
+
+
+def step_up(u):
+    """Return the square of what u_0 has above 0.3: flat at u = 0."""
+    over = torch.relu(u[0] - 0.3)
+    return float(over**2), 2 * over * torch.eye(len(u), dtype=u.dtype)[0]
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("seed", range(5))
+def test_where_there_is_no_slope_random_starts_find_one(norm, seed):
+    peak = climb(step_up, Ball(norm, 1.0), seed, size=4)
+    assert peak.value == pytest.approx(0.49, rel=1e-3)
+    assert peak.status is Status.CONVERGED
+    assert peak.first == 0
+
+
+def test_no_slope_anywhere_is_no_maximum_unless_the_ball_is_a_point():
+    flat = lambda u: (0.0, torch.zeros_like(u))  # noqa: E731
+    peak = climb(flat, Ball("l2", 1.0))
+    assert (peak.status, peak.message) == (Status.BUDGET_SPENT, "no slope")
+    calls = []
+
+    def seen(u):
+        calls.append(u)
+        return flat(u)
+
+    climb(seen, Ball("l2", 1.0), steps=20)
+    assert len({tuple(u.tolist()) for u in calls}) == 21  # the center and 20 random points
+    point = apgd(flat, Ball("l2", 1.0), flat(torch.zeros(3)), lambda: torch.zeros(3))
+    assert point.status is Status.CONVERGED
+
+
 def test_a_cliff_is_not_a_maximum():
     def cliff(u):
         return math.inf if float(u.norm()) > 0.9 else float(u.sum()), torch.ones_like(u)
