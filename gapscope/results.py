@@ -42,7 +42,7 @@ class Status(enum.Enum):
     SKIPPED = "not measured, for the reason noted"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Quantity:
     """One named number or array, with everything needed to show, compare and judge it.
 
@@ -69,6 +69,17 @@ class Quantity:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     chunks: Array | None = None
     samples: NDArray[np.uint8] | None = None
+
+    def __repr__(self) -> str:
+        if self.dims:
+            return f"Quantity({' x '.join(f'{len(self.labels[dim])} {dim}' for dim in self.dims)})"
+        errors = [
+            f"{word} error {float(error):.2g}"
+            for word, error in (("sampling", self.sampling_error), ("numerical", self.numerical_error))
+            if error is not None
+        ]
+        value = f"{float(self.value):.6g} {self.unit}".rstrip()
+        return f"Quantity({', '.join([value, *errors])})"
 
     def __post_init__(self) -> None:
         for name in ("value", "numerical_error", "sampling_error", "chunks"):

@@ -224,7 +224,7 @@ def _together(comparison: Comparison) -> Iterator[str]:
             f"{figure(rise, error)}: no barrier can be told from none."
         )
     else:
-        yield f"On the straight line between them no barrier was seen at the points looked at: the {loss} does not rise."
+        yield f"On the straight line between them no barrier was seen, at the points looked at: no rise of the {loss}."
 
 
 def _climbed(record: Record) -> bool:

@@ -31,7 +31,7 @@ class Record:
         return self.status.value
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """Everything measured on one subject; results stand in the order in which they were measured."""
 
@@ -40,6 +40,16 @@ class Report:
     conditions: Facts
     environment: Facts
     results: Mapping[str, Record]
+
+    def __repr__(self) -> str:
+        return f"Report({self.identity.get('checkpoint', 'model')}: {', '.join(self.results) or 'nothing'})"
+
+    def __str__(self) -> str:
+        """Return what the command line prints of it."""
+        from gapscope.report.terminal import text
+        from gapscope.report.view import report_document
+
+        return text(report_document(self))
 
     def _repr_html_(self) -> str:
         """Show the report in a notebook."""
@@ -84,7 +94,7 @@ class Row:
     entries: tuple[str, ...] = ()  # the labels along dims: which element of an array this is
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison:
     """Two or more reports side by side; `forced` names the keys that differ although they should agree.
 
@@ -97,6 +107,17 @@ class Comparison:
     forced: tuple[str, ...] = ()
     results: Mapping[str, Record] = field(default_factory=dict)
     environment: Facts = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        names = " and ".join(subject.label for subject in self.subjects)
+        return f"Comparison({names}: {len(self.rows)} rows{''.join(f', {name}' for name in self.results)})"
+
+    def __str__(self) -> str:
+        """Return what the command line prints of it."""
+        from gapscope.report.terminal import text
+        from gapscope.report.view import comparison_document
+
+        return text(comparison_document(self))
 
     def _repr_html_(self) -> str:
         """Show the comparison in a notebook."""

@@ -6,6 +6,7 @@ anybody may have written, so no markup is interpreted and no control character r
 """
 
 import dataclasses
+import io
 import os
 import re
 import sys
@@ -50,6 +51,13 @@ def open_console(stream: IO[str] | None = None) -> Console:
 def output(document: Document) -> None:
     """Draw a document on standard output."""
     render(document, open_console())
+
+
+def text(document: Document, width: int = WIDTH) -> str:
+    """Return a document as lines without colour."""
+    stream = io.StringIO()
+    render(document, Console(file=stream, width=width, markup=False, highlight=False, emoji=False, no_color=True))
+    return stream.getvalue().rstrip("\n")
 
 
 def printable(text: str) -> str:

@@ -101,7 +101,7 @@ def test_a_barrier_is_one_on_this_line():
 
 def test_no_barrier_is_said_as_such():
     assert barrier(0) == (
-        "On the straight line between them no barrier was seen at the points looked at: the training loss does not rise.",
+        "On the straight line between them no barrier was seen, at the points looked at: no rise of the training loss.",
     )
     (said,) = barrier(0.001, 0.002)
     assert said.endswith("by 0.0010 ± 0.0020: no barrier can be told from none.")

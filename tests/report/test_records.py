@@ -1,10 +1,13 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from example_reports import eigenvalues, epsilon_sharpness, gap, large, path, plane, report, together
 
 from gapscope.errors import ReportError
+from gapscope.report.comparison import compare
 from gapscope.report.records import merge, merge_comparison
+from gapscope.results import Quantity
 
 
 def test_merging_keeps_the_other_results():
@@ -55,3 +58,21 @@ def test_comparisons_of_other_subjects_do_not_merge():
         merge_comparison(together(), replace(together(), subjects=tuple(conditions)))
     with pytest.raises(ReportError, match="2 subjects there, 3 now"):
         merge_comparison(together(), replace(together(), subjects=(*together().subjects, together().subjects[0])))
+
+
+def test_reports_and_comparisons_are_one_line_and_print_as_tables():
+    one = report(eigenvalues(), gap())
+    assert repr(one) == "Report(small.pt: eigenvalues, gap)"
+    assert "top eigenvalue" in str(one)
+    both = compare([one, large(eigenvalues(0.2), gap())])
+    assert repr(both) == f"Comparison(small batch 32 and large batch 650: {len(both.rows)} rows)"
+    assert "Reading" in str(both)
+    assert repr(both) in repr([both])
+    assert "\x1b" not in str(one) + str(both)
+
+
+def test_a_quantity_is_one_line():
+    quantity = Quantity(value=0.5, sampling_error=0.01, numerical_error=1e-5, unit="%", doc="")
+    assert repr(quantity) == "Quantity(0.5 %, sampling error 0.01, numerical error 1e-05)"
+    array = Quantity(value=np.zeros((2, 3)), dims=("a", "b"), labels={"a": ("x", "y"), "b": ("1", "2", "3")}, doc="")
+    assert repr(array) == "Quantity(2 a x 3 b)"
