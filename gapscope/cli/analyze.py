@@ -68,9 +68,11 @@ def chosen(own: Own) -> list[str]:
     for option, asked in (("only", own.only), ("skip", own.skip)):
         for name in asked:
             if name not in ranked:
-                hint = (
-                    f" Repeat the option: `--{option} A --{option} B`." if "," in name else did_you_mean(name, ranked)
-                )
+                hint = did_you_mean(name, ranked)
+                if "," in name:
+                    hint = f" Repeat the option: `--{option} A --{option} B`."
+                elif name in names():
+                    hint = f" It measures several: `gapscope {name} A B`."
                 raise UsageError(
                     f"`--{option} {name}` names no analyzer of one checkpoint.{hint} Expected some of "
                     f"{', '.join(ranked)}."

@@ -231,6 +231,8 @@ def read(path: str | os.PathLike[str]) -> Report | Comparison:
     Raises: ReportError if it is missing, foreign, unfinished, damaged (naming the place) or from the future.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ReportError(f"{path} is a folder. Expected a report. Name one: `gapscope show NAME.report.h5`.")
     with _opened(path) as file, _at(path, "/"):
         kind = str(file.attrs.get("format", "missing"))
         if kind not in (REPORT, COMPARISON):

@@ -99,7 +99,11 @@ def test_a_plan_in_toml_says_the_same_as_the_flags(run, small, tmp_path):
     ("words", "message"),
     [
         (("--only", "gaps"), "`--only gaps` names no analyzer of one checkpoint. Did you mean `gap`? Expected some of"),
-        (("--skip", "path"), "`--skip path` names no analyzer of one checkpoint."),
+        (
+            ("--skip", "path"),
+            "`--skip path` names no analyzer of one checkpoint. It measures several: `gapscope path A B`.",
+        ),
+        (("--only", "gap,noise"), "Repeat the option: `--only A --only B`."),
         (("--only", "gap", "--skip", "gap"), "`--only` and `--skip` leave no analyzer. Expected one or more"),
         (("--time-budget", "soon"), "The time budget is `soon`. Expected a time, like 90s, 5m or 1h."),
         (("--time-budget", "0s"), "The time budget is `0s`."),

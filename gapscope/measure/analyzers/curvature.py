@@ -27,15 +27,15 @@ class CurvatureResult(Result):
     """What `curvature` measures, each by layer."""
 
     median: Quantity
-    zero_fraction: Quantity
     top: Quantity | None
+    step_length: Quantity | None
+    loss_step: Quantity | None
+    zero_fraction: Quantity
+    trace: Quantity | None
     lower_quartile: Quantity
     upper_quartile: Quantity
     noise_share: Quantity | None
-    trace: Quantity | None
     gradient_norm: Quantity
-    step_length: Quantity | None
-    loss_step: Quantity | None
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Curvature:
     tolerance: Annotated[float, "error of every layer's median, relative to it, where probes are used"] = 0.25
     max_matvecs: Annotated[int, "budget of products for the diagonal, where probes are used"] = 100
     directions: Annotated[int, "hutchinson: Lanczos directions whose share of the diagonal is exact; 0 for none"] = 40
-    top_matvecs: Annotated[int, "budget of products for each layer's top eigenvalue; 0 for none"] = 10
+    top_matvecs: Annotated[int, "budget of products for each layer's top eigenvalue; 0 for none"] = 14
     secant_length: Annotated[float, "length of the secant's step, relative to |theta|"] = 1e-3
 
     def gradients(self, problem: "Problem") -> float:
@@ -118,7 +118,7 @@ class Curvature:
             return each(measured.quartiles[:, i], doc, numerical_error=error, sampling_error=spread, **more)
 
         return CurvatureResult(
-            status=measured.status if finite else Status.NONFINITE,
+            status=_status(measured.status, tops) if finite else Status.NONFINITE,
             matvecs=spent,
             notes=(*measured.notes, *self._notes(problem, measured, tops, names), *said),
             median=quartile(1, "median over the layer's non-zero entries", drawn="strip", higher_is="more curved"),
@@ -242,8 +242,7 @@ class Curvature:
         if empty:
             notes.append(f"no entry is left, so there is no median: {few(empty)}")
         if tops is not None:
-            open_ = tops.errors > 2 * TOP_TOLERANCE * np.abs(tops.values)
-            loose = [name for name, wide in zip(names, open_, strict=True) if wide]
+            loose = [name for name, wide in zip(names, tops.loose, strict=True) if wide]
             if loose:
                 notes.append(
                     f"top eigenvalue not known to {200 * TOP_TOLERANCE:.0f} %: {few(loose)}; raise `--top-matvecs`"
@@ -258,6 +257,18 @@ class _Tops:
     values: Array  # (layers,)
     errors: Array  # (layers,)
     matvecs: int
+
+    @property
+    def loose(self) -> Array:
+        """Say which are not known to twice the tolerance (layers,)."""
+        return self.errors > 2 * TOP_TOLERANCE * np.abs(self.values)
+
+
+def _status(of_entries: Status, tops: "_Tops | None") -> Status:
+    """Return how the whole ended: no better than the eigenvalues, which are iterated."""
+    if tops is None or of_entries not in (Status.EXACT, Status.CONVERGED):
+        return of_entries
+    return Status.BUDGET_SPENT if tops.loose.any() else Status.CONVERGED
 
 
 def _known(error: Array) -> Array | None:

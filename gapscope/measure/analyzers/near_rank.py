@@ -202,6 +202,7 @@ class NearRank:
                 dims=("layer", "cut"),
                 labels={**names, "cut": self.cuts},
                 contrast="difference",
+                unit="share" if self.own_batch else "",
                 higher_is="nearer to full rank",
                 doc=f"singular values above the cut, {which} activations"
                 + (", as a fraction of min(units, columns)" if self.own_batch else "")

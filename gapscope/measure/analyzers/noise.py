@@ -83,7 +83,7 @@ class Noise:
         # the gradients of single samples are written out: dear where there is little to compute for each parameter
         written = min(1.0, problem.size * problem.theta.element_size() / problem.graph_bytes_per_sample)
         spread = 20 * (15 + 60 * written) if self._spread_wanted(problem) else 0.0
-        return 12 + 25 * written + 6 * min(self.probes, problem.samples, 30) + spread
+        return 12 + 25 * written + 9 * min(self.probes, problem.samples, 30) + spread
 
     def __call__(self, context: "Context") -> NoiseResult:
         """Measure the noise on the measured split."""
