@@ -17,6 +17,7 @@ from gapscope.measure import analyzers
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gapscope"
 FIXTURES = ROOT / "fixtures"
+SMALL, LARGE = (FIXTURES / f"digits-{size}-batch.pt" for size in ("small", "large"))
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each module may import its own layer and those above it in this table, first match wins; `report` and `measure` are
@@ -208,30 +209,73 @@ class Count:
     scale: Annotated[float, "multiply by this"] = 1.0
 
     def __call__(self, context):
-        counted = Quantity(value=self.scale * context.problem().samples, doc="how many")
+        counted = Quantity(value=self.scale * context.problem().samples, better="lower", doc="how many")
         return Counted(status=Status.EXACT, counted=counted)
+
+@dataclass(frozen=True, kw_only=True)
+class Apart(Result):
+    apart: Quantity
+
+@dataclass(frozen=True)
+class Distance:
+    """How far apart two checkpoints are."""
+    name: ClassVar[str] = "far-apart"
+    version: ClassVar[str] = "1"
+    arity: ClassVar[int] = 2
+    incidental: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, context):
+        first, last = (context.problem(which=which).theta for which in (0, 1))
+        return Apart(status=Status.EXACT, apart=Quantity(value=float((last - first).norm()), doc="norm"))
 '''
 
 
-def test_an_analyzer_of_another_package_is_a_command(tmp_path):
+@pytest.fixture
+def other_package(tmp_path):
+    """Install a tiny package beside gapscope and return a function that runs the command line in its sight."""
     (tmp_path / "counting.py").write_text(PLUGIN)
     meta = tmp_path / "counting-1.0.dist-info"
     meta.mkdir()
     (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: counting\nVersion: 1.0\n")
-    (meta / "entry_points.txt").write_text("[gapscope.analyzers]\nsample-count = counting:Count\n")
+    points = "sample-count = counting:Count\nfar-apart = counting:Distance\n"
+    (meta / "entry_points.txt").write_text(f"[gapscope.analyzers]\n{points}")
     (tmp_path / "gapscope.toml").write_text("[measure.sample-count]\nscale = 2\n")
-    words = ["sample-count", str(FIXTURES / "digits-small-batch.pt"), "--json", "-q"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-m", "gapscope", *words],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["results"]["sample-count"]
+
+    def run(*words):
+        done = subprocess.run(
+            [sys.executable, "-m", "gapscope", *map(str, words)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_an_analyzer_of_another_package_is_a_command(other_package):
+    found = json.loads(other_package("sample-count", SMALL, "--json", "-q"))["results"]["sample-count"]
     assert found["quantities"]["counted"]["value"] == 2600
     assert found["settings"]["scale"] == 2.0
+    assert "sample-count" in other_package("--help")
     assert importlib.import_module("gapscope").__version__ == importlib.metadata.version("gapscope")
+
+
+def test_an_analyzer_of_another_package_is_in_analyze_report_show_and_compare(other_package):
+    for checkpoint in (SMALL, LARGE):
+        other_package("analyze", checkpoint, "--only", "sample-count", "--only", "gap", "-q")
+    shown = other_package("show", "digits-small-batch.report.h5")
+    assert "\nsample-count\n" in shown
+    assert "2600" in shown
+    compared = other_package("compare", "digits-small-batch.report.h5", "digits-large-batch.report.h5", "--json")
+    row = next(row for row in json.loads(compared)["rows"] if row["path"] == "sample-count/counted")
+    assert (row["values"], row["estimate"]) == ([2600.0, 2600.0], 1.0)
+    assert "sample-count" in other_package("compare", *("digits-small-batch.report.h5",) * 2)
+
+
+def test_an_analyzer_of_two_checkpoints_of_another_package_is_one_too(other_package):
+    assert "far-apart" in other_package("far-apart", SMALL, LARGE, "-q", "-o", "pair.h5")
+    assert "\nfar-apart\n" in other_package("show", "pair.h5")
