@@ -27,10 +27,10 @@ class NearRankResult(Result):
     near_rank: Quantity
     effective_rank: Quantity
     stable_rank: Quantity
+    dead_units: Quantity
     participation_ratio: Quantity
     numerical_rank: Quantity
     condition: Quantity
-    dead_units: Quantity
     units: Quantity
     columns: Quantity
     singular_values: Quantity

@@ -97,8 +97,9 @@ class Noise:
                 f"0 < tolerance < 1, {PILOT} probes or more, and max_matvecs of 3 or more: 2 verify what others find."
             )
         problem, monitor = context.problem(), context.monitor
-        monitor.begin("noise", 4 + 2 * min(self.probes, problem.samples, 30) + 40 * self._spread_wanted(problem))
+        monitor.begin("noise", 4)  # gradients of single samples: much dearer passes than those that follow
         found = _gradients(problem)
+        monitor.begin("noise", 2 * min(self.probes, problem.samples, 30) + 40 * self._spread_wanted(problem))
         hessian = problem.hessian()
         trace = self._curvature_noise(context, problem, hessian)
         pulled, curvature = problem.curvature_along(found.mean)
