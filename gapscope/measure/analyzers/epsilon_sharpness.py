@@ -55,9 +55,9 @@ class EpsilonSharpness:
     draws: Annotated[int, "draws of the random matrix A, N(0, 1) entries"] = 3
 
     def gradients(self, problem: "Problem") -> float:
-        """Return about how many gradients this costs: 9 for every box."""
+        """Return about how many gradients this costs: 6 to 13 for every box."""
         draws = self.draws if 0 < self.manifold < problem.size else 0
-        return 9.0 * len(self.epsilons) * len(self.solvers) * (1 + draws)
+        return 11.0 * len(self.epsilons) * len(self.solvers) * (1 + draws)
 
     def __call__(self, context: "Context") -> EpsilonSharpnessResult:
         """Maximize the loss over every box."""
