@@ -50,8 +50,8 @@ class Density:
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
 
     def gradients(self, problem: "Problem") -> float:
-        """Return about how many gradients this costs: a product is 2.5."""
-        return 2.5 * self.probes * min(self.steps, problem.size)
+        """Return about how many gradients this costs: a product is about 3."""
+        return 3.0 * self.probes * min(self.steps, problem.size)
 
     def __call__(self, context: "Context") -> DensityResult:
         """Run Lanczos from every probe on the measured split."""

@@ -45,8 +45,8 @@ class Trace:
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
 
     def gradients(self, problem: object) -> float:  # noqa: ARG002
-        """Return about how many gradients this costs, if 40 probes are enough."""
-        return 2.5 * min(self.max_matvecs, 40) + 8
+        """Return about how many gradients this costs, if 50 products are enough."""
+        return 3.3 * min(self.max_matvecs, 50) + 8
 
     def __call__(self, context: "Context") -> TraceResult:
         """Probe the measured split."""
