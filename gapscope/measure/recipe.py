@@ -1,6 +1,7 @@
 """What the recorded rate and batch size make of gradient noise: its diffusion, and the limits of SGD's stability."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,34 +25,38 @@ class Recorded:
     decay: float
 
 
-def recorded_sgd(context: Context, total: int) -> tuple[Recorded | None, list[str]]:
-    """Return the rate, batch size, momentum and weight decay of SGD, or None, and notes; a record may be anything."""
-    training = context.training()
+def sgd_recipe(training: Mapping[str, Any]) -> tuple[Recorded | None, str]:
+    """Return rate, batch size, momentum and weight decay of SGD, or None and why not; a record may be anything."""
+    trained = training.get("optimizer")
+    if isinstance(trained, str) and trained.lower() not in ("", "sgd"):
+        return None, f"that is for SGD, and this was trained by {trained}"
     rate, batch = _number(training.get("lr")), _number(training.get("batch_size"))
     momentum, decay = (_number(training[key]) if training.get(key) is not None else 0.0 for key in _OPTIONAL)
     known = {
-        "`optimizer` sgd": str(training.get("optimizer", "")).lower() == "sgd",
+        "`optimizer` sgd": isinstance(trained, str) and trained.lower() == "sgd",
         "a positive `lr`": rate is not None and rate > 0,
         "a `batch_size`": batch is not None and batch >= 1,
         "a `momentum` below 1": momentum is not None and 0 <= momentum < 1,
         "a `weight_decay`": decay is not None and decay >= 0,
     }
     if rate is None or batch is None or momentum is None or decay is None or not all(known.values()):
-        lacking = ", ".join(name for name, there in known.items() if not there)
-        trained = training.get("optimizer")
-        if isinstance(trained, str) and trained.lower() not in ("", "sgd"):
-            return None, [
-                f"no diffusion and no limits of stability: they are those of SGD, this was trained by {trained}"
-            ]
-        return None, [f"no diffusion and no limits of stability: the checkpoint does not record {lacking}"]
+        return None, f"the checkpoint does not record {', '.join(name for name, there in known.items() if not there)}"
+    return Recorded(rate, batch, momentum, decay), ""
+
+
+def recorded_sgd(context: Context, total: int) -> tuple[Recorded | None, list[str]]:
+    """Return what was recorded of SGD, or None, and what to say of its limits."""
+    found, why = sgd_recipe(context.training())
+    if found is None:
+        return None, [f"no diffusion and no limits of stability: {why}"]
     notes = []
     if _sharpness(context, 0.0) is None:
         notes.append("no sharpness beside its limit: `eigenvalues` did not run before, in the same run, on the Hessian")
-    if momentum:
+    if found.momentum:
         notes.append("no limit of the non-uniformity: the one known is for SGD without momentum")
-    elif batch >= total:
+    elif found.batch >= total:
         notes.append("no limit of the non-uniformity: the recorded batch holds all samples")
-    return Recorded(rate, batch, momentum, decay), notes
+    return found, notes
 
 
 def limits(context: Context, problem: Problem, recorded: Recorded | None, apart: Array) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gapscope.errors import ProblemError
 from gapscope.measure.operators import Operator
+from gapscope.measure.recipe import sgd_recipe
 from gapscope.results import Array
 
 if TYPE_CHECKING:
@@ -37,30 +38,18 @@ def probes_for(layers: int) -> int:
     return STEP_PROBES if layers <= MANY_LAYERS else FEW_PROBES
 
 
-def recorded_recipe(training: Mapping[str, Any]) -> tuple[tuple[float, int] | None, tuple[str, ...]]:
-    """Return rate and batch size of recorded SGD, or None, and what to say; a checkpoint may have recorded anything."""
-    optimizer = str(training.get("optimizer", "")).lower()
-    rate, size = training.get("lr"), training.get("batch_size")
-    if "adam" in optimizer:
-        return None, ("trained with Adam, which preconditions its steps: step lengths and loss steps are not shown",)
-    missing = [] if optimizer == "sgd" else ["the optimizer as sgd"]
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
-        missing.append("a learning rate")
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        missing.append("a batch size")
-    if missing:
-        return None, (f"no step lengths: the checkpoint did not record {', '.join(missing)}",)
-    more = [
-        f"{word} {training[word]:g}"
-        for word in ("momentum", "weight_decay")
-        if isinstance(training.get(word), int | float) and training[word]
-    ]
+def recorded_recipe(training: Mapping[str, Any]) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+    """Return rate and batch size of recorded SGD, or None, and what to say."""
+    found, why = sgd_recipe(training)
+    if found is None:
+        return None, (f"no step lengths: {why}",)
+    more = [f"{word} {x:g}" for word, x in (("momentum", found.momentum), ("weight_decay", found.decay)) if x]
     notes = (f"steps are those of one mini-batch gradient of the loss, without {' and '.join(more)}",) if more else ()
-    return (float(rate), size), notes  # type: ignore[arg-type, return-value]
+    return (found.rate, found.batch), notes
 
 
 def sgd_steps(
-    context: "Context", apart: Operator, gradient: Tensor, recipe: tuple[float, int]
+    context: "Context", apart: Operator, gradient: Tensor, recipe: tuple[float, float]
 ) -> tuple[Steps | None, tuple[str, ...]]:
     """Measure the SGD step by layer, or say why not.
 

@@ -259,16 +259,16 @@ class _Tops:
     matvecs: int
 
     @property
-    def loose(self) -> Array:
+    def loose(self) -> list[bool]:
         """Say which are not known to twice the tolerance (layers,)."""
-        return self.errors > 2 * TOP_TOLERANCE * np.abs(self.values)
+        return [bool(wide) for wide in self.errors > 2 * TOP_TOLERANCE * np.abs(self.values)]
 
 
 def _status(of_entries: Status, tops: "_Tops | None") -> Status:
     """Return how the whole ended: no better than the eigenvalues, which are iterated."""
     if tops is None or of_entries not in (Status.EXACT, Status.CONVERGED):
         return of_entries
-    return Status.BUDGET_SPENT if tops.loose.any() else Status.CONVERGED
+    return Status.BUDGET_SPENT if any(tops.loose) else Status.CONVERGED
 
 
 def _known(error: Array) -> Array | None:

@@ -368,16 +368,16 @@ def test_steps_shrink_with_the_batch_to_those_of_the_full_gradient():
 @pytest.mark.parametrize(
     ("training", "said"),
     [
-        ({}, "no step lengths: the checkpoint did not record the optimizer as sgd, a learning rate, a batch size"),
-        ({**SGD, "lr": "0.1"}, "no step lengths: the checkpoint did not record a learning rate"),
-        ({**SGD, "lr": float("nan")}, "no step lengths: the checkpoint did not record a learning rate"),
-        ({**SGD, "lr": True}, "no step lengths: the checkpoint did not record a learning rate"),
-        ({**SGD, "batch_size": 0}, "no step lengths: the checkpoint did not record a batch size"),
-        ({**SGD, "batch_size": 8.5}, "no step lengths: the checkpoint did not record a batch size"),
-        ({**SGD, "optimizer": "lars"}, "no step lengths: the checkpoint did not record the optimizer as sgd"),
+        ({}, "no step lengths: the checkpoint does not record `optimizer` sgd, a positive `lr`, a `batch_size`"),
+        ({**SGD, "lr": "0.1"}, "no step lengths: the checkpoint does not record a positive `lr`"),
+        ({**SGD, "lr": float("nan")}, "no step lengths: the checkpoint does not record a positive `lr`"),
+        ({**SGD, "lr": True}, "no step lengths: the checkpoint does not record a positive `lr`"),
+        ({**SGD, "batch_size": 0}, "no step lengths: the checkpoint does not record a `batch_size`"),
+        ({**SGD, "batch_size": "8"}, "no step lengths: the checkpoint does not record a `batch_size`"),
+        ({**SGD, "optimizer": "lars"}, "no step lengths: that is for SGD, and this was trained by lars"),
         (
             {**SGD, "optimizer": "AdamW"},
-            "trained with Adam, which preconditions its steps: step lengths and loss steps are not shown",
+            "no step lengths: that is for SGD, and this was trained by AdamW",
         ),
     ],
 )

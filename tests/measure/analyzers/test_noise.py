@@ -354,7 +354,7 @@ def test_only_the_seed_changes_the_probes():
 def test_another_optimizer_is_named():
     result = measure(Noise(), ZOO["tanh mlp"].problem(), training={**SGD, "optimizer": "adamw"})
     assert result.diffusion is None
-    said = "no diffusion and no limits of stability: they are those of SGD, this was trained by adamw"
+    said = "no diffusion and no limits of stability: that is for SGD, and this was trained by adamw"
     assert said in result.notes
 
 
