@@ -59,7 +59,7 @@ class Eigenvalues:
     preconditioned: Annotated[bool, "of P^-1/2 H P^-1/2, with Adam's P from the checkpoint's optimizer state"] = False
     referee: Annotated[Literal["none", "pyhessian", "scipy"], "also ask another tool, on the same problem"] = "none"
 
-    def gradients(self, problem: Any) -> float:  # noqa: ARG002
+    def gradients(self, problem: Any) -> float:  # noqa: ARG002  (other analyzers ask it)
         """Return about how many gradients this costs: 20 products for one eigenvalue, at 2.5 each, and the check."""
         return 2.5 * min(self.max_matvecs, 15 + 6 * self.k) + 8
 

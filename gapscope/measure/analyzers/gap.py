@@ -36,7 +36,7 @@ class Gap:
     arity: ClassVar[int] = 1
     incidental: ClassVar[tuple[str, ...]] = ()
 
-    def gradients(self, problem: object) -> float:  # noqa: ARG002
+    def gradients(self, problem: object) -> float:  # noqa: ARG002  (other analyzers ask it)
         """Return about how many gradients this costs: a forward pass is a third of one."""
         return 0.7
 

@@ -68,7 +68,7 @@ class NearRank:
     samples: Annotated[int, "samples of the fixed set for flat convolutions"] = 1_024
     sample_seed: Annotated[int, "seed of that set, and of the own batch"] = 0
 
-    def gradients(self, problem: object) -> float:  # noqa: ARG002
+    def gradients(self, problem: object) -> float:  # noqa: ARG002  (other analyzers ask it)
         """Return about how many gradients this costs: a forward pass, and for wide layers as much again as the rest."""
         return 8.0
 

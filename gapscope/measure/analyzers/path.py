@@ -51,7 +51,7 @@ class Path:
         Literal["re-estimated", "interpolated", "frozen"], "what BatchNorm uses between the checkpoints"
     ] = "re-estimated"
 
-    def gradients(self, problem: Any) -> float:  # noqa: ARG002
+    def gradients(self, problem: Any) -> float:  # noqa: ARG002  (other analyzers ask it)
         """Return about how many gradients this costs: a forward pass is a third of one, and there are two splits."""
         return (0.5 + (self.statistics == "re-estimated") * 0.3) * (self.points + 12) * (1 + self.curved)
 

@@ -49,7 +49,7 @@ class Plane:
         Literal["re-estimated", "interpolated", "frozen"], "what BatchNorm uses away from the checkpoints"
     ] = "re-estimated"
 
-    def gradients(self, problem: Any) -> float:  # noqa: ARG002
+    def gradients(self, problem: Any) -> float:  # noqa: ARG002  (other analyzers ask it)
         """Return about how many gradients this costs: a forward pass is a third of one, and there are two splits."""
         return (0.5 + (self.statistics == "re-estimated") * 0.3) * self.points**2
 

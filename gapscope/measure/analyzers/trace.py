@@ -44,7 +44,7 @@ class Trace:
     max_matvecs: Annotated[int, "budget of Hessian-vector products"] = 200
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
 
-    def gradients(self, problem: object) -> float:  # noqa: ARG002
+    def gradients(self, problem: object) -> float:  # noqa: ARG002  (other analyzers ask it)
         """Return about how many gradients this costs, if 50 products are enough."""
         return 3.3 * min(self.max_matvecs, 50) + 8
 
