@@ -27,10 +27,11 @@ LAYERS = (
     ("gapscope.results", ("gapscope.errors",)),
     ("gapscope.report", ("gapscope.errors", "gapscope.results")),
     ("gapscope.measure.monitor", ()),
+    ("gapscope.measure.batches", ()),
     ("gapscope.measure.parameters", ("gapscope.errors", "gapscope.results")),
     ("gapscope.measure.operators", ("gapscope.errors", "gapscope.results", "gapscope.measure.parameters")),
     ("gapscope.measure.solvers", ("gapscope.errors", "gapscope.results", "gapscope.measure.operators")),
-    ("gapscope.measure.loading", ("gapscope.errors", "gapscope.results")),
+    ("gapscope.measure.loading", ("gapscope.errors", "gapscope.results", "gapscope.measure.batches")),
 )
 NEVER = {  # folder or file -> what it must not import
     "gapscope.measure": ("gapscope.cli", "gapscope.training"),

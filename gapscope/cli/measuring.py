@@ -193,7 +193,7 @@ def keeping(parts: "Parts", done: Callable[[], str] = lambda: "") -> Iterator[No
 def load(checkpoint: Path, common: Common) -> "Session":
     """Load a checkpoint and its data, and say what was inferred."""
     from gapscope.cli.progress import monitor
-    from gapscope.measure.loading import Request
+    from gapscope.measure.loading import Reading, Request
     from gapscope.measure.loading.models import parse_args
     from gapscope.measure.loading.trust import Trust
     from gapscope.measure.session import Execution, open_session
@@ -207,13 +207,18 @@ def load(checkpoint: Path, common: Common) -> "Session":
         data=common.data,
         test_data=common.test_data,
         loss=common.loss,
+        setup=common.setup,
+        weights=common.weights,
+        parameters=common.parameters,
+        reading=Reading(x_key=common.x_key, y_key=common.y_key, reshape=common.reshape, normalize=common.normalize),
         limit=common.limit,
         data_seed=common.data_seed,
-        trust=Trust(common.trusted, common.trust_embedded, common.allow_global),
+        trust=Trust(common.trusted, common.trust_embedded, common.allow_global, common.trust_file),
     )
     execution = Execution(
         split=common.split,
         batchnorm=common.batchnorm,
+        hvp=common.hvp,
         dtype=common.dtype,
         device=common.device,
         threads=common.threads,

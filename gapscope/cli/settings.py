@@ -26,6 +26,13 @@ class Common:
     data: Annotated[str | None, "digits, digits:size=32, a .npz/.pt/.safetensors file, or pkg.mod:factory", "-d"] = None
     test_data: Annotated[str | None, "the same for the test split"] = None
     loss: Annotated[str | None, "cross-entropy, mse or pkg.mod:attr (default: from the targets)"] = None
+    setup: Annotated[str | None, "pkg.mod:attr or file.py:attr: a function of the path that returns a Problem"] = None
+    weights: Annotated[str | None, "raw, ema, or the key of the weights in the file (default: raw)"] = None
+    parameters: Annotated[tuple[str, ...], "glob of the parameters that make up theta, repeatable (default: all)"] = ()
+    x_key: Annotated[str | None, "name of the inputs in the data; several with commas"] = None
+    y_key: Annotated[str | None, "name of the targets in the data"] = None
+    reshape: Annotated[str | None, "shape of one input sample, like 3,32,32"] = None
+    normalize: Annotated[str | None, "scale, mnist, cifar10, cifar100, imagenet, or MEAN,.../STD,... by channel"] = None
     split: Annotated[Literal["train", "test"], "which data to measure sharpness on"] = "train"
     limit: Annotated[int | None, "measure a random subset of this many samples"] = None
     data_seed: Annotated[int, "seed of that subset"] = 0
@@ -34,11 +41,15 @@ class Common:
     dtype: Annotated[Literal["float32", "float64"], "precision of the measurement"] = "float32"
     threads: Annotated[int | None, "CPU threads (default: 1 for small networks and data, else torch's own)"] = None
     seed: Annotated[int, "seed of the estimators"] = 0
+    hvp: Annotated[
+        Literal["auto", "exact", "differences"], "Hessian products by autograd, or by differences of the gradient"
+    ] = "auto"
     batch_size: Annotated[str, "samples per micro-batch, or auto; changes speed, not results"] = "auto"
     memory_budget: Annotated[str, "bytes for kept graphs and the Krylov basis, like 500MB"] = "4GB"
     trusted: Annotated[tuple[str, ...], "pattern of names that a checkpoint may ask to import, repeatable"] = ()
     trust_embedded: Annotated[bool, "import whatever names the checkpoint recorded"] = False
     allow_global: Annotated[tuple[str, ...], "allow this class inside the checkpoint's pickle, repeatable"] = ()
+    trust_file: Annotated[bool, "run what the file itself runs: a full pickle, TorchScript, .pt2"] = False
     output: Annotated[Path | None, "report to write (default: NAME.report.h5 in the current folder)", "-o"] = None
     json: Annotated[bool, "print JSON, and nothing else, on stdout"] = False
     quiet: Annotated[bool, "no progress", "-q"] = False

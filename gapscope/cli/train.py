@@ -105,5 +105,5 @@ def train_and_save(options: TrainOptions) -> None:
         print(file=sys.stderr)
     say(
         f"{options.output}: {trained.stopped}, after {trained.steps:,} steps; "
-        f"training loss {trained.train_loss:.4g} over {len(data.inputs):,} samples"
+        f"training loss {trained.train_loss:.4g} over {len(data):,} samples"
     )

@@ -21,13 +21,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from gapscope.errors import ProblemError
-from gapscope.measure.problem import Batch, Problem
+from gapscope.measure.batches import Batch, Inputs, called, count, taken
+from gapscope.measure.problem import Problem
 from gapscope.measure.ranks import TALL, Columns, Gram, Spectra
 
 View = Literal["flat", "channels"]
@@ -125,7 +125,7 @@ def layers(problem: Problem, view: View = "flat") -> tuple[tuple[Layer, ...], tu
                 points=tuple(watched.points[name]),
                 activated=any(point is not module for point, _ in watched.points[name]),
                 units=next(iter(shapes))[0],
-                per_sample=max(1, columns // len(batch.inputs)),
+                per_sample=max(1, columns // len(batch.targets)),
                 dtype=seen[0].dtype,
                 streamed=not convolution or view == "channels",
             )
@@ -328,9 +328,9 @@ def _stream(plan: Plan, group: Sequence[Layer]) -> dict[str, Gram | Columns]:
     def per_batch(batch: Batch) -> Tensor:
         nonlocal rows, size
         calls.clear()
-        rows = chosen[batch.start : batch.stop].nonzero().squeeze(1).to(batch.inputs.device)
-        inputs = batch.inputs[rows] if few else batch.inputs
-        size = len(inputs)
+        rows = chosen[batch.start : batch.stop].nonzero().squeeze(1).to(problem.device)
+        inputs = taken(batch.inputs, rows) if few else batch.inputs
+        size = count(inputs)
         rows = torch.arange(size, device=rows.device) if few else rows
         # hooked for this call only: the loop runs the model for itself too, to find out the size of a micro-batch
         if size:
@@ -376,12 +376,12 @@ class _Functions(TorchFunctionMode):
         return output
 
 
-def _forward(problem: Problem, inputs: Tensor) -> None:
+def _forward(problem: Problem, inputs: Inputs) -> None:
     constants = problem.constants
     if problem.batchnorm == "batch":  # running statistics are written to
         constants = {name: tensor.clone() for name, tensor in constants.items()}
     with torch.no_grad():
-        functional_call(problem.model, {**problem.parameters.unflatten(problem.theta), **constants}, (inputs,))
+        called(problem.model, inputs, {**problem.parameters.unflatten(problem.theta), **constants})
 
 
 def by_batch(problem: Problem) -> bool:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from gapscope.measure import products
+from gapscope.measure.batches import Batch
 from gapscope.measure.operators import Operator
-from gapscope.measure.samples import Batch
 
 if TYPE_CHECKING:
     from gapscope.measure.problem import Problem

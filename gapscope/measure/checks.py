@@ -7,10 +7,10 @@ it.
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from gapscope.errors import ProblemError
 from gapscope.measure import products
+from gapscope.measure.batches import called, placed, scores, tensors
 from gapscope.measure.problem import Problem
 
 PROBE_SAMPLES = 32
@@ -139,10 +139,8 @@ def _reach(micro: products.Micro, problem: Problem, theta: Tensor) -> float:
 def _micro(problem: Problem, dtype: torch.dtype) -> products.Micro:
     """Return a micro-batch of samples spread over the data, everything cast to `dtype`."""
     picked = torch.linspace(0, problem.samples - 1, min(PROBE_SAMPLES, problem.samples)).long()
-    cast = [
-        part[picked].to(problem.device, dtype if part.is_floating_point() else part.dtype)
-        for part in (problem.data.inputs, problem.data.targets)
-    ]
+    batch = problem.picked(picked)
+    inputs, targets = (placed(part, problem.device, dtype) for part in (batch.inputs, batch.targets))
     constants = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in problem.constants.items()
     }
@@ -150,7 +148,6 @@ def _micro(problem: Problem, dtype: torch.dtype) -> products.Micro:
     def outputs(leaves: products.Leaves) -> Tensor:
         own = {name: tensor.clone() for name, tensor in constants.items()}
         named = dict(zip(problem.parameters.names, leaves, strict=True))
-        produced = functional_call(problem.model, {**named, **own}, (cast[0],))
-        return produced if isinstance(produced, Tensor) else produced.logits
+        return scores(called(problem.model, inputs, {**named, **own}))
 
-    return products.Micro(outputs, lambda produced: problem.loss_function.per_sample(produced, cast[1]))
+    return products.Micro(outputs, lambda produced: problem.bound.per_sample(produced, tensors(targets)[0]))

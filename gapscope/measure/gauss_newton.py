@@ -22,7 +22,8 @@ from torch.nn.functional import one_hot
 
 from gapscope.errors import ProblemError
 from gapscope.measure import products
-from gapscope.measure.samples import Batch, Parts, Samples, _accepted, _pieces, _stack, _vectorized
+from gapscope.measure.batches import Batch, Inputs, pieces, single
+from gapscope.measure.samples import Parts, Samples, _accepted, _stack, _vectorized
 from gapscope.results import CHUNKS
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def diagonal(problem: "Problem") -> Diagonal:
     def collect(batch: Batch) -> Tensor:
         chunks = problem.chunk_of[batch.start : batch.stop].to(problem.device)
         total, start = torch.zeros(problem.size, dtype=wide, device=problem.device), 0
-        for x, y in _pieces(batch.inputs, batch.targets, piece):
+        for x, y in pieces(batch.inputs, batch.targets, piece):
             scale, weights, cotangents = _loss_curvature(samples, x, y)
             rows = squares(samples, x, y, weights, cotangents)
             present, which = chunks[start : start + len(x)].unique(return_inverse=True)  # type: ignore[no-untyped-call]
@@ -73,7 +74,7 @@ def diagonal(problem: "Problem") -> Diagonal:
             total += added.sum(0)
             if sums is not None:
                 sums[present] += added
-            start += len(x)
+            start += len(y)
         return total
 
     return Diagonal(problem.mean(collect), sums)
@@ -90,8 +91,7 @@ def bent(problem: "Problem") -> tuple[str, ...]:
     Cost: a few gradients and a Hessian product by blocks, over 8 samples spread over the data.
     """
     picked = torch.linspace(0, problem.samples - 1, min(PROBED, problem.samples)).long()
-    inputs, targets = (part[picked.to(part.device)].to(problem.device) for part in problem._tensors)
-    micro, leaves = problem._micro(Batch(inputs, targets, 0, len(inputs))), problem.parameters.split(problem.theta)
+    micro, leaves = problem._micro(problem.picked(picked)), problem.parameters.split(problem.theta)
     rng = torch.Generator().manual_seed(1)
 
     def normal(like: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def require_outputs(problem: "Problem") -> None:
         )
 
 
-def _loss_curvature(samples: Samples, x: Tensor, y: Tensor) -> tuple[float, Tensor, Tensor]:
+def _loss_curvature(samples: Samples, x: Inputs, y: Tensor) -> tuple[float, Tensor, Tensor]:
     """Return eigenvalues over the largest of all, that scale, and eigenvectors of every sample's loss Hessian.
 
     Shapes: eigenvalues (B, K), eigenvectors (B, K, outputs...), K the most non-zero ones of a sample; zeros fill up.
@@ -145,7 +145,7 @@ def _loss_curvature(samples: Samples, x: Tensor, y: Tensor) -> tuple[float, Tens
         outputs = samples._micro(x, y).outputs(samples._leaves)
     dense = _loss_hessian(samples, outputs, y)
     if not bool(dense.isfinite().all()):
-        return math.nan, outputs.new_ones(len(x), 1), torch.ones_like(outputs).unsqueeze(1)
+        return math.nan, outputs.new_ones(len(y), 1), torch.ones_like(outputs).unsqueeze(1)
     values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
     order = values.abs().argsort(1, descending=True)
     values = values.gather(1, order)
@@ -164,7 +164,7 @@ def _loss_hessian(samples: Samples, outputs: Tensor, targets: Tensor) -> Tensor:
 
     def dense(point: Tensor, targets: Tensor) -> Tensor:
         leaf = point.detach().requires_grad_()
-        loss = samples.problem.loss_function.per_sample(leaf, targets).sum()
+        loss = samples.problem.bound.per_sample(leaf, targets).sum()
         slope = products._grad(loss, [leaf], create_graph=True)[0].flatten(1)
         rows = [
             products._grad(column.sum(), [leaf], retain_graph=True)[0].flatten(1).detach() for column in slope.unbind(1)
@@ -178,11 +178,11 @@ def _loss_hessian(samples: Samples, outputs: Tensor, targets: Tensor) -> Tensor:
     return found.cpu().double()
 
 
-def _together(samples: Samples, x: Tensor, y: Tensor, weights: Tensor, cotangents: Tensor) -> Parts:
+def _together(samples: Samples, x: Inputs, y: Tensor, weights: Tensor, cotangents: Tensor) -> Parts:
     mixed = bool((weights < 0).any())  # N x n numbers are written for every operation: two less for convex losses
 
-    def one(x: Tensor, y: Tensor, weights: Tensor, cotangents: Tensor) -> Parts:
-        pull = vjp(lambda leaves: samples._micro(x.unsqueeze(0), y.unsqueeze(0)).outputs(leaves)[0], samples._leaves)[1]
+    def one(x: Inputs, y: Tensor, weights: Tensor, cotangents: Tensor) -> Parts:
+        pull = vjp(lambda leaves: samples._micro(single(x), y.unsqueeze(0)).outputs(leaves)[0], samples._leaves)[1]
         total = [torch.zeros_like(leaf) for leaf in samples._leaves]
         for weight, cotangent in zip(weights.unbind(), cotangents.unbind(), strict=True):
             parts = pull(weight.abs().sqrt() * cotangent)[0]
@@ -194,11 +194,11 @@ def _together(samples: Samples, x: Tensor, y: Tensor, weights: Tensor, cotangent
         return list(vmap(one)(x, y, weights, cotangents))
 
 
-def _alone(samples: Samples, x: Tensor, y: Tensor, weights: Tensor, cotangents: Tensor) -> Parts:
+def _alone(samples: Samples, x: Inputs, y: Tensor, weights: Tensor, cotangents: Tensor) -> Parts:
     rows = []
-    for i in range(len(x)):
+    for i, (own, target) in enumerate(pieces(x, y, 1)):
         leaves = products.leaves_of(samples._leaves)
-        outputs = samples._micro(x[i : i + 1], y[i : i + 1]).outputs(leaves)
+        outputs = samples._micro(own, target).outputs(leaves)
         total = [torch.zeros_like(leaf) for leaf in samples._leaves]
         for weight, cotangent in zip(weights[i], cotangents[i], strict=True):
             parts = products._grad(outputs, leaves, cotangent.unsqueeze(0), retain_graph=True)
@@ -212,4 +212,4 @@ def _trial(samples: Samples) -> Parts:
     with torch.no_grad(), samples.problem.measuring():
         outputs = samples._micro(x, y).outputs(samples._leaves)
     with samples.problem.measuring():
-        return _together(samples, x, y, outputs.new_ones(len(x), 1), torch.ones_like(outputs).unsqueeze(1))
+        return _together(samples, x, y, outputs.new_ones(len(y), 1), torch.ones_like(outputs).unsqueeze(1))

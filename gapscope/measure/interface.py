@@ -10,8 +10,8 @@ from torch import nn
 from gapscope.errors import GapscopeError, UsageError
 from gapscope.measure.analyzers import analyzer_class
 from gapscope.measure.context import Analyzer, Context
-from gapscope.measure.loading import Data, Loss, Request, Trust, build_loss, check_fit, data_of, infer_loss
-from gapscope.measure.problem import DEFAULT_MEMORY_BUDGET, BatchNorm, Origin, Problem
+from gapscope.measure.loading import Data, Loss, Reading, Request, Trust, build_loss, check_fit, data_of, infer_loss
+from gapscope.measure.problem import DEFAULT_MEMORY_BUDGET, BatchNorm, Hvp, Origin, Problem
 from gapscope.measure.resume import Parts
 from gapscope.measure.session import Execution, Session, open_session, record, together
 from gapscope.report.comparison import arranged
@@ -26,11 +26,19 @@ def load(
     data: str | None = None,
     test_data: str | None = None,
     loss: str | None = None,
+    setup: str | None = None,
+    weights: str | None = None,
+    parameters: Sequence[str] = (),
+    x_key: str | None = None,
+    y_key: str | None = None,
+    reshape: str | None = None,
+    normalize: str | None = None,
     split: str = "train",
     limit: int | None = None,
     data_seed: int = 0,
     batchnorm: BatchNorm = "eval",
     dtype: str = "float32",
+    hvp: Hvp = "auto",
     device: str = "auto",
     threads: int | None = None,
     batch_size: int | None = None,
@@ -38,6 +46,7 @@ def load(
     trusted: Sequence[str] = (),
     trust_embedded: bool = False,
     allow_global: Sequence[str] = (),
+    trust_file: bool = False,
 ) -> Problem:
     """Load a checkpoint and its data as a problem, as the command line does; options mean what they mean there.
 
@@ -50,13 +59,18 @@ def load(
         data=data,
         test_data=test_data,
         loss=loss,
+        setup=setup,
+        weights=weights,
+        parameters=tuple(parameters),
+        reading=Reading(x_key=x_key, y_key=y_key, reshape=reshape, normalize=normalize),
         limit=limit,
         data_seed=data_seed,
-        trust=Trust(tuple(trusted), trust_embedded, tuple(allow_global)),
+        trust=Trust(tuple(trusted), trust_embedded, tuple(allow_global), trust_file),
     )
     execution = Execution(
         split=split,
         batchnorm=batchnorm,
+        hvp=hvp,
         dtype=dtype,
         device=device,
         threads=threads,

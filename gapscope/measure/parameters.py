@@ -1,11 +1,14 @@
 """theta: the trainable parameters of a model as one flat vector with named blocks."""
 
+import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from gapscope.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -16,9 +19,17 @@ class Parameters:
     shapes: tuple[torch.Size, ...]
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Parameters":
-        """Return the layout of a model's parameters that require a gradient."""
-        named = [(name, p.shape) for name, p in model.named_parameters() if p.requires_grad]
+    def of(cls, model: nn.Module, chosen: Sequence[str] = ()) -> "Parameters":
+        """Return the layout of a model's parameters that require a gradient, or of those whose names match a pattern.
+
+        A tied weight may be chosen by any of its names.  Raises UsageError where a pattern matches none.
+        """
+        wanted = {id(p) for pattern in chosen for p in _matching(model, pattern)}
+        named = [
+            (name, p.shape)
+            for name, p in model.named_parameters()
+            if p.is_floating_point() and (id(p) in wanted if chosen else p.requires_grad)
+        ]
         return cls(tuple(name for name, _ in named), tuple(shape for _, shape in named))
 
     @property
@@ -54,3 +65,15 @@ class Parameters:
             spans[layer] = slice(spans[layer].start if layer in spans else start, start + size)
             start += size
         return spans
+
+
+def _matching(model: nn.Module, pattern: str) -> list[nn.Parameter]:
+    named = list(model.named_parameters(remove_duplicate=False))
+    found = [p for name, p in named if fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        names = [name for name, _ in named]
+        raise UsageError(
+            f"No parameter matches `{pattern}`.{did_you_mean(pattern, names)} Expected a name or a pattern of the "
+            f"model's {len(names)}, such as `{names[0] if names else '*'}`. Mend `--parameters`."
+        )
+    return found

@@ -16,22 +16,23 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gapscope.errors import ProblemError
 from gapscope.measure import gauss_newton, products
+from gapscope.measure.batches import Batch as Batch  # part of what a problem is: `mean` hands them out
+from gapscope.measure.batches import Inputs, called, mapped, placed, scores, taken, tensors
 from gapscope.measure.blocks import Blocks, Kept
 from gapscope.measure.loading.data import Data
 from gapscope.measure.loading.losses import Loss
 from gapscope.measure.monitor import Monitor
 from gapscope.measure.operators import Operator
 from gapscope.measure.parameters import Parameters
-from gapscope.measure.samples import Batch as Batch  # part of what a problem is: `mean` hands them out
 from gapscope.measure.samples import Samples
 from gapscope.results import CHUNKS, Array
 
 BatchNorm = Literal["eval", "batch", "re-estimated"]
+Hvp = Literal["auto", "exact", "differences"]
 
 DEFAULT_MEMORY_BUDGET = 4_000_000_000
 CHUNK_SEED = 0
@@ -60,7 +61,8 @@ class Problem:
 
     The model must already be on its device and in its dtype.  `batchnorm`: `eval` uses the running statistics,
     `batch` those of each micro-batch (which then belong to L), `re-estimated` replaces the running ones by an average
-    over this data first.  Dropout is off.  The memory budget bounds the graphs kept between products and the Krylov
+    over this data first.  Dropout is off.  `chosen`: patterns of the parameters that make up theta (none: those that
+    require a gradient).  The memory budget bounds the graphs kept between products and the Krylov
     basis, half each.
     """
 
@@ -70,6 +72,8 @@ class Problem:
     batch_size: int | None = None
     memory_budget: int = DEFAULT_MEMORY_BUDGET
     batchnorm: BatchNorm = "eval"
+    chosen: tuple[str, ...] = ()
+    hvp_method: Hvp = "auto"
     monitor: Monitor = field(default_factory=Monitor)
     origin: Origin = field(default_factory=Origin)
 
@@ -110,12 +114,17 @@ class Problem:
     @cached_property
     def parameters(self) -> Parameters:
         """Return the layout of theta."""
-        return Parameters.of(self.model)
+        return Parameters.of(self.model, self.chosen)
 
     @cached_property
     def theta(self) -> Tensor:
         """Return the checkpoint's own theta (n,)."""
         return self.parameters.flatten(dict(self.model.named_parameters()))
+
+    @cached_property
+    def bound(self) -> Loss:
+        """Return the loss as its mean over these data needs it: weighted by tokens, classes, ... of all of them."""
+        return self.loss_function.bound(self.data.targets)
 
     @property
     def size(self) -> int:
@@ -125,7 +134,7 @@ class Problem:
     @property
     def samples(self) -> int:
         """Return N."""
-        return len(self.data.inputs)
+        return len(self.data)
 
     @property
     def device(self) -> torch.device:
@@ -208,7 +217,7 @@ class Problem:
 
         None in the place of the latter where the loss knows no right and wrong.
         """
-        judge = self.loss_function.correct
+        judge = self.bound.correct
         parameters, losses, rights = self._split(theta), [], []
 
         def collect(batch: Batch) -> Tensor:
@@ -308,7 +317,8 @@ class Problem:
     @cached_property
     def constants(self) -> dict[str, Tensor]:
         """Everything of the model that is not theta: buffers and frozen parameters, as tensors of our own."""
-        fixed = {name: p.detach().clone() for name, p in self.model.named_parameters() if not p.requires_grad}
+        free = set(self.parameters.names)
+        fixed = {name: p.detach().clone() for name, p in self.model.named_parameters() if name not in free}
         fixed |= {name: b.detach().clone() for name, b in self.model.named_buffers()}
         return self._re_estimated(fixed) if self.batchnorm == "re-estimated" else fixed
 
@@ -331,7 +341,7 @@ class Problem:
                 for batch in itertools.starmap(self._batch, itertools.pairwise(bounds)):
                     for layer in layers:
                         layer.momentum = (batch.stop - batch.start) / batch.stop  # of the running mean: 1, then less
-                    functional_call(self.model, everything, (batch.inputs,))
+                    called(self.model, batch.inputs, everything)
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
@@ -356,17 +366,24 @@ class Problem:
                 module.training = training
 
     @cached_property
-    def _tensors(self) -> tuple[Tensor, Tensor]:
+    def _tensors(self) -> tuple[Inputs, Tensor]:
         """The data as they are used: floating types cast, and on the device when a quarter of the budget holds them."""
         inputs, targets = self.data.inputs, self.data.targets
-        size = inputs.numel() * inputs.element_size()
+        size = sum(tensor.nbytes for tensor in tensors(inputs))
         device = self.device if size <= self.memory_budget // 4 else torch.device("cpu")
-        inputs = inputs.to(device, self.dtype if inputs.is_floating_point() else inputs.dtype)
-        return inputs, targets.to(device, self.dtype if targets.is_floating_point() else targets.dtype)
+        return placed(inputs, device, self.dtype), tensors(placed(targets, device, self.dtype))[0]
 
     def _batch(self, start: int, stop: int) -> Batch:
+        return self._some(slice(start, stop), start, stop)
+
+    def picked(self, index: Tensor) -> Batch:
+        """Return some of the samples (B,) as one micro-batch."""
+        return self._some(index, 0, len(index))
+
+    def _some(self, index: slice | Tensor, start: int, stop: int) -> Batch:
         inputs, targets = self._tensors
-        return Batch(inputs[start:stop].to(self.device), targets[start:stop].to(self.device), start, stop)
+        own = mapped(taken(inputs, index), lambda tensor: tensor.to(self.device))
+        return Batch(own, targets[index].to(self.device), start, stop)
 
     def _micro(self, batch: Batch) -> products.Micro:
         def outputs(leaves: products.Leaves) -> Tensor:
@@ -374,10 +391,9 @@ class Problem:
             if self.batchnorm == "batch":  # running statistics are written to: never twice into the same tensors
                 constants = {name: tensor.clone() for name, tensor in constants.items()}
             named = dict(zip(self.parameters.names, leaves, strict=True))
-            produced = functional_call(self.model, {**named, **constants}, (batch.inputs,))
-            return produced if isinstance(produced, Tensor) else produced.logits
+            return scores(called(self.model, batch.inputs, {**named, **constants}))
 
-        return products.Micro(outputs, lambda produced: self.loss_function.per_sample(produced, batch.targets))
+        return products.Micro(outputs, lambda produced: self.bound.per_sample(produced, batch.targets))
 
     def _graph_bytes(self, samples: int) -> int:
         with self.measuring():

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gapscope.errors import ProblemError
+from gapscope.measure.batches import scores
 from gapscope.measure.operators import Operator
 from gapscope.measure.problem import Problem
 
@@ -21,15 +22,19 @@ def pyhessian_top(problem: Problem, *, tolerance: float = 1e-4, steps: int = 300
     """
     if problem.batchnorm != "eval":
         raise ProblemError("PyHessian measures in eval mode only. Expected `--batchnorm eval`.")
+    if problem.chosen or not isinstance(problem.data.inputs, Tensor):
+        raise ProblemError(
+            "PyHessian takes all parameters that require a gradient, and one tensor of inputs. Expected no "
+            "`--parameters` and data of one input. Take the referee `scipy`."
+        )
     from pyhessian import hessian
 
     trainable = [p for p in problem.model.parameters() if p.requires_grad]
 
     def criterion(outputs: Any, targets: Tensor) -> Tensor:
-        scores = outputs if isinstance(outputs, Tensor) else outputs.logits
         # nothing, but twice differentiable: PyHessian fails on parameters that L does not use or is linear in
         nothing = torch.stack([0.0 * p.square().sum() for p in trainable]).sum()
-        return problem.loss_function.per_sample(scores, targets).mean() + nothing
+        return problem.bound.per_sample(scores(outputs), targets).mean() + nothing
 
     whole = next(iter(problem.slices(problem.samples)))
     modes = [(module, module.training) for module in problem.model.modules()]

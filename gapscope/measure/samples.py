@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gapscope.errors import ProblemError
 from gapscope.measure import products
+from gapscope.measure.batches import Batch, Inputs, pieces, single
 from gapscope.measure.operators import Operator
 from gapscope.measure.parameters import Parameters
 from gapscope.results import Array
@@ -33,16 +34,6 @@ Parts = list[Tensor]  # one tensor (B, *shape) for each parameter: a vector (n,)
 # vectors (n,) that one sample needs at a time: its gradient, and a centred copy of the largest part; for the second
 # derivative H_i v and H_i (H_i v), too, and what lies between them
 _GRADIENT_VECTORS, _CURVATURE_VECTORS = 3, 6
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch: samples start..stop of the data."""
-
-    inputs: Tensor
-    targets: Tensor
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +92,7 @@ class Samples:
 
         def collect(batch: Batch) -> Tensor:
             total = _Sum()
-            for x, y in _pieces(batch.inputs, batch.targets, piece):
+            for x, y in pieces(batch.inputs, batch.targets, piece):
                 parts = self._gradients_together(x, y) if self._gradients_agree else self._gradients_alone(x, y)
                 total.add(parts)
                 rows.append(self._squares(parts, middle))
@@ -125,7 +116,7 @@ class Samples:
 
         def collect(batch: Batch) -> Tensor:
             total = _Sum()
-            for x, y in _pieces(batch.inputs, batch.targets, piece):
+            for x, y in pieces(batch.inputs, batch.targets, piece):
                 curvatures = self._curvatures_together if self._curvatures_agree else self._curvatures_alone
                 apart, twice = curvatures(x, y, direction, middle)
                 total.add(twice)
@@ -137,18 +128,18 @@ class Samples:
 
     # --- the two ways ---------------------------------------------------------------------------------------------
 
-    def _loss(self, leaves: products.Leaves, x: Tensor, y: Tensor) -> Tensor:
-        micro = self._micro(x.unsqueeze(0), y.unsqueeze(0))
+    def _loss(self, leaves: products.Leaves, x: Inputs, y: Tensor) -> Tensor:
+        micro = self._micro(single(x), y.unsqueeze(0))
         return micro.losses(micro.outputs(leaves)).sum()
 
-    def _gradients_together(self, inputs: Tensor, targets: Tensor) -> Parts:
+    def _gradients_together(self, inputs: Inputs, targets: Tensor) -> Parts:
         with _vectorized():
             return list(vmap(grad(self._loss), in_dims=(None, 0, 0))(self._leaves, inputs, targets))
 
     def _curvatures_together(
-        self, inputs: Tensor, targets: Tensor, v: Parts, center: Parts | None
+        self, inputs: Inputs, targets: Tensor, v: Parts, center: Parts | None
     ) -> tuple[Parts, Parts]:
-        def one(x: Tensor, y: Tensor) -> tuple[Parts, Parts]:
+        def one(x: Inputs, y: Tensor) -> tuple[Parts, Parts]:
             pull = vjp(lambda leaves: grad(self._loss)(leaves, x, y), self._leaves)[1]
             apart = _less(pull(v)[0], center)  # a Hessian is its own transpose
             return apart, pull(apart)[0]
@@ -157,13 +148,13 @@ class Samples:
             apart, twice = vmap(one)(inputs, targets)
         return list(apart), list(twice)
 
-    def _gradients_alone(self, inputs: Tensor, targets: Tensor) -> Parts:
-        alone = (self._micro(x, y) for x, y in _pieces(inputs, targets, 1))
+    def _gradients_alone(self, inputs: Inputs, targets: Tensor) -> Parts:
+        alone = (self._micro(x, y) for x, y in pieces(inputs, targets, 1))
         return _stack([products.gradient(micro, self._leaves)[0] for micro in alone])
 
-    def _curvatures_alone(self, inputs: Tensor, targets: Tensor, v: Parts, center: Parts | None) -> tuple[Parts, Parts]:
+    def _curvatures_alone(self, inputs: Inputs, targets: Tensor, v: Parts, center: Parts | None) -> tuple[Parts, Parts]:
         apart, twice = [], []
-        for x, y in _pieces(inputs, targets, 1):
+        for x, y in pieces(inputs, targets, 1):
             product = products.hessian(self._micro(x, y), self._leaves)
             apart.append(_less(product(v), center))
             twice.append(product(apart[-1]))
@@ -195,12 +186,12 @@ class Samples:
         inputs, targets = self._trial
         with torch.no_grad(), self.problem.measuring():
             whole = self._micro(inputs, targets).outputs(self._leaves)
-            singles = [self._micro(x, y).outputs(self._leaves) for x, y in _pieces(inputs, targets, 1)]
+            singles = [self._micro(x, y).outputs(self._leaves) for x, y in pieces(inputs, targets, 1)]
         demand = "Expected a model that maps every sample by itself: the gradient of one sample has no meaning here."
         shape = tuple(singles[0].shape)
         if shape != (1, *whole.shape[1:]):
             return (
-                f"The model returns {shape} for a batch of 1 and {tuple(whole.shape)} for one of {len(inputs)}. "
+                f"The model returns {shape} for a batch of 1 and {tuple(whole.shape)} for one of {len(targets)}. "
                 f"{demand} Keep the batch axis in `forward` (`squeeze()` drops it)."
             )
         difference, scale = float((torch.cat(singles) - whole).abs().max()), float(whole.abs().max())
@@ -223,13 +214,13 @@ class Samples:
         return self._layout.split(self.problem.theta)
 
     @cached_property
-    def _trial(self) -> tuple[Tensor, Tensor]:
+    def _trial(self) -> tuple[Inputs, Tensor]:
         """Return up to two samples, to try on."""
         few = self.problem._batch(0, min(2, self.problem.samples))
         return few.inputs, few.targets
 
-    def _micro(self, inputs: Tensor, targets: Tensor) -> products.Micro:
-        return self.problem._micro(Batch(inputs, targets, 0, len(inputs)))
+    def _micro(self, inputs: Inputs, targets: Tensor) -> products.Micro:
+        return self.problem._micro(Batch(inputs, targets, 0, len(targets)))
 
     def _mean(self, per_batch: Callable[[Batch], Tensor]) -> Tensor:
         return self.problem._vector(self.problem.mean(per_batch))
@@ -302,10 +293,6 @@ def _norms(rows: Tensor) -> Tensor:
 
 def _array(rows: list[Tensor]) -> Array:
     return np.asarray(torch.cat(rows).numpy())
-
-
-def _pieces(inputs: Tensor, targets: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
 
 
 def _less(parts: Parts, center: Parts | None) -> Parts:

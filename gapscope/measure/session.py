@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import gapscope
 from gapscope.errors import LoadError, UsageError
@@ -17,7 +18,7 @@ from gapscope.measure.checks import check
 from gapscope.measure.context import Analyzer, Context, Subject
 from gapscope.measure.loading import Loaded, Request, load
 from gapscope.measure.monitor import Monitor
-from gapscope.measure.problem import CHUNK_SEED, DEFAULT_MEMORY_BUDGET, BatchNorm, Origin, Problem
+from gapscope.measure.problem import CHUNK_SEED, DEFAULT_MEMORY_BUDGET, BatchNorm, Hvp, Origin, Problem
 from gapscope.measure.resume import Parts
 from gapscope.report.file import Record, Report
 from gapscope.results import CHUNKS, Result, Status
@@ -32,6 +33,7 @@ class Execution:
 
     split: str = "train"
     batchnorm: BatchNorm = "eval"
+    hvp: Hvp = "auto"
     dtype: str = "float32"
     device: str = "auto"
     threads: int | None = None
@@ -78,7 +80,7 @@ class Session:
             "batchnorm": problem.batchnorm,
             "dtype": str(problem.dtype).removeprefix("torch."),
             "chunks": f"{CHUNKS} by permutation, seed {CHUNK_SEED}",
-            "parameter_filter": "requires_grad",
+            "parameter_filter": " ".join(problem.chosen) or "requires_grad",
         }
         if problem.depends_on_batches:
             found["batch_size"] = problem.micro_batch
@@ -191,7 +193,7 @@ def open_session(request: Request, execution: Execution, monitor: Monitor | None
             f"There are no {execution.split} data for {Path(request.checkpoint).name}. Expected some, because `--split "
             f"{execution.split}` measures them. Name them with `--{'test-' * (execution.split == 'test')}data`."
         )
-    model = loaded.model.to(device, getattr(torch, execution.dtype))
+    model = placed(loaded.model, device, getattr(torch, execution.dtype))
     measured: Problem | None = None
     for split in sorted(data, key=lambda split: split == execution.split):  # the measured one last: it knows the other
         measured = Problem(
@@ -201,6 +203,8 @@ def open_session(request: Request, execution: Execution, monitor: Monitor | None
             batch_size=execution.batch_size,
             memory_budget=execution.memory_budget,
             batchnorm=execution.batchnorm,
+            chosen=request.parameters,
+            hvp_method=execution.hvp,
             monitor=monitor,
             origin=_origin(request, loaded, split, measured),
         )
@@ -208,6 +212,18 @@ def open_session(request: Request, execution: Execution, monitor: Monitor | None
     if execution.threads is None and device.type == "cpu" and measured.size * measured.samples < SMALL_WORK:
         torch.set_num_threads(1)
     return Session(measured, execution.seed, monitor, loaded.notes)
+
+
+def placed(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Bring a model to a device and its real numbers to one type; complex ones stay complex, of twice the width."""
+    wide = torch.complex128 if dtype == torch.float64 else torch.complex64
+
+    def place(tensor: Tensor) -> Tensor:
+        kind = wide if tensor.is_complex() else dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(device, kind)
+
+    placed: nn.Module = model._apply(place)  # type: ignore[no-untyped-call]
+    return placed
 
 
 def _origin(request: Request, loaded: Loaded, split: str, other: Problem | None) -> Origin:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gapscope.errors import UsageError
+from gapscope.measure.batches import called, pieces, scores, taken
 from gapscope.measure.loading.checkpoint import save_checkpoint
 from gapscope.measure.loading.data import Data
 from gapscope.measure.loading.losses import Loss
@@ -85,14 +86,14 @@ class Trained:
 
 def mean_loss(model: nn.Module, data: Data, loss: Loss, *, size: int = 2048) -> float:
     """Return the mean loss over all data, in eval mode."""
-    was = model.training
+    was, bound = model.training, loss.bound(data.targets)
     model.eval()
     total = 0.0
     with torch.no_grad():
-        for x, y in zip(torch.split(data.inputs, size), torch.split(data.targets, size), strict=True):
-            total += float(loss.per_sample(model(x), y).sum(dtype=torch.float64))
+        for x, y in pieces(data.inputs, data.targets, size):
+            total += float(bound.per_sample(scores(called(model, x)), y).sum(dtype=torch.float64))
     model.train(was)
-    return total / len(data.inputs)
+    return total / len(data)
 
 
 def train(
@@ -114,13 +115,14 @@ def train(
         initial = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         shuffle = torch.Generator().manual_seed(recipe.seed)
         optimizer = _optimizer(model, recipe)
-        state = _State(per_epoch=math.ceil(len(data.inputs) / recipe.batch_size), best=math.inf, fruitless=0)
+        state = _State(per_epoch=math.ceil(len(data) / recipe.batch_size), best=math.inf, fruitless=0)
         steps, stopped, current = 0, "", math.nan
         while not stopped:
-            order = torch.randperm(len(data.inputs), generator=shuffle)
+            order = torch.randperm(len(data), generator=shuffle)
             for picked in torch.split(order, recipe.batch_size):
                 optimizer.zero_grad()
-                mean = loss.per_sample(model(data.inputs[picked]), data.targets[picked]).mean()
+                outputs, targets = scores(called(model, taken(data.inputs, picked))), data.targets[picked]
+                mean = loss.bound(targets).per_sample(outputs, targets).mean()
                 torch.autograd.backward(mean)
                 optimizer.step()
                 steps += 1

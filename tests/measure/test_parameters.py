@@ -1,6 +1,8 @@
+import pytest
 import torch
 from torch import nn
 
+from gapscope.errors import UsageError
 from gapscope.measure.parameters import Parameters
 from tests.problems import ZOO
 
@@ -60,3 +62,23 @@ def test_a_parameter_of_the_model_itself_is_its_own_layer():
             self.scale, self.inner = nn.Parameter(torch.ones(2)), nn.Linear(2, 2)
 
     assert list(Parameters.of(Scaled()).blocks()) == ["scale", "inner"]
+
+
+def test_patterns_choose_what_theta_is_made_of_frozen_or_not():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    model[1].bias.requires_grad_(False)
+    assert Parameters.of(model, ["1.*"]).names == ("1.weight", "1.bias")
+    assert Parameters.of(model, ["*.bias", "0.*"]).names == ("0.weight", "0.bias", "1.bias")
+
+
+def test_a_tied_weight_is_chosen_by_either_name():
+    model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4))
+    model[1].weight = model[0].weight
+    assert Parameters.of(model, ["1.weight"]).names == ("0.weight",)
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(
+        UsageError, match=r"matches `0.wieght`. Did you mean `0.weight`\? Expected a name"
+    ):
+        Parameters.of(nn.Sequential(nn.Linear(2, 3)), ["0.wieght"])

@@ -329,12 +329,14 @@ def _part(problem: "Problem", places: NDArray[np.int64]) -> "Problem":
     """Return the problem of some of the samples; of all of them, the same problem."""
     import torch
 
+    from gapscope.measure.batches import taken
+
     if len(places) == problem.samples:
         return problem
     index, data = torch.from_numpy(places), problem.data
     return _variant(
         problem,
-        data=dataclasses.replace(data, inputs=data.inputs[index], targets=data.targets[index]),
+        data=dataclasses.replace(data, inputs=taken(data.inputs, index), targets=data.targets[index]),
         batch_size=problem.micro_batch,  # counted once for all parts
         monitor=_Share(problem.monitor, len(places) / problem.samples),
     )
@@ -344,7 +346,7 @@ def _normalized(problem: "Problem") -> "Problem":
     """Return the same problem, with z <- (z - mean z) / max(|z - mean z|, 1e-10) for the scores of every sample."""
     from gapscope.measure.loading.losses import classes_last
 
-    loss = problem.loss_function
+    loss = problem.bound
 
     def per_sample(outputs: "Tensor", targets: "Tensor") -> "Tensor":
         scores = classes_last(outputs, targets)

@@ -14,7 +14,7 @@ from torch import nn
 
 from gapscope.errors import GapscopeError, LoadError
 from gapscope.measure.loading.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-from gapscope.measure.loading.data import Data, data_of, load_data
+from gapscope.measure.loading.data import Data, Reading, data_of, load_data
 from gapscope.measure.loading.fitting import fit
 from gapscope.measure.loading.losses import Loss, build_loss, classes_last, infer_loss
 from gapscope.measure.loading.models import all_arguments, build_model, find_factory, parse_args
@@ -27,6 +27,7 @@ __all__ = [
     "Data",
     "Loaded",
     "Loss",
+    "Reading",
     "Request",
     "Trust",
     "build_loss",
@@ -52,6 +53,10 @@ class Request:
     data: str | None = None
     test_data: str | None = None
     loss: str | None = None
+    setup: str | None = None  # a function that makes the whole problem from the checkpoint's path
+    weights: str | None = None  # raw, ema, or where in the file
+    parameters: tuple[str, ...] = ()  # patterns of names; none: all that require a gradient
+    reading: Reading = field(default_factory=Reading)
     limit: int | None = None
     data_seed: int = 0
     trust: Trust = field(default_factory=Trust)

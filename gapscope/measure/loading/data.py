@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from gapscope.errors import LoadError, UsageError, did_you_mean
+from gapscope.measure.batches import Inputs, taken, tensors
 from gapscope.measure.loading.arrays import Pair, pick_pair, read_arrays
 from gapscope.measure.loading.iterables import read_object
 from gapscope.measure.loading.trust import Trust, check_recorded, resolve_recorded
@@ -23,11 +24,21 @@ FILES = (".npz", ".pt", ".pth", ".safetensors")
 DIGITS_TRAIN = 1300
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How to take what a source holds: texts as typed, applied in this order; None leaves it as it is."""
+
+    x_key: str | None = None
+    y_key: str | None = None
+    reshape: str | None = None
+    normalize: str | None = None
+
+
 @dataclass(frozen=True)
 class Data:
     """N samples; `total` is how many there were before any limit."""
 
-    inputs: Tensor  # (N, ...)
+    inputs: Inputs  # (N, ...)
     targets: Tensor  # (N, ...)
     name: str
     fingerprint: str
@@ -35,7 +46,7 @@ class Data:
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.targets)
 
     def limited(self, limit: int | None, seed: int) -> "Data":
         """Return a random subset in file order, the same for the same seed on every machine."""
@@ -44,7 +55,7 @@ class Data:
         if limit is None or limit >= len(self):
             return self
         chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:limit].sort().values
-        inputs, targets = self.inputs[chosen], self.targets[chosen]
+        inputs, targets = taken(self.inputs, chosen), self.targets[chosen]
         return replace(self, inputs=inputs, targets=targets, fingerprint=fingerprint(inputs, targets))
 
 
@@ -81,10 +92,13 @@ def data_of(found: object, name: str) -> Data:
     return _checked(read_object(name, found), name)
 
 
-def fingerprint(inputs: Tensor, targets: Tensor) -> str:
-    """Return the sha256 over shapes, dtypes and bytes."""
+def fingerprint(inputs: Inputs, targets: Tensor) -> str:
+    """Return the sha256 over names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()
-    for tensor in (inputs, targets):
+    if isinstance(inputs, dict):
+        digest.update(f"{sorted(inputs)};".encode())
+        inputs = {name: inputs[name] for name in sorted(inputs)}
+    for tensor in (*tensors(inputs), targets):
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
         raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0, np.uint8)
         digest.update(raw.data)

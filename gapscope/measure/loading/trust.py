@@ -42,11 +42,15 @@ _DANGEROUS = re.compile(
 
 @dataclass(frozen=True)
 class Trust:
-    """What the user allows: patterns of trusted names, all of a checkpoint's names, extra classes in its pickle."""
+    """What the user allows: patterns of trusted names, all of a checkpoint's names, extra classes in its pickle.
+
+    `file`: whatever the file itself does when it is loaded (a full pickle, TorchScript, an exported program).
+    """
 
     trusted: tuple[str, ...] = ()
     embedded: bool = False
     allowed_globals: tuple[str, ...] = ()
+    file: bool = False
 
     def matches(self, name: str) -> bool:
         """Return whether a trusted pattern matches `module:qualname` (or a path)."""
