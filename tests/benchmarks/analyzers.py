@@ -8,6 +8,7 @@ multiply-adds of near-rank against its plan instead, for ResNet-20 and VGG-16, a
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -111,7 +112,7 @@ def measure_one(asked: str, folder: Path) -> dict[str, Any]:
         "seconds": round(spent, 1),
         "gradient s": round(each, 2),
         "in gradients": round(spent / each, 1),
-        "planned": round(said),
+        "planned": round(said) if math.isfinite(said) else None,
         "matvecs": found.matvecs,
         "peak MB": round(peak / 1e6),
         "peak / n": round(peak / (4 * problems[0].size)),
