@@ -97,12 +97,16 @@ class Quantity:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Base of every analyzer's result; subclasses declare fields of type `Quantity` (or `Quantity | None`)."""
+    """Base of every analyzer's result; subclasses declare fields of type `Quantity` (or `Quantity | None`).
+
+    `hvp`: how second derivatives were taken, where any were.
+    """
 
     status: Status
     matvecs: int = 0
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    hvp: Literal["exact", "differences"] = "exact"
 
     def quantities(self) -> dict[str, Quantity]:
         """Return the declared quantities by name, in order of declaration; absent ones are left out."""

@@ -34,10 +34,14 @@ LAYERS = (
     ("gapscope.measure.loading", ("gapscope.errors", "gapscope.results", "gapscope.measure.batches")),
 )
 NEVER = {  # folder or file -> what it must not import
-    "gapscope.measure": ("gapscope.cli", "gapscope.training"),
-    "gapscope.report": ("gapscope.cli", "gapscope.training", "gapscope.measure", "torch"),
+    "gapscope.measure": ("gapscope.cli", "gapscope.training", "gapscope.callbacks"),
+    "gapscope.report": ("gapscope.cli", "gapscope.training", "gapscope.callbacks", "gapscope.measure", "torch"),
     "gapscope.results": ("torch", "h5py", "rich"),
-    "gapscope.training": ("gapscope.cli", "gapscope.report", "gapscope.measure.analyzers", "gapscope.measure.session"),
+    "gapscope.callbacks": ("gapscope.cli", "gapscope.training"),
+    "gapscope.training": (
+        *("gapscope.cli", "gapscope.callbacks", "gapscope.report"),
+        *("gapscope.measure.analyzers", "gapscope.measure.session"),
+    ),
 }
 
 
@@ -114,6 +118,7 @@ def test_the_package_holds_only_what_the_design_lists():
         "__main__.py",
         "errors.py",
         "results.py",
+        "callbacks",
         "cli",
         "measure",
         "report",

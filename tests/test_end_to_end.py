@@ -133,7 +133,7 @@ GOOD = ("-m", "nets.py:good", "-d")
 BAD = {  # words -> what the one error says: observed, and what to do
     ("gap", "missing.pt"): ("missing.pt does not exist", "Expected a checkpoint file"),
     ("gap", "empty.pt"): ("empty.pt is empty", "make it again"),
-    ("gap", "text.pt"): ("text.pt is not a checkpoint", "Expected a file made by `torch.save`"),
+    ("gap", "text.pt"): ("text.pt is a file of an unknown kind", "Save the weights where it was made"),
     ("gap", "zip.pt"): ("zip.pt", "Expected"),
     ("gap", "cut.pt"): ("cut.pt is truncated", "Copy or save it again"),
     ("gap", "whole.pt"): ("whole.pt is a whole pickled model", "Save its weights"),

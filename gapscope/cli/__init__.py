@@ -12,7 +12,7 @@ from typing import Any
 import typer
 import typer.main
 
-from gapscope.cli import analyze, compare, demo, fields, measuring, show, train
+from gapscope.cli import analyze, compare, convert, demo, fields, inspect, measuring, show, train
 from gapscope.cli.settings import Configuration, read_configuration
 
 EPILOG = (
@@ -35,7 +35,7 @@ SHARED = (
     "debug",
 )  # common keys that mean the same to `train`
 INTERRUPTED = 130
-UNCONFIGURED = ("-h", "--help", "--version", "show", "demo")
+UNCONFIGURED = ("-h", "--help", "--version", "show", "inspect", "convert", "demo")
 
 
 def app(configuration: Configuration, wanted: str = "") -> typer.Typer:
@@ -63,6 +63,8 @@ def app(configuration: Configuration, wanted: str = "") -> typer.Typer:
         ("analyze", analyze.command(configuration)),
         ("compare", compare.command(configuration)),
         ("show", show.show),
+        ("inspect", inspect.inspect),
+        ("convert", convert.convert),
         ("train", train.command()),
         ("demo", demo.demo),
     )

@@ -11,6 +11,7 @@ layer's own, as before a shortcut is added.  Softmax is no activation here.
 
 What the matrix is: units x columns.  Dense: the last dimension are units, every other position a column.
 Convolution: (c H W) x samples, or c x (samples H W).  A layer that is called several times contributes all its calls.
+Positions that the data's `attention_mask` calls padding are left out.
 """
 
 import contextlib
@@ -306,6 +307,7 @@ def _stream(plan: Plan, group: Sequence[Layer]) -> dict[str, Gram | Columns]:
     hooked = tuple({module: None for module, _ in at})
     calls: Counter[nn.Module] = Counter()
     rows, size = torch.empty(0), 0
+    inputs: Inputs = rows
 
     def hook(module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ARG001  (torch passes all three)
         layer = at.get((module, calls[module]))
@@ -315,7 +317,8 @@ def _stream(plan: Plan, group: Sequence[Layer]) -> dict[str, Gram | Columns]:
             return
         if layer.streamed:
             matrix = produced.movedim(1, -1) if layer.convolution else produced
-            kept[layer.name].add(matrix.reshape(-1, layer.units))
+            real = filled(inputs, matrix.shape[:-1])
+            kept[layer.name].add(matrix.reshape(-1, layer.units) if real is None else matrix[real])
         else:
             each, left = divmod(len(produced), size)  # more than 1 where the model folds a dimension into the samples
             if left:
@@ -326,7 +329,7 @@ def _stream(plan: Plan, group: Sequence[Layer]) -> dict[str, Gram | Columns]:
             kept[layer.name].add(produced.reshape(size, each, layer.units)[rows].reshape(-1, layer.units))
 
     def per_batch(batch: Batch) -> Tensor:
-        nonlocal rows, size
+        nonlocal rows, size, inputs
         calls.clear()
         rows = chosen[batch.start : batch.stop].nonzero().squeeze(1).to(problem.device)
         inputs = taken(batch.inputs, rows) if few else batch.inputs
@@ -382,6 +385,12 @@ def _forward(problem: Problem, inputs: Inputs) -> None:
         constants = {name: tensor.clone() for name, tensor in constants.items()}
     with torch.no_grad():
         called(problem.model, inputs, {**problem.parameters.unflatten(problem.theta), **constants})
+
+
+def filled(inputs: Inputs, positions: Sequence[int]) -> Tensor | None:
+    """Return which positions (B, T) are no padding, or None where no `attention_mask` of this shape says so."""
+    mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+    return mask.bool() if mask is not None and tuple(mask.shape) == tuple(positions) else None
 
 
 def by_batch(problem: Problem) -> bool:

@@ -73,8 +73,8 @@ class Blocks:
     problem: "Problem"
 
     @cached_property
-    def _kept(self) -> Kept[products.Graph]:
-        return Kept(self.problem, products.hessian)
+    def _kept(self) -> Kept[products.Cut]:
+        return Kept(self.problem, self.problem.derivatives.ways.hessian)
 
     @cached_property
     def _which(self) -> dict[str, slice]:
@@ -96,7 +96,8 @@ class Blocks:
         def product(batch: Batch, v: list[Tensor]) -> Tensor:
             graph = self._kept.known(batch)
             if graph is None:  # what lies before the layer needs no graph at all
-                parts = products.hessian(problem._micro(batch), self._kept.parameters, which)(v)
+                build = problem.derivatives.ways.hessian
+                parts = build(problem._micro(batch), self._kept.parameters, which)(v)
             else:
                 parts = graph.block(which, v)
             return problem.parameters.flatten(parts)

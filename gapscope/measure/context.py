@@ -23,8 +23,8 @@ class Analyzer(Protocol):
     `version` changes when the numbers change their meaning.  `arity` is the largest number of subjects (1: a report's
     result; more: a comparison's).  `incidental` names fields that do not change the numbers (a second opinion, say):
     they are not stored as settings.  An analyzer may also have `gradients(problem) -> float`, about how many gradients
-    over the data it costs, for the plan; `least`, the smallest number of subjects where that is not `arity`; and
-    `needs`, the analyzers whose results it asks for.
+    over the data it costs, for the plan; `least`, the smallest number of subjects where that is not `arity`;
+    `needs`, the analyzers whose results it asks for; and `second_order = False`, if it asks for no second derivative.
     """
 
     name: ClassVar[str]
@@ -134,5 +134,18 @@ class Context:
                 measured = self.analyzers[name](self)
             finally:
                 self.monitor.end()
-            self._finished[name] = dataclasses.replace(measured, seconds=time.perf_counter() - started)
+            measured = dataclasses.replace(measured, seconds=time.perf_counter() - started)
+            self._finished[name] = self._told(measured) if second_order(self.analyzers[name]) else measured
         return self._finished[name]
+
+    def _told(self, result: Result) -> Result:
+        """Return a result with how its second derivatives were taken."""
+        if self.singles:  # what was taken of each is told there
+            return result
+        how = self.problem().derivatives
+        return dataclasses.replace(result, hvp=how.method, notes=result.notes + how.notes)
+
+
+def second_order(analyzer: Analyzer) -> bool:
+    """Return whether an analyzer asks for second derivatives."""
+    return getattr(analyzer, "second_order", True)

@@ -23,7 +23,7 @@ from torch.nn.functional import one_hot
 from gapscope.errors import ProblemError
 from gapscope.measure import products
 from gapscope.measure.batches import Batch, Inputs, pieces, single
-from gapscope.measure.samples import Parts, Samples, _accepted, _stack, _vectorized
+from gapscope.measure.samples import Parts, Samples, _accepted, _stack, _vectorized, matrix
 from gapscope.results import CHUNKS
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ def diagonal(problem: "Problem") -> Diagonal:
         for x, y in pieces(batch.inputs, batch.targets, piece):
             scale, weights, cotangents = _loss_curvature(samples, x, y)
             rows = squares(samples, x, y, weights, cotangents)
-            present, which = chunks[start : start + len(x)].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+            present, which = chunks[start : start + len(y)].unique(return_inverse=True)  # type: ignore[no-untyped-call]
             if sums is None:
                 which = torch.zeros_like(which)
             mixing = one_hot(which).T.to(problem.dtype)  # as a product, 30 times faster than sums in float64
-            added = scale * torch.cat([mixing @ row.flatten(1) for row in rows], 1).to(wide)
+            added = scale * torch.cat([mixing @ matrix(row) for row in rows], 1).to(wide)
             total += added.sum(0)
             if sums is not None:
                 sums[present] += added
@@ -126,7 +126,12 @@ def outputs_of_a_sample(problem: "Problem") -> int:
 
 
 def require_outputs(problem: "Problem") -> None:
-    """Raise ProblemError where a sample has no outputs of its own, or too many."""
+    """Raise ProblemError where a sample has no outputs of its own, or too many, or no second derivative is at hand."""
+    if problem.derivatives.method == "differences":
+        raise ProblemError(
+            "Second derivatives are taken by differences here. Expected exact ones for the exact Gauss-Newton "
+            "diagonal. Estimate the diagonal instead: `gapscope curvature --estimator hutchinson`."
+        )
     problem._samples._require_independence()
     count = outputs_of_a_sample(problem)
     if count > OUTPUTS:
@@ -154,7 +159,7 @@ def _loss_curvature(samples: Samples, x: Inputs, y: Tensor) -> tuple[float, Tens
     most = int(keep.sum(1).max())
     scale = float(values.abs().max()) or 1.0  # at a loss of 1e-40, float32 would know no eigenvalue
     values = torch.where(keep, values / scale, 0.0)[:, :most]
-    shaped = vectors[:, :most].reshape(len(x), most, *outputs.shape[1:])
+    shaped = vectors[:, :most].reshape(len(y), most, *outputs.shape[1:])
     return scale, values.to(outputs), shaped.to(outputs)
 
 
@@ -165,9 +170,9 @@ def _loss_hessian(samples: Samples, outputs: Tensor, targets: Tensor) -> Tensor:
     def dense(point: Tensor, targets: Tensor) -> Tensor:
         leaf = point.detach().requires_grad_()
         loss = samples.problem.bound.per_sample(leaf, targets).sum()
-        slope = products._grad(loss, [leaf], create_graph=True)[0].flatten(1)
+        slope = matrix(products._grad(loss, [leaf], create_graph=True)[0])
         rows = [
-            products._grad(column.sum(), [leaf], retain_graph=True)[0].flatten(1).detach() for column in slope.unbind(1)
+            matrix(products._grad(column.sum(), [leaf], retain_graph=True)[0]).detach() for column in slope.unbind(1)
         ]
         return torch.stack(rows, 1)
 

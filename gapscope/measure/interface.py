@@ -11,6 +11,7 @@ from gapscope.errors import GapscopeError, UsageError
 from gapscope.measure.analyzers import analyzer_class
 from gapscope.measure.context import Analyzer, Context
 from gapscope.measure.loading import Data, Loss, Reading, Request, Trust, build_loss, check_fit, data_of, infer_loss
+from gapscope.measure.loading.sources import completed, taken_out
 from gapscope.measure.problem import DEFAULT_MEMORY_BUDGET, BatchNorm, Hvp, Origin, Problem
 from gapscope.measure.resume import Parts
 from gapscope.measure.session import Execution, Session, open_session, record, together
@@ -88,7 +89,9 @@ def problem(
     loss: str | Loss | None = None,
     training: Mapping[str, Any] | None = None,
     name: str = "model",
+    parameters: Sequence[str] = (),
     batchnorm: BatchNorm = "eval",
+    hvp: Hvp = "auto",
     batch_size: int | None = None,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
 ) -> Problem:
@@ -96,15 +99,18 @@ def problem(
 
     `data` and `test_data`: a Dataset, a DataLoader, an iterable of (x, y), or two arrays; they are read once.  `loss`:
     a built-in name (default: from the targets), `pkg.mod:attr`, or a `Loss`.  `training` holds batch_size, lr,
-    momentum, weight_decay, optimizer, as far as known.  The model keeps its device, and is not changed.
+    momentum, weight_decay, optimizer, as far as known.  `parameters`: patterns of the names that make up theta
+    (default: all that require a gradient).  The model keeps its device, and is not changed.
 
     Raises: LoadError where model, data and loss do not fit; ProblemError where there is nothing to differentiate.
     """
+    model = taken_out(model)[0]
     splits: dict[str, Data] = {} if test_data is None else {"test": data_of(test_data, f"test data of {name}")}
     splits["train"] = data_of(data, f"data of {name}")
+    splits = {split: completed(model, part) for split, part in splits.items()}
     found = loss
     if found is None:
-        found = infer_loss(splits["train"].targets)
+        found = infer_loss(splits["train"].targets, model, splits["train"].inputs)
     elif isinstance(found, str):
         found = build_loss(found, recorded=False, trust=Trust())
     built: Problem | None = None
@@ -117,6 +123,8 @@ def problem(
             batch_size=batch_size,
             memory_budget=memory_budget,
             batchnorm=batchnorm,
+            chosen=tuple(parameters),
+            hvp_method=hvp,
             origin=Origin(split=split, identity={"checkpoint": name}, training=dict(training or {}), other=built),
         )
         # copies, so that training may go on

@@ -6,7 +6,6 @@ buffers, mode and requires_grad flags are as before after every call, also after
 """
 
 import contextlib
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,10 +18,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gapscope.errors import ProblemError
-from gapscope.measure import gauss_newton, products
+from gapscope.measure import differentiable, gauss_newton, products
 from gapscope.measure.batches import Batch as Batch  # part of what a problem is: `mean` hands them out
 from gapscope.measure.batches import Inputs, called, mapped, placed, scores, taken, tensors
+from gapscope.measure.batchnorm import re_estimated
 from gapscope.measure.blocks import Blocks, Kept
+from gapscope.measure.derivatives import Derivatives, examine
 from gapscope.measure.loading.data import Data
 from gapscope.measure.loading.losses import Loss
 from gapscope.measure.monitor import Monitor
@@ -36,7 +37,6 @@ Hvp = Literal["auto", "exact", "differences"]
 
 DEFAULT_MEMORY_BUDGET = 4_000_000_000
 CHUNK_SEED = 0
-RE_ESTIMATION_BATCH = 128
 # one micro-batch's graph: on a CPU larger ones leave the cache (ResNet-20: 32 samples, 96 MB, are a quarter faster per
 # sample than 128); an accelerator wants them large
 _MICRO_BYTES_CPU = 100_000_000
@@ -59,11 +59,11 @@ class Origin:
 class Problem:
     """Empirical risk of a model over data, as a function of theta (n,).
 
-    The model must already be on its device and in its dtype.  `batchnorm`: `eval` uses the running statistics,
-    `batch` those of each micro-batch (which then belong to L), `re-estimated` replaces the running ones by an average
-    over this data first.  Dropout is off.  `chosen`: patterns of the parameters that make up theta (none: those that
-    require a gradient).  The memory budget bounds the graphs kept between products and the Krylov
-    basis, half each.
+    The model must already be on its device and in its dtype; one of half precision is measured in float32, with the
+    weights that it has.  `batchnorm`: `eval` uses the running statistics, `batch` those of each micro-batch (which then
+    belong to L), `re-estimated` replaces the running ones by an average over this data first.  Dropout is off.
+    `chosen`: patterns of the parameters that make up theta (none: those that require a gradient).  The memory budget
+    bounds the graphs kept between products and the Krylov basis, half each.
     """
 
     model: nn.Module
@@ -76,8 +76,12 @@ class Problem:
     hvp_method: Hvp = "auto"
     monitor: Monitor = field(default_factory=Monitor)
     origin: Origin = field(default_factory=Origin)
+    repaired: set[str] = field(default_factory=set, init=False)  # of `differentiable.NOTES`: what was met so far
 
     def __post_init__(self) -> None:
+        bare, compiled = differentiable.unwrapped(self.model)
+        object.__setattr__(self, "model", bare)
+        self.repaired.update({"compile"} if compiled else ())
         if self.parameters.size == 0:
             raise ProblemError(
                 "The model has no trainable parameter. Expected at least one with requires_grad=True. "
@@ -119,7 +123,14 @@ class Problem:
     @cached_property
     def theta(self) -> Tensor:
         """Return the checkpoint's own theta (n,)."""
-        return self.parameters.flatten(dict(self.model.named_parameters()))
+        theta = self.parameters.flatten(dict(self.model.named_parameters()))
+        # half precision as float32: the same numbers, with room for differences between them
+        return theta.float() if theta.element_size() < 4 else theta
+
+    @cached_property
+    def derivatives(self) -> Derivatives:
+        """Return how products are taken, exactly or by differences: found on a micro-batch when first asked."""
+        return examine(self)
 
     @cached_property
     def bound(self) -> Loss:
@@ -257,14 +268,12 @@ class Problem:
 
     def hvp(self, v: Tensor, theta: Tensor | None = None) -> Tensor:
         """Return H v (n,), recomputing everything; for several products at one theta, use `hessian()`."""
-        parameters, direction = self._split(theta), self.parameters.split(v)
-        return self._vector(
-            self.mean(lambda b: self.parameters.flatten(products.hessian(self._micro(b), parameters)(direction)))
-        )
+        parameters, direction, build = self._split(theta), self.parameters.split(v), self.derivatives.ways.hessian
+        return self._vector(self.mean(lambda b: self.parameters.flatten(build(self._micro(b), parameters)(direction))))
 
     def hessian(self) -> Operator:
         """Return the Hessian of L at the checkpoint's theta; gradient graphs are kept as far as the budget goes."""
-        return Kept(self, products.hessian).operator()
+        return Kept(self, self.derivatives.ways.hessian).operator()
 
     def hessian_blocks(self) -> Blocks:
         """Return the Hessian together with its diagonal blocks by layer, over the same kept graphs."""
@@ -272,11 +281,11 @@ class Problem:
 
     def gauss_newton(self) -> Operator:
         """Return J' (loss Hessian) J at the checkpoint's theta: positive semidefinite for convex losses."""
-        return Kept(self, products.gauss_newton).operator()
+        return Kept(self, self.derivatives.ways.gauss_newton).operator()
 
     def residual(self) -> Operator:
         """Return the Hessian less the Gauss-Newton matrix: 0 where the outputs are linear in theta."""
-        return Kept(self, products.residual).operator()
+        return Kept(self, self.derivatives.ways.residual).operator()
 
     def gauss_newton_diagonal(self) -> Tensor:
         """Return the diagonal of the Gauss-Newton matrix (n,), in float64 and without noise."""
@@ -320,46 +329,17 @@ class Problem:
         free = set(self.parameters.names)
         fixed = {name: p.detach().clone() for name, p in self.model.named_parameters() if name not in free}
         fixed |= {name: b.detach().clone() for name, b in self.model.named_buffers()}
-        return self._re_estimated(fixed) if self.batchnorm == "re-estimated" else fixed
-
-    def _re_estimated(self, constants: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Average the statistics of every micro-batch, weighted by its samples."""
-        layers = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
-        if not layers:
-            return constants
-        momenta = [layer.momentum for layer in layers]
-        mode = {module: module.training for module in self.model.modules()}
-        everything = {**dict(self.model.named_parameters()), **constants}
-        # a fixed size, so that the result depends on the data alone; even parts: BatchNorm refuses a sample alone
-        parts = math.ceil(self.samples / RE_ESTIMATION_BATCH)
-        bounds = [part * self.samples // parts for part in range(parts + 1)]
-        try:
-            self.model.eval()
-            for layer in layers:
-                layer.train()
-            with torch.no_grad():
-                for batch in itertools.starmap(self._batch, itertools.pairwise(bounds)):
-                    for layer in layers:
-                        layer.momentum = (batch.stop - batch.start) / batch.stop  # of the running mean: 1, then less
-                    called(self.model, batch.inputs, everything)
-        finally:
-            for layer, momentum in zip(layers, momenta, strict=True):
-                layer.momentum = momentum
-            for module, training in mode.items():
-                module.training = training
-        return constants
+        fixed = {name: in_dtype(tensor, self.dtype) for name, tensor in fixed.items()}
+        return re_estimated(self, fixed) if self.batchnorm == "re-estimated" else fixed
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
         """Hold the model in the mode of this problem, and give it back as it was."""
         modes = [(module, module.training) for module in self.model.modules()]
-        # cuDNN's recurrent networks have no backward pass in eval mode, and no second one in any
-        recurrent = any(isinstance(module, nn.RNNBase) for module, _ in modes)
-        native = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
         try:
             for module, _ in modes:
                 module.training = self.batchnorm == "batch" and isinstance(module, _BatchNorm)
-            with native:
+            with differentiable.plain(self.model, self.repaired):
                 yield
         finally:
             for module, training in modes:
@@ -386,14 +366,20 @@ class Problem:
         return Batch(own, targets[index].to(self.device), start, stop)
 
     def _micro(self, batch: Batch) -> products.Micro:
+        """Return a micro-batch as a function of the parameters, evaluated in whatever dtype they come in."""
+
         def outputs(leaves: products.Leaves) -> Tensor:
-            constants = self.constants
+            dtype = leaves[0].dtype
+            constants = {name: in_dtype(tensor, dtype) for name, tensor in self.constants.items()}
             if self.batchnorm == "batch":  # running statistics are written to: never twice into the same tensors
                 constants = {name: tensor.clone() for name, tensor in constants.items()}
             named = dict(zip(self.parameters.names, leaves, strict=True))
-            return scores(called(self.model, batch.inputs, {**named, **constants}))
+            return scores(called(self.model, placed(batch.inputs, self.device, dtype), {**named, **constants}))
 
-        return products.Micro(outputs, lambda produced: self.bound.per_sample(produced, batch.targets))
+        def losses(outputs: Tensor) -> Tensor:
+            return self.bound.per_sample(outputs, in_dtype(batch.targets, outputs.dtype))
+
+        return products.Micro(outputs, losses)
 
     def _graph_bytes(self, samples: int) -> int:
         with self.measuring():
@@ -405,3 +391,10 @@ class Problem:
 
     def _vector(self, total: Tensor) -> Tensor:
         return total.to(self.device, self.dtype) if total.device != self.device else total.to(self.dtype)
+
+
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return real numbers in the dtype given, complex ones in twice its width, others as they are."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

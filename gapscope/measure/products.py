@@ -9,6 +9,7 @@ on convolutions, 1.5 on a multilayer perceptron).  Recomputed: the same, built a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +24,42 @@ ALL = slice(None)
 class Micro:
     """One micro-batch as a function of the parameters: its forward pass and its loss apart."""
 
-    outputs: Callable[[Leaves], Tensor]
+    outputs: Callable[[Leaves], Tensor]  # in the leaves' own dtype
     losses: Callable[[Tensor], Tensor]  # outputs -> (B,)
+
+
+class Cut(Protocol):
+    """A product of which parts can be asked."""
+
+    def __call__(self, v: Leaves, /) -> list[Tensor]:
+        """Return A v."""
+
+    def block(self, which: slice, v: Leaves) -> list[Tensor]:
+        """Return A[which, which] v."""
+
+
+class Ways(Protocol):
+    """How second derivatives are taken: by the functions of this file, or by `differences.Differences`."""
+
+    @property
+    def hessian(self) -> Callable[..., Cut]:
+        """Return micro, parameters -> the product of H."""
+
+    @property
+    def residual(self) -> Callable[[Micro, Leaves], Cut]:
+        """Return micro, parameters -> the product of H - Gauss-Newton."""
+
+    @property
+    def gauss_newton(self) -> Callable[[Micro, Leaves], Product]:
+        """Return micro, parameters -> the product of the Gauss-Newton matrix."""
+
+    @property
+    def slopes_along(self) -> Callable[[Micro, Leaves, Leaves], Tensor]:
+        """Return micro, parameters, v -> g_i'v."""
+
+    @property
+    def curvature_along(self) -> Callable[[Micro, Leaves, Leaves], tuple[list[Tensor], Tensor]]:
+        """Return micro, parameters, v -> H v and v'H_i v."""
 
 
 @dataclass(frozen=True)

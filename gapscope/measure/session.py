@@ -15,11 +15,12 @@ from torch import Tensor, nn
 import gapscope
 from gapscope.errors import LoadError, UsageError
 from gapscope.measure.checks import check
-from gapscope.measure.context import Analyzer, Context, Subject
+from gapscope.measure.context import Analyzer, Context, Subject, second_order
 from gapscope.measure.loading import Loaded, Request, load
 from gapscope.measure.monitor import Monitor
 from gapscope.measure.problem import CHUNK_SEED, DEFAULT_MEMORY_BUDGET, BatchNorm, Hvp, Origin, Problem
 from gapscope.measure.resume import Parts
+from gapscope.measure.setup import setup_problem
 from gapscope.report.file import Record, Report
 from gapscope.results import CHUNKS, Result, Status
 
@@ -104,6 +105,8 @@ class Session:
     def context(self, analyzers: Sequence[Analyzer]) -> Context:
         """Check the problem, and return where these analyzers will keep their results."""
         check(self.problem)
+        if any(second_order(analyzer) for analyzer in analyzers):
+            _ = self.problem.derivatives  # before the work: it raises where there are none
         return Context(
             subjects=(Subject.of(self.problem),),
             split=self.problem.origin.split,
@@ -154,7 +157,7 @@ def record(analyzer: Analyzer, result: Result, seed: int) -> Record:
         matvecs=result.matvecs,
         seconds=result.seconds,
         notes=result.notes,
-        settings=_settings(analyzer, seed),
+        settings=_settings(analyzer, seed) | ({} if result.hvp == "exact" else {"hvp": result.hvp}),
         quantities=result.quantities(),
     )
 
@@ -183,6 +186,8 @@ def open_session(request: Request, execution: Execution, monitor: Monitor | None
         if execution.threads < 1:
             raise UsageError(f"There are {execution.threads} threads. Expected 1 or more. Mend `--threads`.")
         torch.set_num_threads(execution.threads)
+    if request.setup is not None:
+        return Session(_set_up(request, execution, monitor), execution.seed, monitor)
     device = _device(execution.device)
     if device.type == "mps" and execution.dtype == "float64":
         raise UsageError("The device mps has no float64. Expected `--dtype float32` there, or `--device cpu`.")
@@ -214,6 +219,20 @@ def open_session(request: Request, execution: Execution, monitor: Monitor | None
     return Session(measured, execution.seed, monitor, loaded.notes)
 
 
+def _set_up(request: Request, execution: Execution, monitor: Monitor) -> Problem:
+    """Return the problem that the user's function makes, in which everything is decided."""
+    unset = Execution()
+    for name in ("split", "batchnorm", "hvp", "dtype", "device", "batch_size", "memory_budget"):
+        if getattr(execution, name) != getattr(unset, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"`--setup {request.setup}` was given together with `{flag}`. Expected one of them: the function "
+                f"decides it. Leave out `{flag}`, or set it in that function."
+            )
+    made = setup_problem(request)
+    return dataclasses.replace(made, monitor=monitor)
+
+
 def placed(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Bring a model to a device and its real numbers to one type; complex ones stay complex, of twice the width."""
     wide = torch.complex128 if dtype == torch.float64 else torch.complex64
@@ -235,6 +254,8 @@ def _origin(request: Request, loaded: Loaded, split: str, other: Problem | None)
             "checkpoint": checkpoint.name,
             "sha256": checkpoint.sha256,
             "weights": loaded.weights_key,
+            "format": checkpoint.format,
+            "trust": checkpoint.trust,
             "model": loaded.model_name,
             "model_args": arguments,
         },

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+import gapscope
 from gapscope.errors import ProblemError
 from gapscope.measure import activations
 from gapscope.measure.activations import Plan, chosen_samples
@@ -277,3 +278,28 @@ def test_the_fast_path_of_a_transformer_does_not_hide_its_layers():
     layers, unseen = found(model, torch.randn(6, 3, 4, dtype=torch.float64))
     assert [layer.name for layer in layers] == ["0.self_attn", "0.linear1", "0.linear2", "2"]
     assert unseen == ()
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+    def forward(self, input_ids, attention_mask):
+        return self.head(self.embed(input_ids) * attention_mask.unsqueeze(-1)).mean(1)
+
+
+def test_padding_is_no_column():
+    rng = torch.Generator().manual_seed(0)
+    ids, lengths = torch.randint(9, (6, 5), generator=rng), torch.tensor([5, 3, 1, 5, 2, 4])
+    mask = (torch.arange(5) < lengths[:, None]).long()
+    data = {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(6) % 3}
+    torch.manual_seed(0)
+    model = Tagger()
+    here = gapscope.problem(model, data)
+    layers, _ = activations.layers(here)
+    plan = Plan.of(here, layers, "flat", chosen_samples(6, 6, 0))
+    found = {one.layer.name: one.spectra for one in plan.run()}
+    real = model.embed(ids)[mask.bool()].detach().double().numpy()
+    assert found["embed"].columns == len(real) == 20
+    np.testing.assert_allclose(found["embed"].plain.values, np.linalg.svd(real, compute_uv=False), rtol=1e-5)

@@ -33,6 +33,7 @@ def test_graphs_are_kept_once_for_all_of_them(monkeypatch):
     hessian = products.hessian
     monkeypatch.setattr(products, "hessian", lambda *a: built.append(1) or hessian(*a))
     assert given.graph_bytes_per_sample > 0
+    assert given.derivatives.method == "exact"
     del built[:]
     blocks, v = given.hessian_blocks(), torch.ones(given.size, dtype=torch.float64)
     for _ in range(2):

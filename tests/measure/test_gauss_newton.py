@@ -10,6 +10,7 @@ from gapscope.measure import gauss_newton
 from gapscope.measure.loading import Loss
 from gapscope.measure.loading.networks import NETWORKS
 from gapscope.measure.problem import Problem
+from tests.gauntlet import ROWS
 from tests.measure.test_problem import assert_same, state_of
 from tests.measure.test_samples import Custom, InPlace, Looking
 from tests.problems import ZOO, problem, softmax_regression
@@ -230,3 +231,28 @@ def test_frozen_parameters_are_not_asked():
     free.model[0].requires_grad_(False)
     given = Problem(model=free.model, data=free.data, loss_function=free.loss_function)
     assert gauss_newton.bent(given) == ("2.weight", "2.bias")
+
+
+class Single(nn.Module):
+    """One number for a sample, without an axis for it, and a scale of 0 dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scale = nn.Linear(4, 3), nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x):
+        return self.scale * torch.tanh(self.inner(x)).sum(1)
+
+
+def flat_outputs():
+    torch.manual_seed(0)
+    squares = Loss("squares", lambda outputs, targets: (outputs - targets).square())
+    return problem(Single().double(), torch.randn(20, 4), torch.randn(20), squares, batch_size=6)
+
+
+@pytest.mark.parametrize("name", ["named inputs", "two inputs", "flat outputs"])
+def test_the_diagonal_is_that_of_the_operator_for_every_kind_of_input(name):
+    given = flat_outputs() if name == "flat outputs" else next(r for r in ROWS if r.name.startswith(name)).problem()
+    operator = given.gauss_newton()
+    true = torch.stack([operator.matvec(e)[i] for i, e in enumerate(torch.eye(given.size, dtype=given.dtype))])
+    assert torch.allclose(given.gauss_newton_diagonal().to(true), true, rtol=1e-4, atol=1e-5 * float(true.max()))

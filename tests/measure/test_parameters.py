@@ -78,7 +78,5 @@ def test_a_tied_weight_is_chosen_by_either_name():
 
 
 def test_a_pattern_that_matches_nothing_is_refused():
-    with pytest.raises(
-        UsageError, match=r"matches `0.wieght`. Did you mean `0.weight`\? Expected a name"
-    ):
+    with pytest.raises(UsageError, match=r"matches `0.wieght`. Did you mean `0.weight`\? Expected a name"):
         Parameters.of(nn.Sequential(nn.Linear(2, 3)), ["0.wieght"])

@@ -328,7 +328,7 @@ def test_batchnorm_in_batch_mode_uses_those_of_each_micro_batch():
 
 
 def test_re_estimated_batchnorm_averages_the_statistics_by_samples(monkeypatch):
-    monkeypatch.setattr("gapscope.measure.problem.RE_ESTIMATION_BATCH", 20)
+    monkeypatch.setattr("gapscope.measure.batchnorm.BATCH", 20)
     model, x, y = batchnorm_model()
     parts = x.split([16, 17, 17])  # 50 samples in even parts of at most 20
     weights = torch.tensor([len(part) for part in parts]) / 50

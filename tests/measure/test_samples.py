@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gapscope.errors import ProblemError
 from gapscope.measure.problem import Problem
 from gapscope.measure.samples import Samples, noise_curvature
+from tests.gauntlet import ROWS
 from tests.measure.test_problem import assert_same, state_of
 from tests.problems import ZOO, dense_hessian, problem
 
@@ -261,3 +262,21 @@ def test_what_is_truly_wrong_is_raised_again():
     given.model[0].register_forward_hook(fail)
     with pytest.raises(ValueError, match=r"in the model"):
         given.gradient_squares()
+
+
+# --- inputs by name, several of them, parameters of 0 dimensions, repaired and differenced models
+
+
+@pytest.mark.parametrize("name", ["named inputs", "two inputs", "constant gradient", "complex", "EmbeddingBag, max"])
+def test_the_samples_of_every_kind_of_model_add_up(name):
+    row = next(row for row in ROWS if row.name.startswith(name))
+    given, v = row.problem(batch_size=7), None
+    squares, mean = given.gradient_squares()
+    assert torch.allclose(mean, given.gradient(), atol=1e-5)
+    assert squares.sum() / given.samples > float(mean.square().sum())
+    v = torch.randn(given.size, generator=torch.Generator().manual_seed(0))
+    product, bends = given.curvature_along(v)
+    assert bends.mean() == pytest.approx(float(v @ product), rel=1e-4)
+    assert given.slopes_along(v).mean() == pytest.approx(float(v @ mean), rel=1e-4)
+    lengths, image = given.curvature_squares(v)
+    assert lengths.mean() == pytest.approx(float(v @ image), rel=1e-4)  # the mean of |H_i v|^2 is v' (mean of H_i^2) v

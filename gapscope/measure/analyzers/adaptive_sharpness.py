@@ -143,7 +143,7 @@ class AdaptiveSharpness:
                 f"draws={self.draws}, probes={self.probes}, m={self.m}. Expected positive radii, at least one in "
                 "rhos_l2, steps >= 2, draws >= 2, probes 0 or >= 2, m >= 0."
             )
-        if self.normalize_logits and problem.loss_function.correct is None:
+        if self.normalize_logits and problem.loss_function.ignored is None:
             raise UsageError(
                 f"The loss `{problem.loss_function.name}` is not one of class scores. Expected cross-entropy, because "
                 "`--normalize-logits` normalizes the scores of the classes. Leave that option out."
@@ -320,7 +320,7 @@ def _variant(problem: "Problem", **changes: Any) -> "Problem":
     are re-estimated, from the part of the data.
     """
     variant = dataclasses.replace(problem, **changes)
-    for name in ("parameters", "theta", "constants"):
+    for name in ("parameters", "theta", "constants", "derivatives"):
         variant.__dict__[name] = getattr(problem, name)  # where cached_property keeps them
     return variant
 
@@ -329,14 +329,12 @@ def _part(problem: "Problem", places: NDArray[np.int64]) -> "Problem":
     """Return the problem of some of the samples; of all of them, the same problem."""
     import torch
 
-    from gapscope.measure.batches import taken
-
     if len(places) == problem.samples:
         return problem
-    index, data = torch.from_numpy(places), problem.data
     return _variant(
         problem,
-        data=dataclasses.replace(data, inputs=taken(data.inputs, index), targets=data.targets[index]),
+        data=problem.data.part(torch.from_numpy(places)),
+        loss_function=problem.bound,  # weighted as in the whole data
         batch_size=problem.micro_batch,  # counted once for all parts
         monitor=_Share(problem.monitor, len(places) / problem.samples),
     )

@@ -106,6 +106,7 @@ class Eigenvalues:
         )
         del operator  # with it go the kept graphs
         top, nan = float(pairs.values[0]), float("nan")
+        inexact = problem.derivatives.error  # no residual shows it: the same products verify
         curvature = along[0] if along else np.full(problem.samples, nan)
         gradient_norm = float(problem.gradient().norm())
         ranks = tuple(str(i + 1) for i in range(len(pairs.values)))
@@ -115,7 +116,7 @@ class Eigenvalues:
             notes=self._notes(context, problem, pairs, adam),
             top=Quantity(
                 value=scalar(top),
-                numerical_error=_known(max(pairs.upper - top, pairs.residuals[0])),
+                numerical_error=_known(max(pairs.upper - top, pairs.residuals[0]) + inexact),
                 sampling_error=_standard_error(curvature) if along else None,
                 chunks=problem.chunk_means(curvature) if along else None,
                 unit="in Adam's metric" if self.preconditioned else "",
@@ -128,7 +129,7 @@ class Eigenvalues:
             ),
             bottom=Quantity(
                 value=scalar(pairs.bottom),
-                numerical_error=_known(max(pairs.bottom - pairs.lower, pairs.bottom_residual)),
+                numerical_error=_known(max(pairs.bottom - pairs.lower, pairs.bottom_residual) + inexact),
                 contrast="difference",
                 bound="upper",
                 drawn="detail",
@@ -156,7 +157,7 @@ class Eigenvalues:
             ),
             values=Quantity(
                 value=pairs.values,
-                numerical_error=_known(np.maximum(pairs.residuals, pairs.rounding)),
+                numerical_error=_known(np.maximum(pairs.residuals, pairs.rounding) + inexact),
                 dims=("rank",),
                 labels={"rank": ranks},
                 doc="the largest eigenvalues: one lies within the error of each; copies of one eigenvalue count once",

@@ -55,6 +55,7 @@ class NearRank:
     version: ClassVar[str] = "1"
     arity: ClassVar[int] = 1
     incidental: ClassVar[tuple[str, ...]] = ()
+    second_order: ClassVar[bool] = False
 
     layers: Annotated[str, "glob of the names of the layers to measure"] = "*"
     cuts: Annotated[tuple[str, ...], "rel:X of the largest singular value; abs:X with --own-batch"] = (
@@ -259,6 +260,9 @@ class NearRank:
         bare = [one.layer.name for one in measured if not one.layer.activated]
         if bare:
             notes.append(f"no activation follows, so the layer's own output is measured: {_few(bare)}")
+        inputs = plan.problem.data.inputs
+        if isinstance(inputs, dict) and "attention_mask" in inputs:
+            notes.append("positions that `attention_mask` calls padding are left out")
         if unseen:
             notes.append(f"never called as modules, so not measured: {_few(unseen)}")
         noisy = [

@@ -42,6 +42,7 @@ class Path:
     version: ClassVar[str] = "1"
     arity: ClassVar[int] = 2
     incidental: ClassVar[tuple[str, ...]] = ()
+    second_order: ClassVar[bool] = False
 
     points: Annotated[int, "points of the grid"] = 25
     start: Annotated[float, "first a"] = -1.0

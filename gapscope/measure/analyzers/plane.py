@@ -42,6 +42,7 @@ class Plane:
     arity: ClassVar[int] = 3
     least: ClassVar[int] = 1
     incidental: ClassVar[tuple[str, ...]] = ()
+    second_order: ClassVar[bool] = False
 
     points: Annotated[int, "points along each side of the grid"] = 21
     reach: Annotated[float, "half side of a random plane, in norms of the filters"] = 1.0

@@ -77,6 +77,8 @@ class Trace:
         )
         del operator  # with it go the kept graphs
         finite = found.status is not Status.NONFINITE
+        # of differences: a sign probe is sqrt(n) long, and their errors point anywhere
+        rounding = np.hypot(found.rounding, problem.size**0.5 * problem.derivatives.error)
         per_sample, sampling_error = _over_samples(along, exact=every) if along and finite else (None, None)
         chunks = problem.chunk_means(per_sample + found.trace - per_sample.mean()) if per_sample is not None else None
         return TraceResult(
@@ -85,7 +87,7 @@ class Trace:
             notes=self._notes(problem, found),
             trace=Quantity(
                 value=scalar(found.trace),
-                numerical_error=np.hypot(found.trace_error, found.rounding) if finite else None,
+                numerical_error=np.hypot(found.trace_error, rounding) if finite else None,
                 sampling_error=sampling_error,
                 chunks=chunks,
                 better="lower",
@@ -95,14 +97,14 @@ class Trace:
             ),
             frobenius=Quantity(
                 value=scalar(found.frobenius),
-                numerical_error=np.hypot(found.frobenius_error, found.rounding) if finite else None,
+                numerical_error=np.hypot(found.frobenius_error, rounding) if finite else None,
                 better="lower",
                 higher_is="sharper",
                 doc="Frobenius norm, root of the mean of |Hz|^2; standard error over probes by the delta method",
             ),
             blocks_trace=Quantity(
                 value=found.blocks,
-                numerical_error=np.hypot(found.blocks_error, found.rounding) if finite else None,
+                numerical_error=np.hypot(found.blocks_error, rounding) if finite else None,
                 dims=("layer",),
                 labels={"layer": tuple(blocks)},
                 doc="trace of each layer's diagonal block, from the same probes; they add up to the trace",

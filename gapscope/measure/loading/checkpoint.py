@@ -10,19 +10,25 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gapscope.errors import LoadError, UsageError
+from gapscope.measure.loading import formats
+from gapscope.measure.loading.distributed import read_distributed
+from gapscope.measure.loading.folders import read_folder
+from gapscope.measure.loading.formats import sniff
 from gapscope.measure.loading.networks import NETWORKS
-from gapscope.measure.loading.torchfile import read_torch_file
+from gapscope.measure.loading.torchfile import NOTHING_RUNS, read_torch_file
 from gapscope.measure.loading.trust import Trust
 
 FORMAT_VERSION = 1
+SHADOW = "shadow_params"  # averaged parameters without names, in the model's order
 ROOT = "(file)"  # the location of a state_dict that is the whole file
 _RECORDED_TYPES: dict[str, type] = {
     "factory": str,
@@ -47,12 +53,17 @@ class Checkpoint:
     """A file's state_dicts by location, with what it says about model, data and training."""
 
     name: str
-    sha256: str
+    sha256: str  # of a folder: over `NAME SHA256` of the files that were read, one line each, sorted
     tensors: Mapping[str, dict[str, Tensor]]  # dotted location -> candidate state_dict
     recorded: Mapping[str, Any]  # what `save_checkpoint` wrote, untrusted, or {}
     training: Mapping[str, Any]  # batch_size, lr, ...: recorded, or found under usual keys
     initial: dict[str, Tensor] | None
     optimizer: Mapping[str, Any] | None
+    format: str = formats.TORCH.name
+    settings: Mapping[str, Any] = field(default_factory=dict)  # hyper_parameters, config.json, args: plain values
+    folder: Path | None = None  # of Hugging Face, where `config.json` describes the model
+    module: nn.Module | None = None  # a whole model that came out of a trusted file
+    trust: str = NOTHING_RUNS  # what the user had to allow
 
 
 def save_checkpoint(
@@ -91,9 +102,25 @@ def save_checkpoint(
     _write_atomically(Path(path), content)
 
 
-def read_checkpoint(path: Path, trust: Trust) -> Checkpoint:
-    """Read a file without running or importing anything that it names."""
-    content, sha256 = read_torch_file(path, trust)
+def read_checkpoint(path: Path, trust: Trust, *, values: bool = True) -> Checkpoint:
+    """Read a file or folder; unless the user trusts it, without running or importing anything that it names.
+
+    Without `values` the tensors are for looking at their names, shapes and types only.
+    """
+    found = sniff(path)
+    settings: Mapping[str, Any] = {}
+    if found in (formats.HUGGINGFACE, formats.SHARDED):
+        folder = read_folder(path, trust, values=values)
+        content: object = folder.tensors
+        sha256, level, settings = folder.sha256, folder.trust, folder.settings
+    elif found is formats.DISTRIBUTED:
+        content, sha256 = read_distributed(path, values=values)
+        level = NOTHING_RUNS
+    else:
+        content, sha256, found, level = read_torch_file(path, trust, values=values)
+    content, module = _without_modules(content)
+    if found in (formats.PICKLE, formats.MODULE):
+        content = _tensors(content)
     if not isinstance(content, Mapping):
         raise LoadError(
             f"{path} holds {_described(content)}. Expected a state_dict, or a dict with one: "
@@ -102,6 +129,9 @@ def read_checkpoint(path: Path, trust: Trust) -> Checkpoint:
     recorded = _recorded(content.get("gapscope"), path)
     tensors = dict(_state_dicts(content))
     initial = tensors.pop("initial", None) if recorded else None
+    if {"state_dict", "current_model_state", "averaging_state"} <= set(tensors):
+        # Lightning's WeightAveraging: the average lies where raw weights are due, and its counter beside it
+        tensors["state_dict"] |= tensors.pop("averaging_state")
     if not tensors:
         keys = ", ".join(f"`{key}`" for key in list(content)[:8])
         raise LoadError(
@@ -110,9 +140,53 @@ def read_checkpoint(path: Path, trust: Trust) -> Checkpoint:
     optimizer = next((content[key] for key in _OPTIMIZERS if key in content), None)
     if isinstance(optimizer, list | tuple) and optimizer:
         optimizer = optimizer[0]
-    optimizer = optimizer if isinstance(optimizer, Mapping) else None
-    training = dict(recorded.get("training") or {}) or _training_hints(content, optimizer)
-    return Checkpoint(path.name, sha256, tensors, recorded, training, initial, optimizer)
+    # pieces of one, as a distributed checkpoint has them, do not say whose they are
+    optimizer = optimizer if isinstance(optimizer, Mapping) and "param_groups" in optimizer else None
+    return Checkpoint(
+        name=path.name or path.resolve().name,
+        sha256=sha256,
+        tensors=tensors,
+        recorded=recorded,
+        training=dict(recorded.get("training") or {}) or _training_hints(content, optimizer),
+        initial=initial,
+        optimizer=optimizer,
+        format=(formats.LIGHTNING if "pytorch-lightning_version" in content else found).name,
+        settings=settings or _settings(content),
+        folder=(path.parent if path.is_file() else path) if found in (formats.HUGGINGFACE, formats.SHARDED) else None,
+        module=module,
+        trust=level,
+    )
+
+
+def _without_modules(content: object) -> tuple[object, nn.Module | None]:
+    """Replace modules, which only a trusted file yields, by their state_dicts; return the first of them too."""
+    if isinstance(content, nn.Module):
+        return dict(content.state_dict()), content
+    if not isinstance(content, Mapping):
+        return content, None
+    modules = {key: value for key, value in content.items() if isinstance(value, nn.Module)}
+    states = {key: dict(module.state_dict()) for key, module in modules.items()}
+    return {**content, **states} if states else content, next(iter(modules.values()), None)
+
+
+def _tensors(value: object) -> object:
+    """Return the tables of a pickle with arrays of numbers as tensors."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiubc":
+        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
+    return {key: _tensors(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _settings(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the hyper-parameters that a training script left, as far as they are plain values."""
+    found: dict[str, Any] = {}
+    for key in _SETTINGS:
+        value = content.get(key)
+        found |= value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+    plain = {}
+    for name, value in found.items():
+        with contextlib.suppress(LoadError):
+            plain[str(name)] = _plain(value, str(name))
+    return plain
 
 
 def _recorded(about: object, path: Path) -> Mapping[str, Any]:
@@ -144,8 +218,13 @@ def _state_dicts(
     if tensors and len(tensors) > len(content) / 2:
         yield location or ROOT, tensors
     for key, value in content.items():
-        if isinstance(key, str) and isinstance(value, Mapping) and depth < 4 and not _NOT_WEIGHTS.search(key):
-            yield from _state_dicts(value, f"{location}.{key}" if location else key, depth + 1)
+        if not isinstance(key, str) or depth > 3 or _NOT_WEIGHTS.search(key):
+            continue
+        at = f"{location}.{key}" if location else key
+        if isinstance(value, Mapping):
+            yield from _state_dicts(value, at, depth + 1)
+        elif key == SHADOW and isinstance(value, list) and value and all(isinstance(v, Tensor) for v in value):
+            yield at, {str(position): tensor for position, tensor in enumerate(value)}
 
 
 def _training_hints(content: Mapping[str, Any], optimizer: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,12 +1,10 @@
-"""Data as two tensors with a digest of what is actually used; gapscope never splits the user's data itself."""
+"""Data as inputs and targets with a digest of what is used; gapscope never splits the user's data itself."""
 
 import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,19 +12,25 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from gapscope.errors import LoadError, UsageError, did_you_mean
-from gapscope.measure.batches import Inputs, taken, tensors
-from gapscope.measure.loading.arrays import Pair, pick_pair, read_arrays
+from gapscope.measure.batches import Inputs, mapped, taken, tensors
+from gapscope.measure.loading.arrays import Keys, Pair, Split
+from gapscope.measure.loading.catalogue import PREFIX, read_catalogue
+from gapscope.measure.loading.columns import IGNORED
+from gapscope.measure.loading.datafiles import SUFFIXES, find_place, read_place
 from gapscope.measure.loading.iterables import read_object
+from gapscope.measure.loading.transforms import normalized, reshaped, scaled_pixels
 from gapscope.measure.loading.trust import Trust, check_recorded, resolve_recorded
 
-Split = Literal["train", "test"]
-FILES = (".npz", ".pt", ".pth", ".safetensors")
 DIGITS_TRAIN = 1300
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How to take what a source holds: texts as typed, applied in this order; None leaves it as it is."""
+    """How to take what a source holds: texts as typed, applied in this order; None leaves it as it is.
+
+    `x_key` with commas gives several inputs: by name, model(a=..., b=...), where the samples are dicts or an input is
+    called as in Hugging Face models; in the order typed, model(a, b), otherwise; side by side in a table of numbers.
+    """
 
     x_key: str | None = None
     y_key: str | None = None
@@ -44,6 +48,7 @@ class Data:
     fingerprint: str
     total: int
     notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()  # names of the targets 0, 1, 2, ..., where the source has them
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -55,41 +60,60 @@ class Data:
         if limit is None or limit >= len(self):
             return self
         chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:limit].sort().values
-        inputs, targets = taken(self.inputs, chosen), self.targets[chosen]
-        return replace(self, inputs=inputs, targets=targets, fingerprint=fingerprint(inputs, targets))
+        some = self.part(chosen)
+        return replace(some, fingerprint=fingerprint(some.inputs, some.targets))
+
+    def part(self, index: Tensor) -> "Data":
+        """Return some of the samples, under the whole's fingerprint."""
+        return replace(self, inputs=taken(self.inputs, index), targets=self.targets[index])
 
 
-def load_data(spec: str, split: Split, *, recorded: bool, trust: Trust, whole: bool = False) -> Data | None:
+def load_data(
+    spec: str, split: Split, *, recorded: bool, trust: Trust, whole: bool = False, reading: Reading = Reading()
+) -> Data | None:
     """Return one split of the data named by `spec`, or None where it has no test split of its own.
 
-    `whole`: the spec was named as test data, so a source without splits is all test.  `digits` and files with
-    x_train, y_train, x_test, y_test have splits.  `recorded` specs come from a checkpoint, so are untrusted.
+    `whole`: the spec was named as test data, so a source without splits is all test.  `digits`, and files and
+    folders with parts for training and for tests, have splits.  `recorded` specs come from a checkpoint, so are
+    untrusted.
     """
     name, _, options = spec.partition(":")
+    keys = _keys(reading)
     if name == "digits" and not options.isidentifier():
-        return _checked(_digits(split, options, spec), spec)
+        return _finished(_digits(split, options, spec), spec, reading)
     if recorded:
         check_recorded(spec, kind="test data" if whole else "data", trust=trust)
-    if spec.endswith(FILES):
-        arrays = read_arrays(Path(spec), trust)
-        pair = pick_pair(arrays, split, spec, whole=whole)
+    if spec.startswith(PREFIX):
+        pair = read_catalogue(spec, split, whole=whole)
+    elif (place := find_place(spec)) is not None:
+        pair = read_place(place, spec, split, keys, whole=whole, trust=trust)
     elif ":" in spec:
         if split == "test" and not whole:
             return None
         kind = "test data" if whole else "data"
         found = resolve_recorded(spec, kind=kind, builtins={}, trust=trust) if recorded else None
-        pair = read_object(spec, found)
+        pair = read_object(spec, found, keys=keys, split=split)
     else:
         raise LoadError(
-            f"`{spec}` is no data that gapscope knows.{did_you_mean(spec, ['digits'])} Expected `digits`, a file "
-            f"({', '.join(FILES)}), or `pkg.mod:factory` or `path/file.py:factory`."
+            f"`{spec}` is no data that gapscope knows.{did_you_mean(spec, ['digits'])} Expected `digits`, a file or "
+            f"folder ({', '.join(SUFFIXES)}, images by class), or `pkg.mod:factory` or `path/file.py:factory`."
         )
-    return _checked(pair, spec) if pair else None
+    return _finished(pair, spec, reading) if pair else None
 
 
-def data_of(found: object, name: str) -> Data:
+def data_of(found: object, name: str, reading: Reading = Reading()) -> Data:
     """Return the samples of an object at hand: a Dataset, a DataLoader, an iterable of (x, y), or two arrays."""
-    return _checked(read_object(name, found), name)
+    return _finished(read_object(name, found, keys=_keys(reading)), name, reading)
+
+
+def same_classes(train: Data, test: Data) -> None:
+    """Refuse two sources whose class names stand for different numbers."""
+    if train.classes and test.classes and train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise LoadError(
+            f"{test.name} and {train.name} number their classes differently: only one has `{odd[0]}`. Expected the "
+            "same class names in both: write the classes as numbers 0, 1, 2, ..."
+        )
 
 
 def fingerprint(inputs: Inputs, targets: Tensor) -> str:
@@ -100,7 +124,9 @@ def fingerprint(inputs: Inputs, targets: Tensor) -> str:
         inputs = {name: inputs[name] for name in sorted(inputs)}
     for tensor in (*tensors(inputs), targets):
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-        raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0, np.uint8)
+        # contiguous() leaves any stride to a dimension of size 1, which view() then refuses
+        row = tensor.contiguous().as_strided((tensor.numel(),), (1,))
+        raw = row.view(torch.uint8).numpy() if tensor.numel() else np.empty(0, np.uint8)
         digest.update(raw.data)
     return digest.hexdigest()
 
@@ -127,35 +153,65 @@ def _digits_size(options: str, spec: str) -> int | None:
     return int(value)
 
 
-def _checked(pair: Pair, spec: str) -> Data:
-    """Bring both arrays to the types that models take, and refuse what no loss can be computed on."""
+def _keys(reading: Reading) -> Keys:
+    names = tuple(name.strip() for name in (reading.x_key or "").split(",") if name.strip())
+    return Keys(names, reading.y_key)
+
+
+def _finished(pair: Pair, spec: str, reading: Reading) -> Data:
+    """Check the lengths, reshape and normalize, and bring all to the types that models take."""
     x, y = pair.inputs, pair.targets
     notes = list(pair.notes)
-    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
-        sizes = [len(t) if t.ndim else "no" for t in (x, y)]
-        raise LoadError(f"{spec}: {sizes[0]} inputs and {sizes[1]} targets. Expected one target for each input.")
-    if len(x) == 0:
+    sizes = [len(t) if t.ndim else "no" for t in (*tensors(x), y)]
+    if len(set(sizes)) > 1 or sizes[-1] == "no":
+        raise LoadError(
+            f"{spec}: {' and '.join(map(str, sizes[:-1]))} inputs and {sizes[-1]} targets. Expected one target for "
+            "each input."
+        )
+    if len(y) == 0:
         raise LoadError(f"{spec} has no samples. Expected at least one.")
-    if x.dtype == torch.uint8:
-        x = x.float()
-        notes.append(f"data: {spec} holds bytes, used as the numbers 0 to 255; no scaling was applied")
-    elif not x.is_floating_point() and not x.is_complex():
-        x = x.float() if x.dtype == torch.bool else x.long()
+    if reading.reshape is not None:
+        x = reshaped(x, reading.reshape, spec)
+        notes.append(f"data: {spec}: each sample reshaped to {reading.reshape}")
+    if reading.normalize is not None:
+        x, note = normalized(x, reading.normalize, spec)
+        notes.append(note)
+    x = mapped(x, lambda tensor: _typed(tensor, spec, pair.pixels, notes))
     if not y.is_floating_point():
         y = y.long()
         y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
-    for word, tensor in (("inputs", x), ("targets", y)):
+    for word, tensor in (*(("inputs", tensor) for tensor in tensors(x)), ("targets", y)):
         bad = next(_nonfinite(tensor), None)
         if bad is not None:
             raise LoadError(
                 f"{spec}: {word} hold NaN or infinity (first in sample {bad}). Remove or repair those samples."
             )
-    if not y.is_floating_point() and y.min() < 0:
+    if not y.is_floating_point():
+        _check_labels(y, spec, notes)
+    return Data(x, y, spec, fingerprint(x, y), len(y), tuple(notes), pair.classes)
+
+
+def _typed(tensor: Tensor, spec: str, pixels: bool, notes: list[str]) -> Tensor:
+    if tensor.dtype == torch.uint8:
+        done = "divided by 255" if pixels else "used as the numbers 0 to 255; no scaling was applied"
+        notes.append(f"data: {spec} holds bytes, {done}")
+        return scaled_pixels(tensor) if pixels else tensor.float()
+    if tensor.is_floating_point() or tensor.is_complex():
+        return tensor
+    return tensor.float() if tensor.dtype == torch.bool else tensor.long()
+
+
+def _check_labels(y: Tensor, spec: str, notes: list[str]) -> None:
+    ignored = y == IGNORED
+    if ignored.any():
+        notes.append(f"data: {spec}: {int(ignored.sum())} of {y.numel()} labels are {IGNORED}, left out of the loss")
+    wrong = y[(y < 0) & ~ignored]
+    if wrong.numel() or ignored.all():
         raise LoadError(
-            f"{spec}: targets hold the label {int(y.min())}. Expected classes 0, 1, 2, ...; "
+            f"{spec}: targets hold the label {int(wrong.min()) if wrong.numel() else IGNORED}"
+            f"{'' if wrong.numel() else ' alone'}. Expected classes 0, 1, 2, ...; "
             "remove samples without a label, or give float targets for a regression."
         )
-    return Data(x, y, spec, fingerprint(x, y), len(x), tuple(notes))
 
 
 def _nonfinite(tensor: Tensor) -> Iterator[int]:

@@ -1,7 +1,7 @@
 """Put a checkpoint's weights into a model, whatever wrappers wrote their names; nothing is chosen silently."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gapscope.errors import LoadError
-from gapscope.measure.loading.checkpoint import ROOT, Checkpoint
+from gapscope.errors import LoadError, did_you_mean
+from gapscope.measure.loading.checkpoint import ROOT, SHADOW, Checkpoint
 from gapscope.measure.loading.trust import one_line
 
 # DataParallel and AveragedModel, torch.compile, FSDP, activation checkpointing: also in the middle of a name
@@ -31,6 +31,7 @@ class Fit:
 class _Option:
     """One state_dict under one prefix, renamed to the model's own names."""
 
+    source: str  # of the state_dict; the location is below it where names have a prefix
     location: str
     tensors: Mapping[str, Tensor]
     missing: list[str]
@@ -38,6 +39,7 @@ class _Option:
     mismatched: list[str]
     outside: int  # tensors that do not start with the prefix
     averaged: bool
+    remarks: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -49,19 +51,29 @@ class _Option:
         return self.averaged, _PREFERRED.index(first) if first in _PREFERRED else len(_PREFERRED)
 
 
-def fit(checkpoint: Checkpoint, model: nn.Module, model_name: str, model_args: Mapping[str, Any]) -> Fit:
-    """Load the state_dict that fits the model, strictly; raw weights before averaged ones.
+def fit(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    model_name: str,
+    model_args: Mapping[str, Any],
+    weights: str | None = None,
+) -> Fit:
+    """Load the state_dict that fits the model, strictly; unless `weights` says otherwise, raw before averaged ones.
 
-    `model_args` are all of the factory's arguments, defaults included: a mismatch names the one to change.
+    `weights` is `raw`, `ema` or a location; `model_args` are all of the factory's arguments, defaults included: a
+    mismatch names the one to change.
     """
     state = model.state_dict()
-    options = [option for at, tensors in checkpoint.tensors.items() for option in _options(at, tensors, state)]
-    options.sort(key=lambda option: option.rank)
+    twins = _twins(model)
+    options = [option for at, tensors in checkpoint.tensors.items() for option in _options(at, tensors, state, twins)]
+    options += [shadow for at in checkpoint.tensors if (shadow := _shadow(at, checkpoint, model, options))]
+    options = sorted(_asked(checkpoint, options, weights), key=lambda option: option.rank)
     fitting = [option for option in options if option.fits]
     if not fitting:
         best = max(options, key=lambda option: (len(option.tensors), -len(option.missing)), default=None)
-        raise LoadError(_why_not(checkpoint, best, state, model_name, model_args))
+        raise LoadError(_why_not(checkpoint, best, state, model_name, model_args, weights))
     chosen = fitting[0]
+    _refuse_untied(checkpoint, chosen, twins, model_name)
     try:
         model.load_state_dict({name: _dense(tensor) for name, tensor in chosen.tensors.items()}, strict=True)
     except (RuntimeError, NotImplementedError) as error:
@@ -70,15 +82,91 @@ def fit(checkpoint: Checkpoint, model: nn.Module, model_name: str, model_args: M
             f"{one_line(error)}. Expected dense tensors of the model's shapes; save `model.state_dict()` "
             "unquantized."
         ) from error
-    return Fit(chosen.location, _notes(chosen, fitting[1:], state))
+    return Fit(chosen.location, _notes(chosen, fitting[1:], state, asked=weights is not None))
 
 
-def _options(location: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[_Option]:
+def places(checkpoint: Checkpoint, model: nn.Module) -> list[str]:
+    """Return where in a file names and shapes of all of a model's tensors are; values are not looked at."""
+    state, twins = model.state_dict(), _twins(model)
+    options = [option for at, tensors in checkpoint.tensors.items() for option in _options(at, tensors, state, twins)]
+    return [option.location for option in sorted(options, key=lambda option: option.rank) if option.fits]
+
+
+def _asked(checkpoint: Checkpoint, options: list[_Option], weights: str | None) -> list[_Option]:
+    """Return the options that the user's choice leaves; a location in the file goes before the words raw and ema."""
+    known = list(dict.fromkeys([*checkpoint.tensors, *(option.location for option in options)]))
+    if weights is None:
+        return options
+    if weights in known:
+        return [option for option in options if weights in (option.source, option.location)]
+    if weights not in ("raw", "ema"):
+        raise LoadError(
+            f"{checkpoint.name} has no weights under `{weights}`.{did_you_mean(weights, known)} Expected raw, ema or "
+            f"one of {_quoted(known)}. Mend `--weights`."
+        )
+    kept = [option for option in options if option.averaged == (weights == "ema")]
+    if not kept:
+        kind = "averaged" if weights == "ema" else "raw"
+        raise LoadError(
+            f"{checkpoint.name} holds no {kind} weights that this model knows. Expected one of {_quoted(known)}. "
+            "Name it: `--weights KEY`."
+        )
+    return kept
+
+
+def _quoted(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(f"`{name}`" for name in names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _twins(model: nn.Module) -> Mapping[str, Sequence[str]]:
+    """Return, for every name of a tied parameter, the names that it shares it with."""
+    shared: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        shared.setdefault(id(parameter), []).append(name)
+    return {name: names for names in shared.values() if len(names) > 1 for name in names}
+
+
+def _refuse_untied(
+    checkpoint: Checkpoint, chosen: _Option, twins: Mapping[str, Sequence[str]], model_name: str
+) -> None:
+    """Refuse weights that differ where the model has one parameter: the last of them would silently win."""
+    for name, names in twins.items():
+        mine, other = chosen.tensors.get(names[0]), chosen.tensors.get(name)
+        if mine is not None and other is not None and not torch.equal(_dense(mine), _dense(other)):
+            raise LoadError(
+                f"{checkpoint.name} has different values for `{names[0]}` and `{name}`, which are one parameter of "
+                f"`{model_name}`. Expected equal ones. Give the model that was trained, with the two untied."
+            )
+
+
+def _shadow(at: str, checkpoint: Checkpoint, model: nn.Module, options: Sequence[_Option]) -> _Option | None:
+    """Return a list of averaged parameters under the names that they have by their order; buffers are the raw ones."""
+    if at.rpartition(".")[2] != SHADOW:
+        return None
+    listed = list(checkpoint.tensors[at].values())
+    raw = next((option for option in options if option.fits and not option.averaged), None)
+    for trainable in (False, True):
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad or not trainable}
+        if [p.shape for p in named.values()] == [tensor.shape for tensor in listed]:
+            tensors = {**(raw.tensors if raw else {}), **dict(zip(named, listed, strict=True))}
+            missing = [name for name in model.state_dict() if name not in tensors]
+            return _Option(at, at, tensors, missing, [], [], 0, True, ("weights: named by their order in the model",))
+    return None
+
+
+def _options(
+    location: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], twins: Mapping[str, Sequence[str]]
+) -> list[_Option]:
     """Return one option per prefix under which at least one of the model's names is found."""
     clean = {_unwrapped(name): tensor for name, tensor in tensors.items() if name != "n_averaged"}
     names = {_unwrapped(name): name for name in state}
     if set(tensors) == set(state) or len(clean) < len(tensors.keys() - {"n_averaged"}) or len(names) < len(state):
         clean, names = dict(tensors), {name: name for name in state}  # `module` is this model's own word
+    old, own_old = _weight_normed(clean), _weight_normed(names)
+    clean = {old.get(name, name): tensor for name, tensor in clean.items()}
+    names = {own_old.get(name, name): own for name, own in names.items()}
+    renamed = ("weights: weight_norm's names were translated",) if bool(old) != bool(own_old) else ()
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in clean.items():
         parts = name.split(".")
@@ -86,26 +174,56 @@ def _options(location: str, tensors: Mapping[str, Tensor], state: Mapping[str, T
             if (short := ".".join(parts[i:])) in names:
                 found.setdefault(name[: len(name) - len(short)], {})[names[short]] = tensor
     whole = {prefix for prefix, matched in found.items() if prefix and len(matched) == len(state)}
-    averaged = bool(_AVERAGED.search(location)) or "n_averaged" in tensors
+    averaged = is_averaged(location, tensors)
     options = []
     for prefix, matched in found.items():
         inside = [name for name in clean if name.startswith(prefix)]
         others = tuple(other for other in whole if other != prefix and other.startswith(prefix))
+        tied = {n: twin for n in state if n not in matched for twin in twins.get(n, ()) if twin in matched}
         options.append(
             _Option(
+                source=location,
                 location=location if not prefix else f"{location}.{prefix[:-1]}".removeprefix(f"{ROOT}."),
-                tensors=matched,
+                tensors={**matched, **{name: matched[twin] for name, twin in tied.items()}},
                 # torch itself fills this counter in, as for files from before it existed
-                missing=[n for n in state if n not in matched and not n.endswith("num_batches_tracked")],
+                missing=[
+                    n for n in state if n not in matched and n not in tied and not n.endswith("num_batches_tracked")
+                ],
                 unexpected=[
                     n for n in inside if n[len(prefix) :] not in names and not (others and n.startswith(others))
                 ],
                 mismatched=[n for n, tensor in matched.items() if not _same_shape(tensor, state[n])],
                 outside=len(clean) - len(inside),
                 averaged=averaged or bool(_AVERAGED.search(prefix)),
+                remarks=(
+                    *(renamed if matched else ()),
+                    *(f"weights: `{n}` is not in the file; the model ties it to `{twin}`" for n, twin in tied.items()),
+                ),
             )
         )
     return options
+
+
+def _weight_normed(names: Iterable[str]) -> dict[str, str]:
+    """Return the present names of weight_norm's parameters for the old ones, `weight_g` and `weight_v`."""
+    known = set(names)
+    stems = {name[:-2] for name in known if name.endswith("_g")} & {name[:-2] for name in known if name.endswith("_v")}
+    present = {}
+    for stem in stems - known:
+        module, dot, parameter = stem.rpartition(".")
+        for ending, part in (("_g", "original0"), ("_v", "original1")):
+            present[stem + ending] = f"{module}{dot}parametrizations.{parameter}.{part}"
+    return present
+
+
+def is_averaged(location: str, names: Iterable[str]) -> bool:
+    """Return whether a state_dict is an average over training, by its place or by AveragedModel's counter."""
+    return bool(_AVERAGED.search(location)) or "n_averaged" in names
+
+
+def wrappers(names: Iterable[str]) -> set[str]:
+    """Return the wrappers' words in the names of a state_dict."""
+    return {part for name in names for part in name.split(".")} & _WRAPPERS
 
 
 def _unwrapped(name: str) -> str:
@@ -121,15 +239,16 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
-def _notes(chosen: _Option, others: list[_Option], state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    notes = []
-    different = [other.location for other in others if not _equal(chosen, other)]
+def _notes(chosen: _Option, others: list[_Option], state: Mapping[str, Tensor], *, asked: bool) -> tuple[str, ...]:
+    notes = list(chosen.remarks)
+    different = [other.location for other in others if not asked and not _equal(chosen, other)]
     if different:
         notes.append(
             f"weights: `{chosen.location}`; {', '.join(f'`{at}`' for at in different)} would fit too and differ"
         )
     elif chosen.averaged:
-        notes.append(f"weights: `{chosen.location}`, an average over training, the only ones that fit")
+        alone = "" if asked else ", the only ones that fit"
+        notes.append(f"weights: `{chosen.location}`, an average over training{alone}")
     elif chosen.location not in (ROOT, "model"):
         notes.append(f"weights: `{chosen.location}`")
     if chosen.outside and not different:
@@ -151,10 +270,18 @@ def _why_not(
     state: Mapping[str, Tensor],
     model_name: str,
     model_args: Mapping[str, Any],
+    weights: str | None,
 ) -> str:
     where = f"{checkpoint.name} does not fit `{model_name}`"
+    held = [name for tensors in checkpoint.tensors.values() for name in tensors]
+    if all("lora_" in name for name in held):
+        return (
+            f"{where}: it holds {len(held)} tensors of LoRA adapters and no weights of the model below them. Expected "
+            "all weights. Merge them where it was trained: `model.merge_and_unload().save_pretrained(FOLDER)`."
+        )
     if best is None:
-        location, tensors = next(iter(checkpoint.tensors.items()))
+        location = weights if weights and weights in checkpoint.tensors else next(iter(checkpoint.tensors))
+        tensors = checkpoint.tensors[location]
         theirs = ", ".join(f"`{name}` {tuple(t.shape)}" for name, t in list(tensors.items())[:3])
         ours = ", ".join(f"`{name}`" for name in list(state)[:3]) or "no parameters"
         return (

@@ -1,31 +1,45 @@
-"""Read a user's Dataset, DataLoader or iterable of (x, y) into memory, once, in order.
+"""Read a user's Dataset, DataLoader or iterable of samples into memory, once, in order.
 
-Training loaders shuffle and augment; a measurement must see the same numbers every time.  So a shuffling
-loader is read through its dataset, and a sample that reads differently twice is refused.
+A sample is (x, y), (x1, x2, y) or ((x1, x2), y) for a model of several inputs, a dict whose entries the model is given
+by name, or x alone, which is then its own target.  Training loaders shuffle and augment; a measurement must see the
+same numbers every time.  So a shuffling loader is read through its dataset, and a sample that reads differently twice
+is refused.
 """
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, SubsetRandomSampler
 
 from gapscope.errors import GapscopeError, LoadError
-from gapscope.measure.loading.arrays import INPUT_NAMES, TARGET_NAMES, Pair, pick_pair, to_tensor
+from gapscope.measure.loading.arrays import MEMORY_BYTES, PARTS, USUAL, Keys, Pair, Split, given, pick_pair, to_tensor
+from gapscope.measure.loading.columns import pair_of_columns, stacked, target_name
+from gapscope.measure.loading.images import pixels_of
 from gapscope.measure.loading.trust import importable, one_line, resolve
 
-MEMORY_BYTES = 16 * 2**30
 REREAD = 8  # a random flip escapes one comparison in two, eight in 256
 
 
-def read_object(spec: str, found: object = None) -> Pair:
-    """Call the user's factory (or take the object it names) and return all of its samples."""
+class Sample(NamedTuple):
+    """One item as named numbers and texts; `form`: named (a dict), ordered (a tuple, the target last), or alone."""
+
+    values: dict[str, Tensor | str]
+    form: str
+
+
+def read_object(spec: str, found: object = None, *, keys: Keys = USUAL, split: Split = "train") -> Pair:
+    """Call the user's factory (or take the object it names) and return all of its samples.
+
+    `split`: which entry to take of a dict of data sets.
+    """
     found = resolve(spec) if found is None else found
     try:
         with importable(spec):
-            return _read(_made(found), found, spec)
+            return _read(_made(found), found, spec, keys, split)
     except GapscopeError:
         raise
     except (Exception, SystemExit) as error:
@@ -40,20 +54,23 @@ def _made(found: object) -> object:
     return found() if callable(found) and (isinstance(found, type) or not is_data) else found
 
 
-def _read(source: Any, found: object, spec: str) -> Pair:
+def _read(source: Any, found: object, spec: str, keys: Keys, split: Split) -> Pair:
     if isinstance(source, Mapping):
-        pair = pick_pair(
-            {str(name): to_tensor(value, f"{spec}[{name!r}]") for name, value in source.items()}, "train", spec
-        )
-        assert pair is not None  # only a test split can be absent
-        return pair
+        name = next((name for name in PARTS[split] if name in source), None)
+        if name and not isinstance(source[name], Tensor | np.ndarray | list | tuple):
+            pair = _read(source[name], source[name], spec, keys, split)
+            return pair._replace(notes=(f"data: `{spec}` is a dict of data sets, read: `{name}`", *pair.notes))
+        arrays = {str(name): to_tensor(value, f"{spec}[{name!r}]") for name, value in source.items()}
+        found_pair = pick_pair(arrays, split, spec, whole=True, keys=keys)
+        assert found_pair is not None  # `whole` finds something or raises
+        return found_pair
     if isinstance(source, tuple) and len(source) == 2 and all(hasattr(part, "shape") for part in source):
         return Pair(to_tensor(source[0], f"{spec}: x"), to_tensor(source[1], f"{spec}: y"))
     if isinstance(source, DataLoader):
-        return _read_loader(source, spec)
+        return _read_loader(source, spec, keys)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         _check_repeatable((source[i] for i in range(len(source))), (source[i] for i in range(len(source))), spec)
-        return _collect((source[i] for i in range(len(source))), spec, batched=False)
+        return _collect((source[i] for i in range(len(source))), spec, keys, batched=False)
     if not isinstance(source, Iterable):
         raise LoadError(
             f"`{spec}` gave {type(source).__name__}. Expected a Dataset, a DataLoader, an iterable of (x, y), "
@@ -64,15 +81,15 @@ def _read(source: Any, found: object, spec: str) -> Pair:
         _check_repeatable(iter(source), iter(source), spec)
     elif callable(found):
         _check_repeatable(iter(_made(found)), iter(_made(found)), spec)  # type: ignore[call-overload]
-    return _collect(iter(source), spec, batched=None)
+    return _collect(iter(source), spec, keys, batched=None)
 
 
-def _read_loader(loader: DataLoader[Any], spec: str) -> Pair:
+def _read_loader(loader: DataLoader[Any], spec: str, keys: Keys) -> Pair:
     """Read a loader's dataset in order with the loader's own collation; nothing is shuffled or dropped."""
     dataset: Any = loader.dataset
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         _check_repeatable(iter(loader), iter(loader), spec)
-        return _collect(iter(loader), spec, batched=loader.batch_size is not None or None)
+        return _collect(iter(loader), spec, keys, batched=loader.batch_size is not None or None)
     sampler: Any = loader.sampler
     notes: tuple[str, ...] = ()
     order: list[int] = list(range(len(dataset)))
@@ -90,12 +107,12 @@ def _read_loader(loader: DataLoader[Any], spec: str) -> Pair:
         )
     _check_repeatable((dataset[i] for i in order), (dataset[i] for i in order), spec)
     if loader.batch_sampler is None:  # the dataset makes its own batches, or is wanted sample by sample
-        return _collect((dataset[i] for i in order), spec, batched=None)
+        return _collect((dataset[i] for i in order), spec, keys, batched=None)
     size = loader.batch_size or 64
     collated = (
         loader.collate_fn([dataset[i] for i in order[start : start + size]]) for start in range(0, len(order), size)
     )
-    pair = _collect(collated, spec, batched=True)
+    pair = _collect(collated, spec, keys, batched=True)
     return pair._replace(notes=pair.notes + notes)
 
 
@@ -103,51 +120,110 @@ def _check_repeatable(first: Iterator[Any], second: Iterator[Any], spec: str) ->
     for i, (one, two) in enumerate(
         zip(itertools.islice(first, REREAD), itertools.islice(second, REREAD), strict=False)
     ):
-        for a, b in zip(_pair_of(one, spec), _pair_of(two, spec), strict=True):
-            if a.shape != b.shape or not torch.equal(a.nan_to_num(), b.nan_to_num()):
-                raise LoadError(
-                    f"`{spec}`: reading item {i} twice gave two different answers, so its loss is not a fixed "
-                    "function. Turn off shuffling and random augmentation, and give the data as the network is "
-                    "tested on it."
-                )
+        a, b = _sample(one, spec).values, _sample(two, spec).values
+        if a.keys() != b.keys() or not all(_same(a[name], b[name]) for name in a):
+            raise LoadError(
+                f"`{spec}`: reading item {i} twice gave two different answers, so its loss is not a fixed "
+                "function. Turn off shuffling and random augmentation, and give the data as the network is "
+                "tested on it."
+            )
 
 
-def _pair_of(item: Any, spec: str) -> tuple[Tensor, Tensor]:
+def _same(a: Tensor | str, b: Tensor | str) -> bool:
+    if isinstance(a, str) or isinstance(b, str):
+        return a == b
+    return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _sample(item: Any, spec: str) -> Sample:
     if isinstance(item, Mapping):
-        names = [next((n for n in known if n in item), None) for known in (INPUT_NAMES, TARGET_NAMES)]
-        item = [item[name] for name in names if name is not None]
-    if not isinstance(item, list | tuple) or len(item) != 2:
-        got = f"{len(item)} values" if isinstance(item, list | tuple) else type(item).__name__
-        raise LoadError(f"`{spec}` gives {got} per item. Expected pairs (x, y).")
-    return to_tensor(item[0], f"`{spec}`: x"), to_tensor(item[1], f"`{spec}`: y")
+        return Sample({str(name): _value(value, f"`{spec}`: `{name}`") for name, value in item.items()}, "named")
+    if isinstance(item, Tensor) and item.ndim:
+        item = (item,)
+    if not isinstance(item, list | tuple) or not item:
+        raise LoadError(f"`{spec}` gives {type(item).__name__} per item. Expected pairs (x, y).")
+    *inputs, target = item if len(item) > 1 else (item[0], item[0])
+    if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+        values = _sample(inputs[0], spec).values
+        return Sample({**values, target_name(values) or "y": to_tensor(target, f"`{spec}`: y")}, "named")
+    if len(inputs) == 1 and isinstance(inputs[0], list | tuple) and all(hasattr(x, "shape") for x in inputs[0]):
+        inputs = list(inputs[0])
+    names = ["x"] if len(inputs) == 1 else [f"x{i + 1}" for i in range(len(inputs))]
+    values = {name: to_tensor(x, f"`{spec}`: {name}") for name, x in zip(names, inputs, strict=True)}
+    return Sample({**values, "y": to_tensor(target, f"`{spec}`: y")}, "alone" if len(item) == 1 else "ordered")
 
 
-def _collect(items: Iterator[Any], spec: str, *, batched: bool | None) -> Pair:
+def _value(value: Any, where: str) -> Tensor | str:
+    """Return an entry of a dict as numbers; text, and what is no number at all, as text."""
+    if _is_picture(value):
+        return pixels_of(value, where)
+    try:
+        return to_tensor(value, where)
+    except LoadError:
+        return value if isinstance(value, str) else f"{type(value).__name__}"
+
+
+def _is_picture(value: Any) -> bool:
+    return type(value).__module__.startswith("PIL.")
+
+
+def _collect(items: Iterator[Any], spec: str, keys: Keys, *, batched: bool | None) -> Pair:
     """Stack samples or join batches; None looks at the first item to tell which."""
-    inputs: list[Tensor] = []
-    targets: list[Tensor] = []
-    used = 0
-    guessed = batched is None
-    for item in items:
-        x, y = _pair_of(item, spec)
-        if batched is None:
-            batched = y.ndim >= 1 and x.ndim >= 2 and len(x) == len(y)
-        inputs.append(x if batched else x[None])
-        targets.append(y if batched else y[None])
-        used += x.nbytes + y.nbytes
+    columns: dict[str, list[Any]] = {}
+    form, used, guessed, pixels = "", 0, batched is None, False
+    for i, item in enumerate(items):
+        sample = _sample(item, spec)
+        pixels = pixels or (isinstance(item, Mapping) and any(map(_is_picture, item.values())))
+        columns = columns or {name: [] for name in sample.values}
+        form = form or sample.form
+        batched = _is_batch(sample, keys) if batched is None else batched
+        for name in columns:
+            value = sample.values.get(name)
+            if value is None or sample.form != form or (columns[name] and type(value) is not type(columns[name][0])):
+                raise LoadError(
+                    f"`{spec}`: item {i} has {', '.join(sample.values)}, the first {', '.join(columns)}. Expected the "
+                    "same entries of the same kinds in all."
+                )
+            columns[name].append(value if batched or isinstance(value, str) else value[None])
+            used += 0 if isinstance(value, str) else value.nbytes
         if used > MEMORY_BYTES:
             raise LoadError(
                 f"`{spec}` gave more than {MEMORY_BYTES / 2**30:.3g} GiB and had not ended. Expected a finite "
                 "data set that fits into memory: return a part of it, for example with `torch.utils.data.Subset`."
             )
-    if not inputs:
+    if not columns:
         raise LoadError(f"`{spec}` has no samples. Expected at least one pair (x, y).")
-    shapes = {tuple(x.shape[1:]) for x in inputs} if len({x.shape[1:] for x in inputs}) > 1 else set()
-    shapes |= {tuple(y.shape[1:]) for y in targets} if len({y.shape[1:] for y in targets}) > 1 else set()
-    if shapes:
-        raise LoadError(
-            f"`{spec}`: samples differ in shape ({', '.join(str(s) for s in sorted(shapes)[:3])}). "
-            "Expected one shape for all: resize, crop or pad them."
-        )
     notes = (f"data: `{spec}` was read as {'batches' if batched else 'single samples'}",) if guessed else ()
-    return Pair(torch.cat(inputs), torch.cat(targets), notes)
+    if form != "named":
+        pair = _in_order(columns, form, spec, keys)
+    else:
+        pair = pair_of_columns(columns, keys, f"`{spec}`")._replace(pixels=pixels)
+    return pair._replace(notes=(*notes, *pair.notes))
+
+
+def _is_batch(sample: Sample, keys: Keys) -> bool:
+    numbers = {name: value for name, value in sample.values.items() if isinstance(value, Tensor)}
+    y = numbers.get(keys.target or target_name(numbers) or "")
+    x = next((value for name, value in numbers.items() if value is not y), y)
+    return y is not None and x is not None and y.ndim >= 1 and x.ndim >= 2 and len(x) == len(y)
+
+
+def _in_order(columns: dict[str, list[Tensor]], form: str, spec: str, keys: Keys) -> Pair:
+    if keys != USUAL:
+        raise LoadError(
+            f"`{spec}` gives tuples, whose parts have no names for `--x-key` or `--y-key`. Expected dicts: return "
+            "{'x': x, 'y': y}, or choose the parts in the factory."
+        )
+    joined = {name: stacked(parts, f"`{spec}`") for name, parts in columns.items()}
+    y = joined.pop("y")
+    if form == "alone":
+        return Pair(joined["x"], y, (f"data: `{spec}` gives inputs alone: each is its own target",))
+    if len(joined) == 1:
+        return Pair(joined["x"], y)
+    if y.ndim == 1 and len(y) > 1 and torch.equal(y, torch.arange(len(y))):
+        raise LoadError(
+            f"`{spec}`: the last of {len(joined) + 1} parts counts the samples 0, 1, 2, ... Expected the target last: "
+            "return (x, y) alone."
+        )
+    note = f"data: `{spec}` gives {len(joined)} inputs, model({', '.join(joined)}), and the target last"
+    return Pair(given(joined, by_name=False), y, (note,))

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 from gapscope.errors import LoadError, did_you_mean
+from gapscope.measure.batches import Inputs
 from gapscope.measure.loading.trust import Trust, importable, one_line, resolve, resolve_recorded, signature
 
 IGNORED = -100  # the label that torch and Hugging Face leave out
@@ -23,7 +24,8 @@ class Loss:
 
     Shapes: outputs (B, ...), targets (B, ...); all functions return (B,).  For targets (B, T, ...) the loss
     is averaged over all but B, and `correct` is the fraction of right entries instead of a bool.  `weights` and
-    `counts` (from targets alone; None: all equal) are the total weight and the number of a sample's entries.
+    `counts` (from targets alone; None: all equal) are the total weight and the number of a sample's entries, `ignored`
+    the label that is left out (None: the targets are no class numbers).
     """
 
     name: str
@@ -31,6 +33,7 @@ class Loss:
     correct: PerSample | None = None
     weights: Callable[[Tensor], Tensor] | None = None
     counts: Callable[[Tensor], Tensor] | None = None
+    ignored: int | None = None
 
     def bound(self, targets: Tensor) -> "Loss":
         """Return the loss whose mean over the samples of these data is the mean over all their entries.
@@ -143,7 +146,7 @@ def _cross_entropy(
             return right[:, 0]
         return right.double().sum(1) / counted.sum(1).clamp(min=1)
 
-    return Loss(name, per_sample, correct, weights, counts)
+    return Loss(name, per_sample, correct, weights, counts, ignore_index)
 
 
 def _log_loss(scores: Tensor, targets: Tensor) -> Tensor:
@@ -213,9 +216,24 @@ _OPTIONS = {
 }
 
 
-def infer_loss(targets: Tensor) -> Loss:
-    """Return the usual loss: cross-entropy for integer targets, mean squared error for real ones."""
-    return LOSSES["mse" if targets.is_floating_point() else "cross-entropy"]
+def infer_loss(targets: Tensor, model: nn.Module | None = None, inputs: Inputs | None = None) -> Loss:
+    """Return the usual loss: mean squared error for real targets, else cross-entropy, or that of a language model.
+
+    A `...ForCausalLM` (`...LMHeadModel`) over targets of its tokens' shape predicts the next token, unless the targets
+    are already those.
+    """
+    if targets.is_floating_point():
+        return LOSSES["mse"]
+    kind = type(model).__name__
+    if kind.endswith("ForMaskedLM"):
+        return LOSSES["masked-lm"]
+    tokens = inputs.get("input_ids") if isinstance(inputs, dict) else inputs
+    if kind.endswith(("ForCausalLM", "LMHeadModel")) and isinstance(tokens, Tensor) and tokens.shape == targets.shape:
+        left_out = targets == IGNORED
+        same = bool(((tokens == targets) | left_out).all())
+        if same or not bool(((tokens[:, 1:] == targets[:, :-1]) | left_out[:, :-1]).all()):
+            return LOSSES["causal-lm"]
+    return LOSSES["cross-entropy"]
 
 
 def build_loss(spec: str, *, recorded: bool, trust: Trust) -> Loss:

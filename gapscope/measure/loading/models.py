@@ -1,21 +1,36 @@
-"""From a name and arguments to a model: `mlp`, `pkg.mod:attr` or `path/file.py:attr`."""
+"""From a name and arguments to a model: `mlp`, `hf`, `timm:NAME`, `pkg.mod:attr`, `path/file.py:attr`, ..."""
 
 import datetime
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from gapscope.errors import GapscopeError, LoadError, UsageError, did_you_mean
 from gapscope.measure.loading.networks import NETWORKS
-from gapscope.measure.loading.trust import Trust, importable, one_line, resolve, resolve_recorded, signature
+from gapscope.measure.loading.sources import LIBRARIES, named_source
+from gapscope.measure.loading.trust import (
+    Trust,
+    check_recorded,
+    importable,
+    one_line,
+    resolve,
+    resolve_recorded,
+    signature,
+)
 
 
-def build_model(spec: str, args: Mapping[str, Any], *, recorded: bool, trust: Trust) -> tuple[nn.Module, str]:
-    """Return a freshly initialised model and its name; `recorded` names come from a checkpoint, so are untrusted."""
-    factory = find_factory(spec, recorded=recorded, trust=trust)
+def build_model(
+    spec: str, args: Mapping[str, Any], *, recorded: bool, trust: Trust, folder: Path | None = None
+) -> tuple[nn.Module, str]:
+    """Return a freshly initialised model and its name; `recorded` names come from a checkpoint, so are untrusted.
+
+    `folder` is the checkpoint's own, whose config.json `hf` reads.
+    """
+    factory = find_factory(spec, recorded=recorded, trust=trust, folder=folder)
     parameters = signature(factory)
     if parameters is not None:
         try:
@@ -40,9 +55,13 @@ def build_model(spec: str, args: Mapping[str, Any], *, recorded: bool, trust: Tr
     return model, spec
 
 
-def find_factory(spec: str, *, recorded: bool, trust: Trust) -> Callable[..., object]:
+def find_factory(spec: str, *, recorded: bool, trust: Trust, folder: Path | None = None) -> Callable[..., object]:
     """Return the class or function behind a model's name."""
-    if recorded:
+    if spec.partition(":")[0] in LIBRARIES:
+        if recorded:
+            check_recorded(spec, kind="model", trust=trust)
+        found: object = named_source(spec, folder)
+    elif recorded:
         found = resolve_recorded(spec, kind="model", builtins=NETWORKS, trust=trust)
     elif spec in NETWORKS:
         found = NETWORKS[spec]
@@ -51,7 +70,8 @@ def find_factory(spec: str, *, recorded: bool, trust: Trust) -> Callable[..., ob
     else:
         raise LoadError(
             f"There is no built-in model `{spec}`.{did_you_mean(spec, NETWORKS)} "
-            f"Expected one of {', '.join(NETWORKS)}, or `pkg.mod:attr`, or `path/file.py:attr`."
+            f"Expected one of {', '.join(NETWORKS)}, or `hf`, `timm:NAME`, `torchvision:NAME`, `pkg.mod:attr` or "
+            "`path/file.py:attr`."
         )
     if isinstance(found, nn.Module) or not callable(found):
         raise LoadError(

@@ -32,7 +32,11 @@ FLAGS = {"model": "-m", "data": "-d", "test data": "--test-data", "loss": "--los
 _NAME = r"[A-Za-z_]\w*"
 _DOTTED = rf"{_NAME}(\.{_NAME})*"
 _PATH = r"(?!.*\.\.)[\w ./-]+"  # `trusted = ["models/*"]` must not admit models/../elsewhere.py
-_RECORDED = re.compile(rf"(?:{_DOTTED}|{_PATH}\.py):{_DOTTED}|{_PATH}\.(?:npz|pt|pth|safetensors)", re.ASCII)
+_RECORDED = re.compile(
+    rf"(?:{_DOTTED}|{_PATH}\.py):{_DOTTED}"
+    rf"|{_PATH}\.(?:npz|npy|pt|pth|safetensors|h5|hdf5|csv|tsv|parquet|arrow)",
+    re.ASCII,
+)
 # what runs commands or reaches any object; a file of weights has no use for them
 _DANGEROUS = re.compile(
     r"(os|posix|nt|subprocess|sys|runpy|importlib|shutil|socket|ctypes|pty|code|webbrowser|operator|pickle|functools)\."
@@ -159,16 +163,27 @@ def _load_file(path: Path) -> types.ModuleType:
             f"Cannot read `{path}`: {error.strerror}.{did_you_mean(str(path), beside)} Expected `path/file.py:attr`."
         ) from None
     # named after its content too: an edited file is a new module, an unedited one keeps its classes
-    name = "gapscope_file_" + hashlib.sha256(str(path.resolve()).encode() + b"\0" + source).hexdigest()[:16]
-    if name in sys.modules:
+    package = "gapscope_file_" + hashlib.sha256(str(path.resolve()).encode() + b"\0" + source).hexdigest()[:16]
+    folder, inside = path.resolve().parent, [path.stem.replace(".", "_")]
+    while (folder / "__init__.py").is_file():
+        folder, inside = folder.parent, [folder.name, *inside]
+    names = [".".join([package, *inside[:i]]) for i in range(len(inside) + 1)]
+    name, known = names[-1], set(sys.modules)
+    if name in known:
         return sys.modules[name]
-    module = types.ModuleType(name)
-    module.__file__ = str(path.resolve())
-    sys.modules[name] = module  # dataclasses and pickling look their module up
+    root, module = types.ModuleType(package), types.ModuleType(name)
+    root.__path__ = [str(folder)]  # for `from . import sibling`; of a package, its outermost folder, for `from ..`
+    module.__file__, module.__package__ = str(path.resolve()), names[-2]
+    sys.modules[package] = root
     try:
+        for parent in names[1:-1]:
+            importlib.import_module(parent)
+        sys.modules[name] = module  # dataclasses and pickling look their module up
         exec(compile(source, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
-        del sys.modules[name]
+        for left in sys.modules.keys() - known:
+            if left == package or left.startswith(f"{package}."):
+                del sys.modules[left]
         raise LoadError(f"Importing `{path}` raised {one_line(error)}. Fix that file first.") from error
     return module
 

@@ -1,6 +1,8 @@
 """Named arrays are found under their usual names; pickled objects never load."""
 
+import io
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,12 +10,13 @@ import safetensors.torch
 import torch
 
 from gapscope.errors import LoadError
-from gapscope.measure.loading.arrays import pick_pair, read_arrays, to_tensor
+from gapscope.measure.loading import arrays
+from gapscope.measure.loading.arrays import Keys, check_size, pick_pair, read_arrays, read_npy, read_npz, to_tensor
 from gapscope.measure.loading.trust import Trust
 
 
 def read(path):
-    return read_arrays(path, Trust())
+    return read_npz(path) if path.suffix == ".npz" else read_arrays(path, Trust())
 
 
 @pytest.mark.parametrize(
@@ -51,27 +54,119 @@ def test_wrong_names_are_listed():
         pick_pair({}, "test", "file", whole=True)
 
 
-def test_unreadable_files_say_why(tmp_path):
-    np.savez(tmp_path / "objects.npz", x=np.array([object()], dtype=object), y=np.arange(1))
-    np.savez(tmp_path / "good.npz", x=np.ones(200), y=np.arange(200))
+@pytest.mark.parametrize("keys", [Keys(inputs=("featurs",)), Keys(target="featurs")])
+def test_a_name_that_is_not_there_is_said_with_the_nearest(keys):
+    with pytest.raises(LoadError, match=r"Did you mean `features`\? Expected inputs and targets under `featurs`"):
+        pick_pair({"features": torch.ones(2), "y": torch.ones(2)}, "train", "file", keys=keys)
+
+
+def test_names_given_choose_one_input_or_several_in_order():
+    held = {name: torch.full((2, 3), i) for i, name in enumerate(("a", "b", "c", "y", "z"))}
+    pair = pick_pair(held, "train", "file", keys=Keys(("c", "a"), "z"))
+    assert [int(x[0, 0]) for x in pair.inputs] == [2, 0]
+    assert int(pair.targets[0, 0]) == 4
+    assert pair.notes == ("data: file: not used: `b`, `y`",)
+    assert torch.equal(pick_pair(held, "train", "file", keys=Keys(("b",))).inputs, held["b"])
+
+
+def test_names_given_find_their_own_splits():
+    held = {f"{name}_{split}": torch.ones(n) for split, n in (("train", 5), ("test", 2)) for name in "ab"}
+    pairs = [pick_pair(held, split, "file", keys=Keys(("a",), "b")) for split in ("train", "test")]
+    assert [len(pair.inputs) for pair in pairs] == [5, 2]
+    assert pairs[0].notes == ("data: file: not used: `a_test`, `b_test`",)
+
+
+def test_inputs_under_the_names_of_hugging_face_are_given_by_name():
+    held = {"input_ids": torch.ones(2, 4), "attention_mask": torch.zeros(2, 4), "labels": torch.ones(2)}
+    assert pick_pair(held, "train", "file").inputs.keys() == {"input_ids", "attention_mask"}
+    chosen = pick_pair(held, "train", "file", keys=Keys(("attention_mask", "input_ids")))
+    assert list(chosen.inputs) == ["attention_mask", "input_ids"]
+    assert torch.equal(pick_pair(held, "train", "file", keys=Keys(("input_ids",))).inputs, held["input_ids"])
+
+
+def test_an_array_that_is_left_out_is_said():
+    held = {"x": torch.ones(2), "y": torch.ones(2), "weights": torch.ones(2), "x_test": torch.ones(1)}
+    assert pick_pair(held, "train", "file").notes == ("data: file: not used: `weights`",)
+
+
+def test_only_the_arrays_that_are_used_are_read(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.ones(2), y=np.ones(2), names=np.array(["a"], dtype=object))
+    held = read_npz(tmp_path / "a.npz")
+    assert len(held) == 3
+    assert len(pick_pair(held, "train", "a.npz").inputs) == 2
+    assert "z" not in held
+
+
+def test_unreadable_archives_say_why(tmp_path):
+    np.savez(tmp_path / "objects.npz", x=np.array([object()], dtype=object))
+    np.savez(tmp_path / "good.npz", x=np.arange(200.0))
     (tmp_path / "text.npz").write_bytes(b"hello")
-    (tmp_path / "half.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:300])
-    np.save(tmp_path / "one.npy", np.ones(2))
-    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
-    torch.save(3, tmp_path / "number.pt")
+    content = (tmp_path / "good.npz").read_bytes()
+    (tmp_path / "half.npz").write_bytes(content[:300])
+    at = content.rindex(b"PK\x01\x02") + 6  # the version that is needed to unpack it
+    (tmp_path / "future.npz").write_bytes(content[:at] + b"\xff" + content[at + 1 :])
+    (tmp_path / "flipped.npz").write_bytes(content[:900] + b"\xff" + content[901:])
     for name, message in {
-        "objects.npz": "holds pickled objects",
-        "text.npz": "holds pickled objects, or is no .npz file",
+        "objects.npz": "holds pickled objects. Loading those could run code, so nothing was loaded. Expected arrays",
+        "text.npz": "is damaged or no .npz file. Write it again",
         "half.npz": "is damaged or no .npz file. Write it again",
-        "one.npz": "is damaged or no .npz file",
-        "godo.npz": "does not exist. Did you mean",
-        "number.pt": "holds int. Expected named tensors",
+        "future.npz": "is damaged or no .npz file. Write it again",
+        "flipped.npz": "is damaged (Bad CRC-32",
     }.items():
         with pytest.raises(LoadError, match=re.escape(message)):
-            read(tmp_path / name)
-    (tmp_path / "folder.npz").mkdir()
-    with pytest.raises(LoadError, match="cannot be read: Is a directory"):
-        read(tmp_path / "folder.npz")
+            read_npz(tmp_path / name)["x"]
+    torch.save(3, tmp_path / "number.pt")
+    with pytest.raises(LoadError, match=r"holds int. Expected named tensors"):
+        read(tmp_path / "number.pt")
+
+
+def header(shape):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_array_that_declares_more_than_its_archive_holds_is_not_allocated(tmp_path, packing):
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", packing) as archive:
+        archive.writestr("x.npy", header((2**40,)))
+    with pytest.raises(LoadError, match=r"bomb.npz: `x` declares 8,796,093,022,208 bytes, but the file is too short"):
+        read_npz(tmp_path / "bomb.npz")["x"]
+
+
+def test_a_packing_whose_promises_cannot_be_checked_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("x.npy", header((1000,)) + bytes(8000))
+    with pytest.raises(LoadError, match=r"bomb.npz: `x` is packed by another method. Expected `np.savez"):
+        read_npz(tmp_path / "bomb.npz")["x"]
+
+
+def test_one_array_alone_is_read_and_checked(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(3))
+    assert read_npy(tmp_path / "x.npy").tolist() == [0, 1, 2]
+    np.save(tmp_path / "objects.npy", np.array([object()], dtype=object))
+    (tmp_path / "bomb.npy").write_bytes(header((2**40,)))
+    (tmp_path / "short.npy").write_bytes(header((3,)) + bytes(16))
+    (tmp_path / "torn.npy").write_bytes(header((3,))[:30])
+    for name, message in {
+        "objects.npy": "holds pickled objects",
+        "bomb.npy": "declares 8,796,093,022,208 bytes, but the file is too short to hold them",
+        "short.npy": "is damaged (",
+        "torn.npy": "is damaged (",
+    }.items():
+        with pytest.raises(LoadError, match=re.escape(message)):
+            read_npy(tmp_path / name)
+
+
+def test_what_memory_cannot_hold_is_refused(monkeypatch):
+    check_size(2**20, "x")
+    monkeypatch.setattr(arrays, "MEMORY_BYTES", 2**20)
+    with pytest.raises(LoadError, match=r"x takes 0.00195 GiB. Expected at most 0.000977 GiB, which fits into memory"):
+        check_size(2**21, "x")
+
+
+def test_sparse_tensors_become_dense():
+    assert to_tensor(torch.eye(2).to_sparse(), "x").tolist() == [[1, 0], [0, 1]]
 
 
 def test_numbers_of_every_kind_become_tensors():

@@ -1,14 +1,18 @@
 """What is written is read back; what others wrote is understood; nothing but plain types is recorded."""
 
 import argparse
+import pickle
 import re
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from gapscope.errors import LoadError, UsageError
 from gapscope.measure.loading.checkpoint import read_checkpoint, save_checkpoint
+from gapscope.measure.loading.fitting import fit
 from gapscope.measure.loading.networks import mlp
 from gapscope.measure.loading.trust import Trust
 
@@ -186,3 +190,105 @@ def test_a_file_without_usable_content_says_what_it_holds(tmp_path, content, mes
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(LoadError, match=re.escape(message)):
         read(tmp_path / "a.pt")
+
+
+def test_settings_are_the_plain_values_that_a_script_left(tmp_path):
+    content = {
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": nn.Linear(2, 2).state_dict(),
+        "hyper_parameters": {"width": 8, "sizes": (1, 2), "weight": torch.ones(2)},
+        "args": argparse.Namespace(batch_size=64),
+    }
+    torch.save(content, tmp_path / "a.ckpt")
+    checkpoint = read(tmp_path / "a.ckpt")
+    assert checkpoint.format == "Lightning checkpoint"
+    assert checkpoint.settings == {"width": 8, "sizes": [1, 2], "batch_size": 64}
+    assert (checkpoint.folder, checkpoint.module, checkpoint.trust) == (None, None, "nothing from the file runs")
+
+
+def test_a_trusted_file_of_modules_gives_their_weights_and_the_first_module(tmp_path):
+    torch.save({"epoch": 3, "model": nn.Linear(2, 3), "ema": nn.Linear(2, 3), "best": None}, tmp_path / "a.pt")
+    with pytest.raises(LoadError, match="is a whole pickled model"):
+        read(tmp_path / "a.pt")
+    checkpoint = read_checkpoint(tmp_path / "a.pt", Trust(file=True))
+    assert list(checkpoint.tensors) == ["model", "ema"]
+    assert torch.equal(checkpoint.module.weight, checkpoint.tensors["model"]["weight"])
+    assert checkpoint.training == {"epoch": 3}
+    assert checkpoint.trust == "the whole file was trusted"
+
+
+def test_arrays_of_a_plain_pickle_and_of_an_npz_are_weights(tmp_path):
+    arrays = {"fc.weight": np.arange(6, dtype=">f4").reshape(2, 3), "fc.bias": np.zeros(2, np.float64)}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": arrays, "names": np.array(["a", "b"])}))
+    np.savez(tmp_path / "a.npz", **{name: array.astype("<f4") for name, array in arrays.items()})
+    assert read(tmp_path / "a.pkl").tensors["model"]["fc.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert read(tmp_path / "a.npz").tensors["(file)"]["fc.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_list_of_averages_without_names_has_a_place_of_its_own(tmp_path):
+    content = {"model": {"w": torch.ones(2)}, "ema": {"decay": 0.9, "shadow_params": [torch.zeros(2)]}}
+    torch.save(content, tmp_path / "a.pt")
+    assert list(read(tmp_path / "a.pt").tensors) == ["model", "ema.shadow_params"]
+    assert list(read(tmp_path / "a.pt").tensors["ema.shadow_params"]) == ["0"]
+
+
+def test_the_average_that_lightning_puts_in_the_place_of_the_weights_is_known_as_one(tmp_path):
+    raw, average, other = (nn.Linear(2, 2) for _ in range(3))
+    content = {
+        "state_dict": average.state_dict(),
+        "current_model_state": raw.state_dict(),
+        "averaging_state": {"n_averaged": torch.tensor(3)},
+    }
+    torch.save(content, tmp_path / "a.ckpt")
+    checkpoint = read(tmp_path / "a.ckpt")
+    for asked, key, expected in ((None, "current_model_state", raw), ("ema", "state_dict", average)):
+        assert fit(checkpoint, other, "linear", {}, asked).key == key
+        assert torch.equal(other.weight, expected.weight)
+
+
+def test_a_file_of_lightning_itself(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lightning = pytest.importorskip("lightning")
+
+        class Lit(lightning.LightningModule):
+            def __init__(self, width=8):
+                super().__init__()
+                self.save_hyperparameters()
+                self.net = nn.Linear(4, width)
+
+            def training_step(self, batch, _):
+                return self.net(batch[0]).square().mean()
+
+            def configure_optimizers(self):
+                return torch.optim.Adam(self.parameters(), lr=0.01)
+
+        data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(8, 4)), 4)
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, **quiet)
+        model = Lit(width=5)
+        trainer.fit(model, data)
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = read(tmp_path / "a.ckpt")
+    assert checkpoint.format == "Lightning checkpoint"
+    assert checkpoint.settings == {"width": 5}
+    assert torch.equal(checkpoint.tensors["state_dict"]["net.weight"], model.net.weight)
+    assert checkpoint.training["lr"] == 0.01
+
+
+def test_a_sharded_folder_of_transformers_itself_with_tied_weights(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers = pytest.importorskip("transformers")
+        config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=50, n_positions=16)
+        model, other = (transformers.GPT2LMHeadModel(config) for _ in range(2))
+        model.save_pretrained(tmp_path / "net", max_shard_size="5KB")
+    assert len(list((tmp_path / "net").glob("*.safetensors"))) > 1
+    checkpoint = read(tmp_path / "net")
+    assert (checkpoint.format, checkpoint.folder) == ("Hugging Face folder", tmp_path / "net")
+    assert checkpoint.settings["architectures"] == ["GPT2LMHeadModel"]
+    result = fit(checkpoint, other, "gpt2", {})
+    assert result.notes == (
+        "weights: `lm_head.weight` is not in the file; the model ties it to `transformer.wte.weight`",
+    )
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from gapscope.errors import LoadError, UsageError
-from gapscope.measure.loading.data import fingerprint, load_data
+from gapscope.measure.loading.data import Reading, data_of, fingerprint, load_data, same_classes
 from gapscope.measure.loading.trust import Trust
 
 
-def load(spec, split="train", recorded=False, trusted=(), whole=False):
-    return load_data(spec, split, recorded=recorded, trust=Trust(trusted), whole=whole)
+def load(spec, split="train", recorded=False, trusted=(), whole=False, **reading):
+    return load_data(spec, split, recorded=recorded, trust=Trust(trusted), whole=whole, reading=Reading(**reading))
 
 
 def test_digits_are_1300_to_train_and_497_to_test():
@@ -82,6 +82,11 @@ def test_the_digest_sees_shape_type_and_bytes():
     assert len({fingerprint(x, y), *(fingerprint(*other) for other in others)}) == 5
 
 
+def test_the_digest_of_one_sample_of_a_column_is_that_of_its_copy():
+    column = torch.arange(3)[None][:, 1]
+    assert fingerprint(column, column) == fingerprint(torch.tensor([1]), torch.tensor([1]))
+
+
 def test_types_become_what_models_take(tmp_path):
     path = str(tmp_path / "a.npz")
     np.savez(path, x=np.full((3, 2), 255, np.uint8), y=np.array([[0], [1], [2]], np.uint8))
@@ -140,3 +145,62 @@ def test_recorded_data_need_trust_and_leave_no_trace_without(folder):
     with pytest.raises(LoadError, match="not of the form"):
         load("no such", recorded=True)
     assert not (folder / "sang").exists()
+
+
+def test_what_was_read_is_reshaped_then_normalized_and_both_are_said(tmp_path):
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 12)
+    np.savez(tmp_path / "a.npz", flat=pixels, mark=np.arange(2))
+    data = load(str(tmp_path / "a.npz"), x_key="flat", y_key="mark", reshape="3,2,2", normalize="0.5,0,0/0.5,1,2")
+    expected = torch.from_numpy(pixels).view(2, 3, 2, 2) / 255
+    torch.testing.assert_close(data.inputs[:, 0], 2 * expected[:, 0] - 1)
+    torch.testing.assert_close(data.inputs[:, 2], expected[:, 2] / 2)
+    assert [note.split(": ", 2)[2] for note in data.notes] == [
+        "each sample reshaped to 3,2,2",
+        "divided by 255; minus 0.5,0.0,0.0, over 0.5,1.0,2.0",
+    ]
+    assert data.fingerprint != load(str(tmp_path / "a.npz"), x_key="flat", y_key="mark", reshape="3,2,2").fingerprint
+
+
+def test_objects_at_hand_are_read_the_same_way():
+    rows = [{"a": torch.ones(4), "b": i} for i in range(3)]
+    data = data_of(rows, "rows", Reading(x_key="a", y_key="b", reshape="2,2"))
+    assert (data.inputs.shape, data.targets.tolist()) == ((3, 2, 2), [0, 1, 2])
+
+
+def test_ignored_labels_are_counted_and_others_below_zero_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.ones((2, 3)), y=np.array([[0, -100, 2], [-100, -100, 1]]))
+    assert "3 of 6 labels are -100, left out of the loss" in load(str(tmp_path / "a.npz")).notes[0]
+    np.savez(tmp_path / "a.npz", x=np.ones((2, 3)), y=np.array([-100, -100]))
+    with pytest.raises(LoadError, match=r"targets hold the label -100 alone. Expected classes 0, 1, 2"):
+        load(str(tmp_path / "a.npz"))
+    np.savez(tmp_path / "a.npz", x=np.ones((2, 3)), y=np.array([-100, -2]))
+    with pytest.raises(LoadError, match=r"targets hold the label -2. Expected classes"):
+        load(str(tmp_path / "a.npz"))
+
+
+def test_each_of_several_inputs_is_typed_and_checked():
+    inputs = {"a": torch.ones(3, 2, dtype=torch.int32), "b": torch.ones(3, 2, dtype=torch.bool)}
+    rows = [{"a": inputs["a"][i], "b": inputs["b"][i], "y": i} for i in range(3)]
+    data = data_of(rows, "rows")
+    assert [t.dtype for t in data.inputs.values()] == [torch.int64, torch.float32]
+    with pytest.raises(LoadError, match=r"rows: inputs hold NaN or infinity \(first in sample 0\)"):
+        data_of([(torch.ones(2), torch.tensor([np.nan, 1]), 1)], "rows")
+    assert len(data.limited(2, 0).inputs["b"]) == 2
+
+
+def test_names_of_classes_must_agree_between_train_and_test(tmp_path):
+    (tmp_path / "train.csv").write_text("a,label\n1,cat\n2,dog\n")
+    (tmp_path / "test.csv").write_text("a,label\n1,dog\n2,dog\n")
+    train, test = (load(str(tmp_path / f"{name}.csv")) for name in ("train", "test"))
+    assert (train.classes, test.targets.tolist()) == (("cat", "dog"), [0, 0])
+    same_classes(train, train)
+    with pytest.raises(
+        LoadError, match=r"test.csv and .*train.csv number their classes differently: only one has `cat`"
+    ):
+        same_classes(train, test)
+
+
+def test_inputs_of_differing_number_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.ones((3, 2)), b=np.ones((2, 2)), y=np.arange(3))
+    with pytest.raises(LoadError, match=r"3 and 2 inputs and 3 targets. Expected one target for each input."):
+        load(str(tmp_path / "a.npz"), x_key="a,b")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gapscope.errors import LoadError
-from gapscope.measure.loading import Request, Trust, load, save_checkpoint
+from gapscope.measure.loading import Reading, Request, Trust, load, save_checkpoint
 from gapscope.measure.loading.networks import f1, mlp
 
 
@@ -167,10 +167,9 @@ def model_returning(what: str):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("(y, y)", "returns tuple. Expected one tensor: give a factory whose model returns its scores alone."),
         (
-            "types.SimpleNamespace(logits=y)",
-            "returns SimpleNamespace. Expected one tensor: give a factory whose model returns its `.logits`",
+            "{'y': y}",
+            "returns dict. Expected one tensor, an object with `.logits`, or a tuple whose first is the scores.",
         ),
         ("y.sum()", "returns () for 2 samples. Expected one output per sample, batch first."),
         ("y.T", "returns (10, 2) for 2 samples"),
@@ -222,3 +221,40 @@ def test_a_loss_that_fails_or_returns_no_real_numbers_is_named():
         ask(loss="l.py:count")
     with pytest.raises(LoadError, match="returned a scalar for 2 samples"):
         ask(loss="torch.nn.functional:cross_entropy")
+
+
+def test_a_trusted_file_can_be_the_model_itself():
+    import zoo
+
+    torch.save({"net": zoo.instance, "epoch": 3}, "whole.pt")
+    trust = Trust(file=True)
+    loaded = ask(Path("whole.pt"), data="zoo:pairs", trust=trust)
+    assert (loaded.model_name, loaded.model_args, loaded.weights_key) == ("Net", {}, "(file)")
+    assert "model: the Net that the file holds" in loaded.notes
+    assert torch.equal(loaded.model.fc1.weight, zoo.instance.fc1.weight)
+    named = ask(Path("whole.pt"), data="zoo:pairs", trust=trust, model="zoo:Net", model_args={"width": 4})
+    assert (named.model_name, named.model_args, named.weights_key) == ("zoo:Net", {"width": 4}, "net")
+
+
+def test_what_was_typed_of_weights_and_data_is_passed_on():
+    raw, average = mlp(hidden=[8]), mlp(hidden=[8])
+    torch.save({"model": raw.state_dict(), "ema": average.state_dict()}, "two.pt")
+    pixels, labels = np.ones((3, 64), np.float32), np.arange(3)
+    np.savez("d.npz", mine=pixels, other=2 * pixels, which=labels)
+    typed = {"model": "mlp", "model_args": {"hidden": [8]}, "data": "d.npz"}
+    reading = Reading(x_key="other", y_key="which")
+    loaded = ask(Path("two.pt"), **typed, weights="ema", reading=reading, test_data="d.npz")
+    assert torch.equal(loaded.model.fc1.weight, average.fc1.weight)
+    assert loaded.train.inputs.max() == loaded.test.inputs.max() == 2
+    assert "data: the test data are the training data" in loaded.notes
+
+
+def test_a_model_is_taken_out_of_its_wrapper():
+    made()
+    Path("wrapped.py").write_text(
+        "from torch import nn\nfrom gapscope.measure.loading.networks import mlp\n"
+        "def build(): return nn.DataParallel(mlp(hidden=[8]))\n"
+    )
+    loaded = ask(model="wrapped.py:build")
+    assert type(loaded.model) is nn.Sequential
+    assert "model: taken out of DataParallel" in loaded.notes

@@ -1,13 +1,15 @@
 """One loss per sample, equal to torch's own where torch has it."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch.func import jacrev, vmap
 
 from gapscope.errors import LoadError
-from gapscope.measure.loading.losses import LOSSES, build_loss, infer_loss
+from gapscope.measure.loading.losses import LOSSES, build_loss, classes_last, infer_loss
 from gapscope.measure.loading.trust import Trust
 
 CE, MSE = LOSSES["cross-entropy"], LOSSES["mse"]
@@ -15,6 +17,149 @@ CE, MSE = LOSSES["cross-entropy"], LOSSES["mse"]
 
 def build(spec, recorded=False, trusted=()):
     return build_loss(spec, recorded=recorded, trust=Trust(trusted))
+
+
+OPTIONS = [
+    ("cross-entropy", {}),
+    ("cross-entropy:label_smoothing=0.1", {"label_smoothing": 0.1}),
+    ("cross-entropy:weight=[1,2.5,0.5,0]", {"weight": [1, 2.5, 0.5, 0.0]}),
+    (
+        "cross-entropy:ignore_index=2,label_smoothing=0.2,weight=[1,2,4,0.3]",
+        {"ignore_index": 2, "label_smoothing": 0.2, "weight": [1, 2, 4, 0.3]},
+    ),
+]
+LAYOUTS = {"classes": ((40, 4), (40,)), "tokens": ((6, 7, 4), (6, 7)), "pixels": ((3, 4, 5, 6), (3, 5, 6))}
+
+
+def hessian(loss):
+    return jacrev(jacrev(loss))
+
+
+def derivatives(loss, outputs):
+    """Return the value, gradient and Hessian of a loss of the outputs, flat."""
+    flat = outputs.flatten()
+    call = lambda z: loss(z.view_as(outputs))  # noqa: E731
+    return call(flat), torch.func.grad(call)(flat), hessian(call)(flat)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("spec", "options"), OPTIONS)
+def test_the_bound_cross_entropy_is_torchs_over_the_whole_data(spec, options, layout):
+    rng = torch.Generator().manual_seed(0)
+    scores, labels = LAYOUTS[layout]
+    outputs = 3 * torch.randn(scores, generator=rng, dtype=torch.float64)
+    targets = torch.randint(0, 4, labels, generator=rng)
+    targets[targets.shape[0] // 2 :].flatten()[::3] = options.get("ignore_index", -100)
+    targets[0] = options.get("ignore_index", -100)  # a sample with nothing to judge
+    weight = torch.tensor(options["weight"], dtype=torch.float64) if "weight" in options else None
+    theirs = partial(F.cross_entropy, **{**options, "weight": weight})
+    loss = build(spec).bound(targets)
+    ours = derivatives(lambda z: loss.per_sample(z, targets).mean(), outputs)
+    wanted = derivatives(
+        lambda z: theirs(z.transpose(1, 2) if layout == "tokens" else z, targets),
+        outputs,
+    )
+    for own, reference in zip(ours, wanted, strict=True):
+        assert torch.allclose(own, reference, rtol=1e-12, atol=1e-14)
+    right = classes_last(outputs, targets).argmax(-1) == targets
+    counted = targets != options.get("ignore_index", -100)
+    assert loss.correct(outputs, targets).mean() == pytest.approx(float(right[counted].double().mean()))
+    alone = vmap(lambda o, t: loss.per_sample(o.unsqueeze(0), t.unsqueeze(0))[0])(outputs, targets)
+    assert torch.allclose(alone, loss.per_sample(outputs, targets), rtol=1e-13)
+    assert float(alone[0]) == 0
+
+
+def test_a_loss_with_equal_weights_is_bound_to_itself():
+    targets = torch.randint(0, 4, (5, 3))
+    assert CE.bound(targets).per_sample is CE.per_sample
+    assert MSE.bound(targets) == MSE
+    again = CE.bound(torch.tensor([[1, -100], [1, 1]]))
+    assert again.bound(torch.tensor([[1, 1]])) == again  # of the data it was bound to first
+    with pytest.raises(LoadError, match=r"`cross-entropy` leaves out every target. Expected some with a weight"):
+        CE.bound(torch.full((3,), -100))
+
+
+def test_smoothing_keeps_its_digits_where_the_network_is_sure():
+    outputs, targets = torch.tensor([[30.0, 0.0, 1.0]]), torch.tensor([0])
+    loss = build("cross-entropy:label_smoothing=0.1").per_sample
+    narrow = hessian(lambda z: loss(z, targets).sum())(outputs).double()
+    wide = hessian(lambda z: loss(z, targets).sum())(outputs.double())
+    assert torch.allclose(narrow, wide, rtol=1e-5, atol=1e-24)
+    assert 0 < wide[0, 0, 0, 0] < 1e-10
+
+
+def test_a_causal_language_model_is_judged_by_the_next_token():
+    rng = torch.Generator().manual_seed(0)
+    outputs, ids = torch.randn(4, 6, 9, generator=rng), torch.randint(0, 9, (4, 6), generator=rng)
+    ids[1, 3:] = -100
+    causal, masked = LOSSES["causal-lm"].bound(ids), LOSSES["masked-lm"].bound(ids)
+    next_token = F.cross_entropy(outputs[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert torch.allclose(causal.per_sample(outputs, ids).mean(), next_token)
+    assert torch.allclose(masked.per_sample(outputs, ids).mean(), F.cross_entropy(outputs.flatten(0, 1), ids.flatten()))
+    right = (outputs[:, :-1].argmax(-1) == ids[:, 1:])[ids[:, 1:] != -100]
+    assert causal.correct(outputs, ids).mean() == pytest.approx(float(right.double().mean()))
+
+
+@pytest.mark.parametrize("options", ["", ":pos_weight=3", ":pos_weight=[1, 2, 0.5]"])
+def test_binary_cross_entropy_is_torchs(options):
+    rng = torch.Generator().manual_seed(0)
+    outputs = 3 * torch.randn(5, 3, generator=rng, dtype=torch.float64)
+    targets = torch.randint(0, 2, (5, 3), generator=rng)
+    weight = (
+        {"": None, ":pos_weight=3": torch.tensor(3.0)}.get(options, torch.tensor([1.0, 2.0, 0.5])) if options else None
+    )
+    loss = build(f"bce-with-logits{options}")
+    theirs = partial(F.binary_cross_entropy_with_logits, target=targets.double(), pos_weight=weight)
+    ours = derivatives(lambda z: loss.per_sample(z, targets).mean(), outputs)
+    for own, reference in zip(ours, derivatives(theirs, outputs), strict=True):
+        assert torch.allclose(own, reference, rtol=1e-12, atol=1e-15)
+    assert torch.allclose(loss.correct(outputs, targets), ((outputs > 0) == targets.bool()).double().mean(1))
+
+
+def test_a_column_of_outputs_takes_a_row_of_zeros_and_ones():
+    outputs = torch.tensor([[2.0], [-1.0]])
+    loss = LOSSES["bce-with-logits"]
+    each = F.binary_cross_entropy_with_logits(outputs[:, 0], torch.tensor([1.0, 1.0]), reduction="none")
+    assert torch.allclose(loss.per_sample(outputs, torch.tensor([1, 1])), each)
+    assert loss.correct(outputs, torch.tensor([1, 1])).tolist() == [1, 0]
+    with pytest.raises(LoadError, match=r"returns \(2, 1\) for targets \(2, 3\). Binary cross-entropy expects equal"):
+        loss.per_sample(outputs, torch.zeros(2, 3))
+
+
+def test_the_name_says_the_options_in_one_way():
+    assert build("cross-entropy:weight=[1.0, 2], label_smoothing=0.10").name == (
+        "cross-entropy:label_smoothing=0.1,weight=[1,2]"
+    )
+    assert build("cross-entropy:label_smoothing=0,ignore_index=-100") is CE
+    assert build("cross-entropy:ignore_index=255", recorded=True).name == "cross-entropy:ignore_index=255"
+    assert build("bce-with-logits:pos_weight=[2]").name == "bce-with-logits:pos_weight=[2]"
+    assert build("bce-with-logits:pos_weight=1") is LOSSES["bce-with-logits"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("cross-entropy:wieght=[1]", "`cross-entropy` has no option `wieght`. Did you mean `weight`? Expected `label_"),
+        ("cross-entropy:0.1", "`cross-entropy` has no option `0.1`."),
+        ("mse:x=1", "`mse` has no option `x`. Expected none"),
+        ("cross-entropy:weight=2", "`weight` is 2. Expected numbers, 0 or more, as [1, 2.5]. Mend `--loss`."),
+        ("cross-entropy:label_smoothing=2", "`label_smoothing` is 2. Expected a number from 0 to 1."),
+        ("cross-entropy:ignore_index=1.5", "`ignore_index` is 1.5. Expected a label."),
+        ("bce-with-logits:pos_weight=[nan]", "`pos_weight` is [nan]. Expected numbers, 0 or more"),
+        ("cross-entropy:weight=[0,1],label_smoothing=0.1", "a class of weight 0 and label smoothing leave no mean."),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(spec, message):
+    with pytest.raises(LoadError, match=re.escape(message)):
+        build(spec)
+
+
+def test_as_many_weights_as_classes_are_expected():
+    outputs = torch.zeros(2, 4)
+    with pytest.raises(LoadError, match=r"has 2 weights for 4 classes. Expected one for each class."):
+        build("cross-entropy:weight=[1,2]").per_sample(outputs, torch.tensor([0, 1]))
+    with pytest.raises(LoadError, match=r"has 3 weights for outputs \(2, 4\). Expected one, or one for each"):
+        build("bce-with-logits:pos_weight=[1,2,3]").per_sample(outputs, torch.zeros(2, 4))
 
 
 def test_the_mean_over_samples_is_torchs_mean():

@@ -1,6 +1,7 @@
 """A name and arguments give a model, or a message that names the argument."""
 
 import re
+import sys
 
 import pytest
 
@@ -20,6 +21,37 @@ def test_builtins_modules_and_files_build_models(folder):
     assert build("zoo.py:Net")[1] == "zoo.py:Net"
     assert build("mlp", recorded=True)[1] == "mlp"
     assert build("zoo:Net", recorded=True, trust=Trust(("zoo:*",)))[1] == "zoo:Net"
+
+
+def test_a_file_imports_what_lies_beside_it(folder):
+    (folder / "layers.py").write_text("from torch import nn\nclass Wide(nn.Linear): pass\nWIDTH = 7\n")
+    (folder / "model.py").write_text(
+        "from . import layers\nfrom .layers import Wide\ndef build(): return Wide(layers.WIDTH, 2)\n"
+    )
+    assert build("model.py:build")[0].in_features == 7
+    (folder / "model.py").write_text("from .layers import Wide\ndef build(): return Wide(3, 2)\n")
+    assert build("model.py:build")[0].in_features == 3  # an edited file is another module
+
+
+def test_a_file_of_a_package_imports_from_all_of_it(folder):
+    (folder / "lib" / "nets").mkdir(parents=True)
+    (folder / "lib" / "__init__.py").write_text("")
+    (folder / "lib" / "common.py").write_text("WIDTH = 5\n")
+    (folder / "lib" / "nets" / "__init__.py").write_text("KIND = 'linear'\n")
+    (folder / "lib" / "nets" / "v1.2.py").write_text(
+        "from torch import nn\nfrom . import KIND\nfrom ..common import WIDTH\n"
+        "def build(): return nn.Linear(WIDTH, len(KIND))\n"
+    )
+    assert (build("lib/nets/v1.2.py:build")[0].weight.shape) == (6, 5)
+    assert build("lib/nets/v1.2.py:build", recorded=True, trust=Trust(("lib/nets/v1.2.py:*",)))[0].in_features == 5
+
+
+def test_a_file_that_fails_leaves_no_module_behind(folder):
+    (folder / "half.py").write_text("from . import zoo\nraise ValueError('later')\n")
+    before = set(sys.modules)
+    with pytest.raises(LoadError, match=r"Importing `half.py` raised ValueError: later. Fix that file first."):
+        build("half.py:build")
+    assert not {name for name in set(sys.modules) - before if name.startswith("gapscope_file_")}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,43 @@
+"""The callback for `transformers.Trainer`."""
+
+from typing import TYPE_CHECKING, Any
+
+from gapscope.callbacks.recorder import Recorder
+from gapscope.errors import LoadError
+
+if TYPE_CHECKING:
+    TrainerCallback: Any
+else:
+    try:
+        from transformers import TrainerCallback
+    except ImportError as error:
+        raise LoadError(
+            "`TrainerSharpness` needs transformers, which does not import here. Expected version 5. Install it: "
+            "`pip install transformers accelerate`."
+        ) from error
+
+
+class TrainerSharpness(TrainerCallback):  # type: ignore[misc]
+    """Measures every `every` optimizer steps and at the end; the numbers go through `trainer.log`.
+
+        trainer.add_callback(TrainerSharpness(trainer, data))
+
+    A callback is not told of its trainer, so it is given.  Other arguments: see `Recorder`.
+    """
+
+    def __init__(self, trainer: Any, data: Any, **settings: Any) -> None:
+        self.trainer = trainer
+        self.recorder = Recorder(data, **settings)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:  # noqa: ARG002
+        """Measure if the step is due."""
+        if self.recorder.due(state.global_step):
+            self._measure(model, state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:  # noqa: ARG002
+        """Measure the last step."""
+        self._measure(model, state)
+
+    def _measure(self, model: Any, state: Any) -> None:
+        if state.is_world_process_zero and (numbers := self.recorder.measure(model, state.global_step)):
+            self.trainer.log(numbers)

@@ -1,0 +1,111 @@
+"""What the callbacks of all frameworks share: measure every k steps, write a report, return its numbers."""
+
+import contextlib
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import gapscope
+from gapscope.errors import GapscopeError, UsageError
+from gapscope.measure.loading import Data, Loss, Trust, build_loss, check_fit, data_of, infer_loss
+from gapscope.measure.loading.sources import taken_out
+from gapscope.measure.problem import Origin, Problem
+
+
+class Recorder:
+    """Measures a model at some steps of its training, and leaves model, gradients and random numbers as they were.
+
+    `data`, `test_data`: what `gapscope.problem` takes, read once, so that all steps see the same samples.  `analyzers`:
+    by default the top eigenvalues and the losses.  `loss`: a name, by default from the targets.  Every measured step
+    writes `folder/step-000100.report.h5`.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        test_data: Any = None,
+        every: int = 100,
+        analyzers: Sequence[Any] | None = None,
+        folder: str | PathLike[str] = "gapscope",
+        loss: str | None = None,
+    ) -> None:
+        if every < 1:
+            raise UsageError(f"`every` is {every}. Expected 1 step or more. Give for example `every=100`.")
+        self.every = every
+        self.folder = Path(folder)
+        self._sources = {"train": data} if test_data is None else {"test": test_data, "train": data}
+        self._analyzers = [gapscope.Eigenvalues(), gapscope.Gap()] if analyzers is None else list(analyzers)
+        self._named = loss
+        self._data: dict[str, Data] = {}  # the measured one last: it knows the other
+        self._loss: Loss | None = None
+        self._last = 0
+
+    def due(self, step: int) -> bool:
+        """Return whether this step is to be measured; the same step is not twice."""
+        return step % self.every == 0 and step != self._last
+
+    def measure(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Write the report of this step, and return its single numbers as `gapscope/ANALYZER/QUANTITY`.
+
+        What cannot be measured (for want of memory, say) is a warning: a training run is worth more than its reports.
+        """
+        if step == self._last:
+            return {}
+        self._last = step
+        try:
+            with _undisturbed():
+                report = gapscope.measure(self._problem(taken_out(model)[0], step), self._analyzers)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            gapscope.write(report, self.folder / f"step-{step:06d}.report.h5")
+        except (GapscopeError, OSError, RuntimeError) as error:
+            warnings.warn(f"gapscope: step {step} was not measured. {error}", stacklevel=2)
+            return {}
+        return {
+            f"gapscope/{name}/{quantity}": float(found.value)
+            for name, record in report.results.items()
+            for quantity, found in record.quantities.items()
+            if not found.dims and np.isfinite(found.value)
+        }
+
+    def _problem(self, model: nn.Module, step: int) -> Problem:
+        if self._loss is None:
+            self._data = {split: data_of(data, f"the callback's {split} data") for split, data in self._sources.items()}
+            train = self._data["train"]
+            named = self._named and build_loss(self._named, recorded=False, trust=Trust())
+            self._loss = named or infer_loss(train.targets, model, train.inputs)
+            for data in self._data.values():
+                check_fit(model, type(model).__name__, data, self._loss)
+        made: Problem | None = None
+        for split, data in self._data.items():
+            origin = Origin(
+                split=split, identity={"checkpoint": f"step-{step:06d}"}, training={"step": step}, other=made
+            )
+            made = Problem(model=model, data=data, loss_function=self._loss, origin=origin)
+        assert made is not None
+        return made
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Measure with gradients and full precision, whatever the framework is in, and put all random states back."""
+    python, state = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    try:
+        with (
+            torch.random.fork_rng(devices),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cuda" if devices else "cpu", enabled=False),
+        ):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(state)

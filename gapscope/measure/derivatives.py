@@ -1,0 +1,176 @@
+"""How the second derivatives of a problem are taken: exactly, where a probe agrees, or by differences of the gradient.
+
+Wrong second derivatives are often silent: a custom Function that forgets to save with `save_for_backward` is off by
+63 %.  Two products, one central difference of the gradient and one of the loss, on a micro-batch, show it.
+"""
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from gapscope.errors import ProblemError
+from gapscope.measure import differentiable, products
+from gapscope.measure.culprits import without_second_derivative
+from gapscope.measure.differences import Differences
+from gapscope.measure.probe import UNKNOWN, Probe
+
+if TYPE_CHECKING:
+    from gapscope.measure.problem import Problem
+
+WORST = 0.1  # relative error of products beyond which nothing is measured with them
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """How products are taken, and how far they are known.
+
+    `error` is |A v - H v| for a unit vector v, and `relative_error` that over |H w| for a sharp direction w; both as
+    two steps disagree, 0 for exact products, whose rounding the solvers know, and NaN where the gradient is not finite.
+    """
+
+    method: Literal["exact", "differences"] = "exact"
+    error: float = 0.0
+    relative_error: float = 0.0
+    step: float = 0.0
+    dtype: torch.dtype = torch.float64
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ways(self) -> products.Ways:
+        """Return the functions that take them."""
+        return products if self.method == "exact" else Differences(self.step, self.dtype)
+
+
+def examine(problem: "Problem") -> Derivatives:
+    """Probe a problem on a micro-batch of 32 samples; raise ProblemError where neither way gives its curvature.
+
+    Cost: 2 products and 3 gradients of the micro-batch, in float64 where the model allows it (kinks of ReLU then
+    lie outside the step), else in the problem's dtype.  Differences: 2 gradients of it for each of 8 steps or more, and
+    8 to 24 of all data.
+    """
+    probe = _widest(problem)
+    with problem.measuring():
+        if not bool(probe.slope.isfinite().all()):
+            return Derivatives(error=math.nan, relative_error=math.nan)
+        _refuse_wrong_slope(probe)
+        fault = "" if problem.hvp_method == "differences" else probe.fault()
+    why = fault + without_second_derivative(problem, probe.theta.dtype) if fault else "As asked for."
+    if fault and problem.hvp_method == "exact":
+        raise ProblemError(
+            f"{why} Expected a second derivative for `--hvp exact`. Replace that operation by plain ones (for Hugging "
+            "Face models: attn_implementation='eager'), or take `--hvp differences`."
+        )
+    repairs = tuple(note for name, note in differentiable.NOTES.items() if name in problem.repaired)
+    if not fault and problem.hvp_method != "differences":
+        return Derivatives(notes=repairs)
+    return _by_differences(problem, probe, why, repairs)
+
+
+def _widest(problem: "Problem") -> Probe:
+    """Return the probe in float64 where the model runs in it, else in the problem's dtype."""
+    if problem.device.type != "mps":  # no float64 there
+        wide = Probe.of(problem, torch.float64)
+        with contextlib.suppress(*UNKNOWN), problem.measuring():  # the model may hold float32 constants of its own
+            _ = wide.slope
+            return wide
+    return Probe.of(problem, problem.dtype)
+
+
+def _refuse_wrong_slope(probe: Probe) -> None:
+    wrong = probe.wrong_slope()
+    if wrong:
+        raise ProblemError(
+            f"The gradient is not the derivative of the loss: it differs by {100 * wrong:.2g} % from differences of "
+            "the loss. Expected the same. Rounding or quantization inside the model (straight-through estimators), "
+            "gradient reversal and custom backward passes do this: measure the model without them."
+        )
+
+
+# --- differences
+
+
+def _by_differences(problem: "Problem", probe: Probe, why: str, repairs: tuple[str, ...]) -> Derivatives:
+    """Choose the step on a micro-batch, and measure the error of products over all data with it."""
+    dtype = probe.theta.dtype
+    with problem.measuring():
+        step, known = _best_step(probe)
+        lopsided = _lopsided(probe, step)
+    if lopsided > max(WORST, 10 * known):
+        raise ProblemError(
+            f"The gradient is that of no function: its differences are not symmetric, by {100 * lopsided:.2g} %. "
+            f"Expected u'Hv = v'Hu. {why} A custom backward pass or entries without a gradient (`padding_idx` of "
+            "F.embedding) do this: mend it."
+        )
+    found = _known(problem, dtype, step)
+    for smaller in (step / 10, step / 100):  # more samples have more kinks, and nearer ones
+        if found.relative_error <= max(10 * known, 1e-6):
+            break
+        found = min(found, _known(problem, dtype, smaller), key=lambda one: one.relative_error)
+    if not found.relative_error <= WORST:
+        raise ProblemError(
+            f"Neither autograd nor differences give the second derivatives. {why} Central differences with two steps "
+            f"disagree by {100 * found.relative_error:.2g} %. Expected {100 * WORST:.0f} % or less. Take "
+            "`--dtype float64`, or measure what needs no second derivative: `gapscope gap`, `near-rank`."
+        )
+    note = (
+        f"second derivatives by central differences of the gradient in {str(dtype)[6:]}, step {found.step:.1g}, "
+        f"relative error {found.relative_error:.1g} as two steps disagree. {why}"
+    )
+    return Derivatives("differences", found.error, found.relative_error, found.step, dtype, (*repairs, note))
+
+
+def _best_step(probe: Probe) -> tuple[float, float]:
+    """Return the step between the two decades that agree best, and their relative disagreement."""
+    v, size = probe.directions[0], float(probe.theta.norm())
+    noise = 1e3 * probe.eps * float(probe.slope.norm())
+    step, floor = 1e-2 * (size + 1), (1e-9 if probe.eps < 1e-10 else 1e-5) * (size or 1.0)
+    larger, best = probe.difference(v, step), (step, float("inf"))
+    if float(larger.norm()) <= noise / step:
+        return step, 0.0  # nothing but rounding: the gradient is constant
+    while step > floor:
+        smaller = probe.difference(v, step / 10)
+        gap = float((larger - smaller).norm()) / max(float(larger.norm()), float(smaller.norm()), 1e-300)
+        if gap < best[1]:
+            best = step / 10**0.5, gap
+        step, larger = step / 10, smaller
+    return best
+
+
+def _lopsided(probe: Probe, step: float) -> float:
+    """Return |u'Hv - v'Hu| of differences, relative to what random numbers of their size would show."""
+    u, v = probe.directions
+    hu, hv = probe.difference(u, step), probe.difference(v, step)
+    scale = float(hu.norm() + hv.norm()) / len(u) ** 0.5
+    return abs(float(u @ hv - v @ hu)) / scale if scale > 0 else 0.0
+
+
+def _known(problem: "Problem", dtype: torch.dtype, step: float) -> Derivatives:
+    """Return differences with this step, with their error: of steps half a decade larger and smaller, over all data.
+
+    Truncation grows by 10 from the middle to the larger, rounding by 3 to the smaller: their disagreement is above
+    either.  Along a random direction, and along its image, which is a sharp one.
+    """
+
+    def product(v: Tensor, step: float) -> Tensor:
+        ways = Differences(step, dtype)
+        cut = problem.parameters.split(v)
+        return problem.mean(
+            lambda batch: problem.parameters.flatten(ways.hessian(problem._micro(batch), parameters)(cut))
+        )
+
+    def apart(v: Tensor) -> tuple[float, Tensor]:
+        larger, smaller = (product(v, step * factor) for factor in (10**0.5, 10**-0.5))
+        return float((larger - smaller).norm()), smaller
+
+    parameters = problem.parameters.split(problem.theta)
+    v = Probe.of(problem, problem.dtype).directions[0]
+    error, image = apart(v)
+    length = float(image.norm())
+    if length > 0:
+        sharp, image = apart((image / length).to(v))
+        error, length = max(error, sharp), max(length, float(image.norm()))
+    return Derivatives("differences", error, error / length if length > 0 else 0.0, step, dtype)

@@ -1,0 +1,150 @@
+"""Read pickles of tensors and plain values without calling anything that they name, and list what they name.
+
+An unpickler that admits listed names only, and gives each reading stand-ins of its own: a pickle can set attributes on
+whatever it is given, and must not change the classes that this process goes on using.
+"""
+
+import io
+import pickle
+import pickletools
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from gapscope.measure.loading.trust import HARMLESS, Trust, safe_globals
+
+PLAIN = frozenset(  # what pickled tensors name, of whatever age
+    {
+        *(f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "parameter")),
+        *(
+            "torch._utils._rebuild_parameter_with_state",
+            "torch._utils._rebuild_sparse_tensor",
+            "torch.serialization._get_layout",
+        ),
+        *("torch.storage._load_from_bytes", "torch.Size", "_codecs.encode", "collections.OrderedDict", "torch.device"),
+        *("torch._tensor._rebuild_from_type_v2", "torch.Tensor", "torch.nn.parameter.Parameter"),
+        *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"),
+    }
+)
+_HEAP_TYPE = 1 << 9  # of a class whose attributes can be set
+
+
+class Record:
+    """An object of a pickle, kept as what it was made of; nothing of its class is imported."""
+
+    name = ""
+
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+        self.state: Any = {}
+
+    def __new__(cls, *_: object) -> "Record":
+        made = super().__new__(cls)
+        made.arguments, made.state = (), {}
+        return made
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def __getitem__(self, field: str) -> Any:
+        return self.state[field]
+
+
+class NotAdmittedError(Exception):
+    """A pickle names what is not on the list."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class Restricted(pickle.Unpickler):
+    """An unpickler for which `admit` turns names into objects, or returns None."""
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        admit: Callable[[str], object],
+        storages: Callable[[Any], object] | None = None,
+    ) -> None:
+        super().__init__(file)
+        self._admit, self._storages = admit, storages
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in for a name."""
+        found = self._admit(f"{module}.{name}")
+        if found is None:
+            raise NotAdmittedError(f"{module}.{name}")
+        return found
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Return a storage that lies outside the pickle."""
+        if self._storages is None:
+            raise pickle.UnpicklingError("it refers to data outside itself")
+        return self._storages(pid)
+
+
+def record_of(name: str) -> type[Record]:
+    """Return a class of records for one name, made anew."""
+    return type("Record", (Record,), {"name": name})
+
+
+def dtype_of(name: str) -> torch.dtype | None:
+    """Return `torch.float32` and the like."""
+    found = getattr(torch, name.removeprefix("torch."), None) if name.count(".") == 1 else None
+    return found if name.startswith("torch.") and isinstance(found, torch.dtype) else None
+
+
+def load_plain(file: IO[bytes], trust: Trust) -> object:
+    """Read a pickle made by `pickle.dump`: tensors, arrays and plain values.
+
+    Raises: NotAdmittedError for any other name; what unpickling raises for a damaged file.
+    """
+    known: dict[str, object] = {name: _stand_in(thing) for thing, name in HARMLESS}
+    known |= {name: thing for thing, name in safe_globals(trust)[len(HARMLESS) :]}
+    known |= {**TENSORS, "torch.storage._load_from_bytes": _storage, "_codecs.encode": lambda *a: a[0].encode(*a[1:])}
+    frombuffer = np.zeros(0).__reduce_ex__(5)[0]  # how protocol 5 writes arrays
+    known |= {f"numpy.{core}.numeric._frombuffer": _stand_in(frombuffer) for core in ("core", "_core")}
+    known |= {f"__builtin__.{name}": known[f"builtins.{name}"] for name in ("list", "dict", "set", "int", "float")}
+    return Restricted(file, lambda name: known.get(name) or dtype_of(name)).load()
+
+
+TENSORS: Mapping[str, object] = {
+    "torch._utils._rebuild_tensor_v2": lambda *a: torch._utils._rebuild_tensor_v2(*a),  # type: ignore[no-untyped-call]
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch.Size": lambda sizes: torch.Size(sizes),
+}
+
+
+def _stand_in(thing: object) -> object:
+    if isinstance(thing, type):
+        return type(thing.__name__, (thing,), {}) if thing.__flags__ & _HEAP_TYPE else thing
+    function: Any = thing
+    return lambda *arguments: function(*arguments)
+
+
+def _storage(content: bytes) -> object:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def names_in(file: IO[bytes]) -> set[str]:
+    """Return the globals that the next pickle of a file names, `?` for a part that is not written out; runs nothing."""
+    names: set[str] = set()
+    memo: dict[int, object] = {}
+    pushed: list[object] = [None, None]
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name in ("GLOBAL", "INST"):
+            names.add(str(argument).replace(" ", "."))
+        elif opcode.name == "STACK_GLOBAL":
+            names.add(".".join(part if isinstance(part, str) else "?" for part in pushed[-2:]))
+        if opcode.name == "MEMOIZE":
+            memo[len(memo)] = pushed[-1]
+        elif opcode.name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            memo[int(argument or 0)] = pushed[-1]
+        elif opcode.name in ("BINGET", "LONG_BINGET", "GET"):
+            pushed.append(memo.get(int(argument or 0)))
+        elif opcode.stack_after:
+            pushed.append(argument)
+    return names

@@ -1,0 +1,260 @@
+"""Other libraries' models by name: their architecture alone, no code or weights from elsewhere."""
+
+import importlib.util
+import json
+import re
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from gapscope.errors import LoadError
+from gapscope.measure.loading import Data
+from gapscope.measure.loading.models import build_model
+from gapscope.measure.loading.sources import completed, holds_config, in_own_names, own_loss, own_settings, unwrapped
+from gapscope.measure.loading.trust import Trust
+
+
+def build(spec, folder=None, recorded=False, trust=Trust(), **args):  # noqa: B008
+    return build_model(spec, args, recorded=recorded, trust=trust, folder=folder)[0]
+
+
+# --- timm and torchvision: stand-ins with the functions that are used, because neither imports beside a CPU-only torch
+
+
+@pytest.fixture
+def libraries(monkeypatch):
+    """Return the calls that stand-ins for timm and torchvision get."""
+    calls = []
+
+    def create_model(name, pretrained=True, num_classes=2, in_chans=1):
+        calls.append((name, pretrained))
+        return nn.Linear(in_chans, num_classes)
+
+    def get_model(name, weights="DEFAULT", num_classes=2):
+        calls.append((name, weights))
+        return nn.Linear(1, num_classes)
+
+    timm, vision, models = (types.ModuleType(name) for name in ("timm", "torchvision", "torchvision.models"))
+    timm.create_model, timm.list_models = create_model, lambda: ["resnet18", "vit_tiny"]
+    models.get_model, models.list_models = get_model, lambda: ["alexnet", "resnet18"]
+    vision.models = models
+    for module in (timm, vision, models):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return calls
+
+
+def test_timm_and_torchvision_build_without_their_weights(libraries):
+    assert build("timm:resnet18", num_classes=5, in_chans=3).weight.shape == (5, 3)
+    assert build("torchvision:alexnet", num_classes=7).out_features == 7
+    assert libraries == [("resnet18", False), ("alexnet", None)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "args", "message"),
+    [
+        ("timm:resnet81", {}, "timm has no model `resnet81`. Did you mean `resnet18`? Expected one of its 2."),
+        ("torchvision:alexnt", {}, "torchvision has no model `alexnt`. Did you mean `alexnet`?"),
+        ("timm", {}, "timm has no model ``. Expected one of its 2. Name it: `-m timm:NAME`."),
+        ("timm:vit_tiny", {"pretrained": True}, "`timm:vit_tiny` was given `-a pretrained=...`. Expected arguments of"),
+        ("torchvision:alexnet", {"weights": "DEFAULT"}, "`torchvision:alexnet` was given `-a weights=...`."),
+        ("torchvision:alexnet", {"depth": 3}, "called with (depth=3) raised TypeError"),
+    ],
+)
+def test_what_a_library_does_not_have_is_said(libraries, spec, args, message):
+    with pytest.raises(LoadError, match=re.escape(message)):
+        build(spec, **args)
+
+
+def test_a_recorded_name_of_a_library_needs_trust(libraries):
+    with pytest.raises(LoadError, match="records the model `timm:resnet18`, which is neither built into gapscope nor"):
+        build("timm:resnet18", recorded=True)
+    assert libraries == []
+    assert build("timm:resnet18", recorded=True, trust=Trust(("timm:*",))).out_features == 2
+
+
+@pytest.mark.parametrize("package", ["timm", "torchvision"])
+def test_a_library_that_does_not_import_says_why(monkeypatch, folder, package):
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    monkeypatch.delitem(sys.modules, f"{package}.models", raising=False)
+    (folder / f"{package}.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    with pytest.raises(
+        LoadError, match=rf"importing {package} raised RuntimeError: operator .*Install it: `pip install {package}`."
+    ):
+        build(f"{package}:resnet18")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(LoadError, match=rf"`-m {package}:resnet18`: importing {package} raised|is not installed"):
+        build(f"{package}:resnet18")
+
+
+@pytest.mark.parametrize("spec", ["timm:resnet10t", "torchvision:squeezenet1_0"])
+def test_the_real_libraries_agree_with_their_stand_ins(spec):
+    library = spec.partition(":")[0]
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    try:
+        __import__(library)
+    except RuntimeError as error:  # importorskip knows ImportError alone
+        pytest.skip(f"{library} does not import beside this torch: {error}")
+    model = build(spec, num_classes=3).eval()
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+# --- Hugging Face
+
+
+def hf(folder, **changes):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        num_hidden_layers=1,
+        hidden_size=8,
+        num_attention_heads=2,
+        intermediate_size=8,
+        vocab_size=11,
+        architectures=["BertForSequenceClassification"],
+    )
+    config.save_pretrained(folder)
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written | changes))
+    return folder
+
+
+def test_the_class_that_config_json_names_is_built_in_full_precision(tmp_path):
+    folder = hf(tmp_path, dtype="bfloat16", use_pretrained_backbone=True)
+    assert holds_config(folder)
+    model = build("hf", folder)
+    assert type(model).__name__ == "BertForSequenceClassification"
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.config._attn_implementation == "eager"
+    assert model.config.use_pretrained_backbone is False
+    assert model.classifier.out_features == 2
+    assert build("hf", folder, num_labels=4).classifier.out_features == 4
+    assert type(build("hf:BertForMaskedLM", folder)).__name__ == "BertForMaskedLM"
+    assert type(build(f"hf:{folder}")).__name__ == "BertForSequenceClassification"
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes", "args", "message"),
+    [
+        ("hf:BertForSequenceClasification", {}, {}, "has no model class `BertForSequenceClasification`. Did you mean"),
+        ("hf:AutoModel", {}, {}, "has no model class `AutoModel`."),
+        ("hf", {"architectures": None}, {}, "names no architecture. Expected its class. Name it: `-m hf:Bert"),
+        ("hf", {}, {"num_lables": 3}, "config.json has no setting `num_lables`. Did you mean `num_labels`?"),
+        ("hf", {}, {"trust_remote_code": True}, "config.json has no setting `trust_remote_code`."),
+        ("hf", {"quantization_config": {"bits": 4}}, {}, "holds quantized weights, whose loss has no derivatives."),
+        ("hf", {"architectures": ["Own"]}, {}, "has no model class `Own`. Expected one that it defines itself"),
+    ],
+)
+def test_what_transformers_itself_does_not_define_is_refused(tmp_path, spec, changes, args, message):
+    with pytest.raises(LoadError, match=re.escape(message)):
+        build(spec, hf(tmp_path, **changes), **args)
+
+
+def test_stored_names_become_the_models_own_or_none_at_all(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from safetensors.torch import load_file
+
+    config = transformers.MixtralConfig(
+        vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2, architectures=["MixtralForCausalLM"],
+    )  # fmt: skip
+    model = transformers.MixtralForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert not stored.keys() <= model.state_dict().keys()  # the experts are stored one by one
+    fresh = build("hf", tmp_path)
+    found = in_own_names(fresh, stored)
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+    assert in_own_names(fresh, {**stored, "more": torch.zeros(1)}) is None
+    assert in_own_names(fresh, dict(list(stored.items())[1:])) is None
+    assert in_own_names(fresh, model.state_dict()) is None
+    assert in_own_names(nn.Linear(2, 2), stored) is None
+
+
+def test_code_of_the_folder_is_never_run(tmp_path):
+    folder = hf(tmp_path, model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModel": "own.Model"})
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'sang')!r}, 'w').close()\n")
+    with pytest.raises(LoadError, match=r"config.json cannot be used: .*code of the folder is never run"):
+        build("hf", folder)
+    assert not (tmp_path / "sang").exists()
+
+
+def test_a_folder_without_a_model_is_no_hugging_face_folder(tmp_path):
+    pytest.importorskip("transformers")
+    assert not holds_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"learning_rate": 1}')
+    assert not holds_config(tmp_path)
+    with pytest.raises(LoadError, match=r"There is no config.json of a Hugging Face model in .*-m hf:path/to/folder"):
+        build("hf", tmp_path)
+    with pytest.raises(LoadError, match=r"There is no config.json of a Hugging Face model in the folder."):
+        build("hf")
+
+
+# --- Lightning, wrappers, a model's own loss
+
+
+def test_a_lightning_class_takes_its_own_recorded_settings():
+    lightning = pytest.importorskip("lightning")
+
+    class Net(lightning.LightningModule):
+        def __init__(self, width, depth=1):
+            super().__init__()
+
+    class Open(lightning.LightningModule):
+        def __init__(self, **settings):
+            super().__init__()
+
+    recorded = {"width": 3, "optimizer": "sgd", "_instantiator": "lightning"}
+    assert own_settings(Net, recorded) == {"width": 3}
+    assert own_settings(Open, recorded) == {"width": 3, "optimizer": "sgd"}
+    assert own_settings(nn.Linear, {"in_features": 3}) == {}
+    assert own_settings(lambda width: width, recorded) == {}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
+def test_wrapped_models_are_taken_out():
+    inner = nn.Linear(2, 2)
+    assert unwrapped(inner) == (inner, ())
+    assert unwrapped(nn.DataParallel(torch.compile(inner))) == (
+        inner,
+        ("model: taken out of DataParallel", "model: taken out of OptimizedModule"),
+    )
+    wrapper = nn.Sequential(inner)
+    wrapper.module = inner  # an attribute of that name is not enough
+    assert unwrapped(wrapper)[0] is wrapper
+
+
+def test_a_sequence_to_sequence_model_gets_its_decoders_inputs_from_the_labels():
+    class Seq2Seq(nn.Linear):
+        def prepare_decoder_input_ids_from_labels(self, labels):
+            return labels.clamp(min=0).roll(1)
+
+    ids, labels = torch.arange(6).view(2, 3), torch.tensor([[1, 2, -100], [3, 4, 5]])
+    data = Data(ids, labels, "text", "-", 2)
+    found = completed(Seq2Seq(1, 1), data)
+    assert found.inputs["input_ids"] is ids
+    assert torch.equal(found.inputs["decoder_input_ids"], labels.clamp(min=0).roll(1))
+    assert found.notes == ("data: text: the decoder's inputs are made from the labels, as Seq2Seq does",)
+    assert completed(Seq2Seq(1, 1), found) is found
+    assert completed(nn.Linear(1, 1), data) is data
+
+
+class Labelled(nn.Linear):
+    """Returns its own loss when it is given labels."""
+
+    def forward(self, x, labels=None):
+        scores = super().forward(x)
+        loss = None if labels is None else nn.functional.cross_entropy(scores, labels)
+        return types.SimpleNamespace(logits=scores, loss=loss)
+
+
+def test_a_models_own_loss_is_asked_for_where_it_takes_labels():
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    model = Labelled(3, 2)
+    expected = float(nn.functional.cross_entropy(model(x).logits, y).detach())
+    assert own_loss(model, x, y) == own_loss(model, {"x": x}, y) == own_loss(model, (x,), y) == pytest.approx(expected)
+    assert own_loss(nn.Linear(3, 2), x, y) is None
+    assert own_loss(model, x, torch.zeros(4, 9)) is None  # labels that it cannot take

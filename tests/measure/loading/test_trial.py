@@ -1,0 +1,131 @@
+"""Structured inputs and outputs are tried on two samples, and what does not fit is named."""
+
+import re
+import types
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from gapscope.errors import LoadError
+from gapscope.measure.loading import Data, Trust, build_loss
+from gapscope.measure.loading.losses import infer_loss
+from gapscope.measure.loading.trial import check_fit, compare_loss
+
+
+def data(inputs, targets):
+    return Data(inputs, targets, "the data", "-", len(targets))
+
+
+def loss(spec):
+    return build_loss(spec, recorded=False, trust=Trust())
+
+
+class Two(nn.Linear):
+    """Takes two inputs by name, and returns a pair."""
+
+    def __init__(self):
+        super().__init__(3, 2)
+
+    def forward(self, x, mask, scale=None):
+        return super().forward(x * mask), x
+
+
+FIRST = ("outputs: the first of 2",)
+X, Y = torch.randn(6, 3), torch.tensor([0, 1] * 3)
+
+
+def test_of_several_outputs_the_first_is_used_and_said():
+    assert check_fit(Two(), "two", data((X, torch.ones(6, 1)), Y), loss("cross-entropy")) == FIRST
+    named = {"x": X, "mask": torch.ones(6, 1)}
+    assert check_fit(Two().double(), "two", data(named, Y), loss("cross-entropy")) == FIRST
+    assert check_fit(nn.Linear(3, 2), "one", data(X, Y), loss("cross-entropy")) == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("x", "mask", "maks"), "`two` takes no input `maks`. Did you mean `mask`? It takes x, mask, scale."),
+        (("x", "mask", "idx"), "Name those of the data to use: `--x-key x,mask`."),
+        (("x", "scale"), "`two` needs the input `mask`, which the data lack. They hold x, scale. Add it"),
+    ],
+)
+def test_names_that_forward_does_not_take_or_lacks_are_said(names, message):
+    with pytest.raises(LoadError, match=re.escape(message)):
+        check_fit(Two(), "two", data(dict.fromkeys(names, X), Y), loss("cross-entropy"))
+
+
+class Open(nn.Linear):
+    def forward(self, x, **rest):
+        return super().forward(x + sum(rest.values()))
+
+
+class Swallowing(nn.Linear):
+    """As in transformers: labels, and any other word without effect."""
+
+    def forward(self, x, labels=None, **rest):
+        scores = super().forward(x)
+        own = None if labels is None else 2 * nn.functional.cross_entropy(scores, labels)
+        return types.SimpleNamespace(logits=scores, loss=own)
+
+
+def test_a_model_that_would_swallow_an_input_is_told_from_one_that_uses_it():
+    both = data({"x": X, "other": X}, Y)
+    assert check_fit(Open(3, 2), "open", both, loss("cross-entropy")) == ()
+    with pytest.raises(LoadError, match="`s` takes no input `other`"):
+        check_fit(Swallowing(3, 2), "s", both, loss("cross-entropy"))
+
+
+@pytest.mark.parametrize(
+    ("targets", "spec", "message"),
+    [
+        (torch.tensor([0, 1, -1] * 2), "cross-entropy", "has the label -1. Expected classes 0, 1, 2, ...; -100 alone"),
+        (torch.tensor([0, 1, -1] * 2), "cross-entropy", "`--loss cross-entropy:ignore_index=-1`."),
+        (torch.tensor([0, 1, 7] * 2), "cross-entropy:label_smoothing=0.1", "has labels up to 7, `m` has 2 outputs."),
+        (torch.full((6, 2), 3.0), "bce-with-logits", "has targets from 3 to 3. Binary cross-entropy expects 0 to 1."),
+    ],
+)
+def test_targets_that_the_loss_cannot_judge_are_shown(targets, spec, message):
+    with pytest.raises(LoadError, match=re.escape(message)):
+        check_fit(nn.Linear(3, 2), "m", data(X, targets), loss(spec))
+
+
+def test_labels_to_be_left_out_are_accepted():
+    check = partial(check_fit, nn.Linear(3, 2), "m")
+    assert check(data(X, torch.tensor([0, -100, 1] * 2)), loss("cross-entropy")) == ()
+    assert check(data(X, torch.tensor([0, -1, 1] * 2)), loss("cross-entropy:ignore_index=-1")) == ()
+
+
+def test_a_model_that_computes_another_loss_itself_is_noted():
+    torch.manual_seed(0)
+    (note,) = compare_loss(Swallowing(3, 2), data(X, Y), loss("cross-entropy"))
+    found = re.fullmatch(r"loss: cross-entropy is (\S+) on 4 samples, the model's own .loss (\S+): not the same", note)
+    ours, theirs = map(float, found.groups())
+    assert theirs == pytest.approx(2 * ours, rel=1e-2)
+    assert compare_loss(nn.Linear(3, 2), data(X, Y), loss("cross-entropy")) == ()
+
+
+def ids(seed=0):
+    return torch.randint(0, 9, (4, 6), generator=torch.Generator().manual_seed(seed))
+
+
+class TinyForCausalLM(nn.Module):
+    pass
+
+
+class TinyForMaskedLM(nn.Module):
+    pass
+
+
+def test_a_language_models_loss_follows_its_class_and_targets():
+    tokens, padded = ids(), ids().where(torch.arange(6) < 4, -100)
+    shifted = torch.cat([tokens[:, 1:], torch.full((4, 1), -100)], 1)
+    causal = partial(infer_loss, model=TinyForCausalLM())
+    assert causal(tokens, inputs=tokens).name == "causal-lm"
+    assert causal(padded, inputs={"input_ids": tokens}).name == "causal-lm"
+    assert causal(shifted, inputs=tokens).name == "cross-entropy"
+    assert causal(tokens[:, 0], inputs=tokens).name == "cross-entropy"
+    assert infer_loss(tokens, TinyForMaskedLM(), tokens).name == "masked-lm"
+    assert infer_loss(tokens.float(), TinyForCausalLM(), tokens).name == "mse"
+    assert infer_loss(tokens, nn.Linear(3, 2), tokens).name == "cross-entropy"

@@ -1,0 +1,140 @@
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+import torch.utils.checkpoint
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from gapscope.measure.differentiable import NOTES, plain, unwrapped
+
+TOKENS = torch.tensor([[0, 1, 2, 6], [3, 3, 5, 0], [6, 6, 6, 6]])
+WEIGHT = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+EPS = torch.finfo(torch.float32).eps
+
+
+def swapped():
+    old = sys.modules["torch.nn.utils.weight_norm"]
+    return (
+        F.embedding_bag,
+        torch._weight_norm,
+        old._weight_norm,
+        torch.utils.checkpoint.CheckpointFunction,
+        torch.utils.checkpoint._checkpoint_without_reentrant_generator,
+        torch.backends.mha.get_fastpath_enabled(),
+        torch.backends.cudnn.enabled,
+    )
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding", [None, 0, -1])
+@pytest.mark.parametrize(
+    "bags",
+    [
+        {"input": TOKENS},
+        {"input": TOKENS.flatten(), "offsets": torch.tensor([0, 3, 3, 10])},
+        {"input": TOKENS.flatten(), "offsets": torch.tensor([0, 3, 3, 10, 12]), "include_last_offset": True},
+    ],
+    ids=["rows", "offsets", "last offset"],
+)
+def test_bags_written_out_are_the_fused_ones(mode, padding, bags):
+    fused = F.embedding_bag(**bags, weight=WEIGHT, mode=mode, padding_idx=padding)
+    with plain(nn.Identity(), set()):
+        written = F.embedding_bag(**bags, weight=WEIGHT, mode=mode, padding_idx=padding)
+    assert torch.allclose(written, fused, rtol=10 * EPS, atol=10 * EPS)
+
+
+def test_weighted_bags_are_the_fused_ones_and_those_that_change_weights_stay_fused():
+    shares = torch.rand(3, 4)
+    fused = F.embedding_bag(TOKENS, WEIGHT, mode="sum", per_sample_weights=shares)
+    flat = {"offsets": torch.tensor([0, 4, 8]), "mode": "sum", "per_sample_weights": shares.flatten()}
+    with plain(nn.Identity(), set()):
+        written = F.embedding_bag(TOKENS, WEIGHT, mode="sum", per_sample_weights=shares)
+        assert torch.allclose(F.embedding_bag(TOKENS.flatten(), WEIGHT, **flat), fused, rtol=10 * EPS, atol=10 * EPS)
+        cut = WEIGHT.clone()
+        F.embedding_bag(TOKENS, cut, max_norm=0.5)
+    assert torch.allclose(written, fused, rtol=10 * EPS, atol=10 * EPS)
+    assert (cut[TOKENS].norm(dim=-1) <= 0.5 + 10 * EPS).all()
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_weight_norm_written_out_is_the_fused_one_and_differentiable_twice(dim):
+    v = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    g = torch.norm_except_dim(v, 2, dim).detach().clone().requires_grad_()
+    fused = torch._weight_norm(v, g, dim)
+    repaired = set()
+    with plain(nn.Identity(), repaired):
+        assert torch.allclose(torch._weight_norm(v, g, dim), fused, rtol=1e-14)
+        assert torch.autograd.gradgradcheck(lambda v, g: torch._weight_norm(v, g, dim).square().sum(), (v, g))
+    assert repaired == {"weight_norm"}
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints_only_call_and_give_back_what_they_are_given(reentrant):
+    repaired, x = set(), torch.randn(3, requires_grad=True)
+    with plain(nn.Identity(), repaired):
+        y = checkpoint(lambda x: x.sin(), x, use_reentrant=reentrant)
+        assert torch.equal(y, x.sin())
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        assert torch.allclose(torch.autograd.grad(slope.sum(), x)[0], -x.sin())
+    assert repaired == {"checkpoint"}
+    assert repaired <= NOTES.keys()
+
+
+def test_embeddings_give_the_gradient_of_the_loss_and_no_other():
+    layer = nn.Embedding(7, 2, padding_idx=0, sparse=True, scale_grad_by_freq=True)
+    with plain(layer, set()):
+        (slope,) = torch.autograd.grad(layer(torch.tensor([0, 0, 3])).sum(), layer.weight)
+    assert torch.equal(slope[:, 0], torch.tensor([2.0, 0, 0, 1, 0, 0, 0]))
+    assert (layer.padding_idx, layer.sparse, layer.scale_grad_by_freq) == (0, True, True)
+
+
+def test_everything_is_given_back_after_an_exception_too():
+    torch.compile(nn.Identity(), backend="eager")  # as it imports the compiler
+    before = swapped()
+    model = nn.Sequential(nn.GRU(2, 2), nn.EmbeddingBag(3, 2, sparse=True))
+
+    def fail():
+        with plain(model, set()), plain(model, set()):
+            assert not torch.backends.mha.get_fastpath_enabled()
+            assert not torch.backends.cudnn.enabled
+            assert not model[1].sparse
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert swapped() == before
+    assert model[1].sparse
+
+
+def test_a_weight_that_an_old_hook_computes_is_given_back():
+    with pytest.warns(FutureWarning, match="deprecated"):
+        layer = nn.utils.weight_norm(nn.Linear(3, 2))
+    own = layer.weight
+    with plain(layer, set()):
+        torch.func.functional_call(layer, {"weight_g": torch.ones(2, 1)}, (torch.ones(1, 3),))
+        assert layer.weight is not own
+    assert layer.weight is own
+
+
+def test_compiled_models_run_uncompiled_inside():
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph
+
+    inner, repaired = nn.Linear(2, 2), set()
+    model = nn.Sequential(torch.compile(inner, backend=backend), nn.Tanh())
+    with plain(model, repaired):
+        assert torch.equal(model(torch.ones(1, 2)), inner(torch.ones(1, 2)).tanh())
+    assert repaired == {"compile"}
+    assert compiled == []
+
+
+def test_wrappers_are_taken_off():
+    inner = nn.Linear(2, 2)
+    assert unwrapped(inner) == (inner, False)
+    assert unwrapped(nn.DataParallel(inner)) == (inner, False)
+    assert unwrapped(torch.compile(nn.DataParallel(inner), backend="eager")) == (inner, True)

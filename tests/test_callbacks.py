@@ -1,0 +1,175 @@
+"""Real training loops are measured as they run, and end as they would have ended."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import gapscope
+from gapscope.callbacks.recorder import Recorder
+from gapscope.errors import LoadError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+X, Y = torch.randn(24, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2] * 8)
+
+
+def reports(folder="gapscope"):
+    return sorted(path.name for path in Path(folder).glob("*"))
+
+
+def test_measuring_leaves_no_trace():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 3))
+    nn.functional.cross_entropy(model(X), Y).backward()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    slopes = [p.grad.clone() for p in model.parameters()]
+    state, numbers = torch.get_rng_state(), np.random.get_state()[1].copy()
+    recorder = Recorder(DataLoader(TensorDataset(X, Y), batch_size=7), every=2)
+    with torch.no_grad():
+        found = recorder.measure(model, 2)
+    assert {"gapscope/eigenvalues/top", "gapscope/gap/train_loss"} <= found.keys()
+    assert all(map(np.isfinite, found.values()))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(p.grad, slope) for p, slope in zip(model.parameters(), slopes, strict=True))
+    assert all(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], numbers)
+    report = gapscope.read("gapscope/step-000002.report.h5")
+    assert report.training == {"step": 2}
+    assert set(report.results) == {"eigenvalues", "gap"}
+
+
+def test_every_step_sees_the_same_samples_and_none_is_measured_twice():
+    torch.manual_seed(0)
+    shuffled = DataLoader(TensorDataset(X + torch.randn(24, 5), Y), batch_size=24)
+    recorder = Recorder(shuffled, test_data=(X, Y), every=3, analyzers=[gapscope.Gap()], folder="out")
+    model = nn.Linear(5, 3)
+    assert [step for step in range(1, 8) if recorder.due(step)] == [3, 6]
+    first = recorder.measure(model, 3)
+    assert first["gapscope/gap/loss_gap"] == pytest.approx(
+        first["gapscope/gap/test_loss"] - first["gapscope/gap/train_loss"]
+    )
+    assert not recorder.due(3)
+    assert recorder.measure(model, 3) == {}
+    assert recorder.measure(model, 6) == first
+    assert reports("out") == ["step-000003.report.h5", "step-000006.report.h5"]
+
+
+def test_what_cannot_be_measured_is_a_warning_and_training_goes_on():
+    recorder = Recorder((X, Y))
+    with pytest.warns(
+        UserWarning, match=r"gapscope: step 100 was not measured. `Linear` and the callback's train data .* do not fit"
+    ):
+        assert recorder.measure(nn.Linear(4, 3), 100) == {}
+    with pytest.raises(UsageError, match=r"`every` is 0. Expected 1 step or more. Give for example `every=100`."):
+        Recorder((X, Y), every=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "packages", "line"),
+    [
+        ("LightningSharpness", ("lightning.pytorch", "pytorch_lightning"), "pip install lightning"),
+        ("TrainerSharpness", ("transformers",), "pip install transformers accelerate"),
+    ],
+)
+def test_a_missing_framework_is_named_with_its_installation(monkeypatch, name, packages, line):
+    import gapscope.callbacks as callbacks
+
+    for package in packages:
+        monkeypatch.setitem(sys.modules, package, None)
+    for module in ("lightning", "hugging_face"):
+        monkeypatch.delitem(sys.modules, f"gapscope.callbacks.{module}", raising=False)
+    with pytest.raises(LoadError, match=f"`{name}` needs .* Install it: `{line}`."):
+        getattr(callbacks, name)
+    with pytest.raises(AttributeError, match="has no attribute 'Other'"):
+        callbacks.Other  # noqa: B018
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_lightning_run_is_measured_and_ends_the_same():
+    pytest.importorskip("lightning")
+    import lightning.pytorch as lightning
+    from lightning.pytorch.loggers import CSVLogger
+
+    from gapscope.callbacks import LightningSharpness
+
+    class Net(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(0.2), nn.Linear(4, 3))
+
+        def forward(self, x):
+            return self.net(x)
+
+        def training_step(self, batch, _):
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+    def train(*callbacks):
+        lightning.seed_everything(0, verbose=False)
+        model = Net()
+        trainer = lightning.Trainer(
+            max_steps=7,
+            accelerator="cpu",
+            callbacks=list(callbacks),
+            logger=CSVLogger(".", "log", version=0),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            log_every_n_steps=100,
+        )
+        trainer.fit(model, DataLoader(TensorDataset(X, Y), batch_size=6, shuffle=True))
+        return model.state_dict()
+
+    plain = train()
+    measured = train(LightningSharpness((X, Y), every=3))
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in measured.items())
+    assert reports() == [f"step-00000{step}.report.h5" for step in (3, 6, 7)]
+    table = Path("log/version_0/metrics.csv").read_text()
+    assert "gapscope/gap/" in table
+    assert len(table.splitlines()) == 4
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_transformers_run_is_measured_and_ends_the_same():
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+
+    from gapscope.callbacks import TrainerSharpness
+
+    ids = torch.randint(0, 20, (12, 6), generator=torch.Generator().manual_seed(0))
+    config = transformers.GPT2Config(
+        n_layer=1, n_embd=8, n_head=2, vocab_size=20, n_positions=8, bos_token_id=0, eos_token_id=0
+    )
+
+    def train(**settings):
+        transformers.set_seed(0)
+        model = transformers.GPT2LMHeadModel(config)
+        arguments = transformers.TrainingArguments(
+            "out", max_steps=5, per_device_train_batch_size=4, report_to=[], save_strategy="no", disable_tqdm=True,
+            use_cpu=True, logging_strategy="no",
+        )  # fmt: skip
+        samples = [{"input_ids": row, "labels": row} for row in ids]
+        trainer = transformers.Trainer(model, arguments, train_dataset=samples)
+        if settings:
+            trainer.add_callback(TrainerSharpness(trainer, **settings))
+        trainer.train()
+        return model.state_dict(), trainer.state.log_history
+
+    plain, _ = train()
+    measured, log = train(data=(ids, ids), every=2, loss="causal-lm", analyzers=[gapscope.Gap()])
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in measured.items())
+    assert reports() == [f"step-00000{step}.report.h5" for step in (2, 4, 5)]
+    logged = [entry["step"] for entry in log if any(name.startswith("gapscope/gap/") for name in entry)]
+    assert logged == [2, 4, 5]
