@@ -38,7 +38,7 @@ _HOMES = {
     "load": "gapscope.measure.interface",
     "problem": "gapscope.measure.interface",
     "read": "gapscope.report.file",
-    "save_checkpoint": "gapscope.measure.loading.checkpoint",
+    "save_checkpoint": "gapscope.measure.loading.checkpoints.checkpoint",
     "write": "gapscope.report.file",
 }
 

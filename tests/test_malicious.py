@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from gapscope.__main__ import main
-from gapscope.measure.loading.checkpoint import save_checkpoint
+from gapscope.measure.loading.checkpoints.checkpoint import save_checkpoint
 from gapscope.report.file import read, write
 
 SMALL = Path(__file__).parents[1] / "fixtures" / "digits-small-batch.pt"
@@ -184,7 +184,9 @@ def bomb_npz(path):
 def test_an_archive_that_unpacks_to_far_more_is_not_unpacked(refuse, tmp_path, make, monkeypatch):
     make(tmp_path / "bomb")
     assert (tmp_path / "bomb").stat().st_size < 2**17
-    monkeypatch.setattr("gapscope.measure.loading.torchfile._ROOMY", 2**24)  # so that packing a bomb takes no seconds
+    monkeypatch.setattr(
+        "gapscope.measure.loading.checkpoints.torchfile._ROOMY", 2**24
+    )  # so that packing a bomb takes no seconds
     assert "of content, far more than weights compress" in refuse("gap", "bomb")
 
 

@@ -26,8 +26,8 @@ def convert(
     Raw weights go before averaged ones. Tensors that share memory are written apart, and what was decided is said.
     """
     from gapscope.cli.measuring import say
-    from gapscope.measure.loading.conversion import convert as write
-    from gapscope.measure.loading.inspection import inspect
+    from gapscope.measure.loading.checkpoints.conversion import convert as write
+    from gapscope.measure.loading.checkpoints.inspection import inspect
     from gapscope.measure.loading.trust import Trust
     from gapscope.report.terminal import printable
 

@@ -10,7 +10,7 @@ import typer
 from gapscope.errors import LoadError
 
 if TYPE_CHECKING:
-    from gapscope.measure.loading.inspection import Inspection
+    from gapscope.measure.loading.checkpoints.inspection import Inspection
     from gapscope.report.document import Document
 
 SHOWN = 12  # settings, keys or names that are listed before the rest is counted
@@ -27,7 +27,7 @@ def inspect(
     Format, size, digest, weights with their keys, types and wrappers, what loading would run, recorded settings, and
     the models that its names and shapes fit.
     """
-    from gapscope.measure.loading.inspection import inspect as look
+    from gapscope.measure.loading.checkpoints.inspection import inspect as look
 
     found = look(file)
     if json:

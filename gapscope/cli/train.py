@@ -59,7 +59,7 @@ def train_and_save(options: TrainOptions) -> None:
     """Train, save, and say why training stopped."""
     import torch
 
-    from gapscope.measure.loading.data import load_data
+    from gapscope.measure.loading.datasets.data import load_data
     from gapscope.measure.loading.losses import build_loss, infer_loss
     from gapscope.measure.loading.models import build_model, parse_args
     from gapscope.measure.loading.trust import Trust

@@ -24,7 +24,7 @@ from gapscope.measure.batches import Inputs, called, mapped, placed, scores, tak
 from gapscope.measure.batchnorm import re_estimated
 from gapscope.measure.blocks import Blocks, Kept
 from gapscope.measure.derivatives import Derivatives, examine
-from gapscope.measure.loading.data import Data
+from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.losses import Loss
 from gapscope.measure.monitor import Monitor
 from gapscope.measure.operators import Operator

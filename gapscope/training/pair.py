@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gapscope.measure.loading.data import load_data
+from gapscope.measure.loading.datasets.data import load_data
 from gapscope.measure.loading.losses import infer_loss
 from gapscope.measure.loading.networks import NETWORKS
 from gapscope.measure.loading.trust import Trust

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from gapscope.errors import UsageError
 from gapscope.measure.batches import called, pieces, scores, taken
-from gapscope.measure.loading.checkpoint import save_checkpoint
-from gapscope.measure.loading.data import Data
+from gapscope.measure.loading.checkpoints.checkpoint import save_checkpoint
+from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.losses import Loss
 
 STALL = 1e-3  # an epoch that lowers the best loss by less than this share is no progress

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gapscope.measure.loading.data import Data
+from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.losses import infer_loss
 from gapscope.measure.loading.networks import NETWORKS
 from gapscope.measure.problem import Problem

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gapscope.measure.loading.checkpoint import save_checkpoint
+from gapscope.measure.loading.checkpoints.checkpoint import save_checkpoint
 
 
 def following(outcome) -> list[str]:

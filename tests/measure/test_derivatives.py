@@ -210,14 +210,15 @@ def test_differences_that_do_not_settle_are_refused():
         _ = landscape(lambda p: p.sum() + 1e-15 * torch.sin(1e12 * p).sum(), [0.3, 0.4, 0.9]).derivatives
 
 
-def test_a_model_that_rounds_to_float32_inside_passes_near_its_minimum():
+def test_a_model_that_rounds_inside_is_not_refused_near_its_minimum():
     class Rounding(nn.Linear):
         def forward(self, x):
-            return super().forward(x).float().to(x.dtype)
+            return (super().forward(x) + 1e3).float().to(x.dtype) - 1e3  # to 6e-5, where the gradient is 1e-3
 
-    given = train(problem(Rounding(4, 3), torch.randn(60, 4), torch.randint(3, (60,))), 400, 0.05)
-    assert given.gradient().norm() < 1e-5 * given.loss()
-    assert given.derivatives.method == "exact"
+    torch.manual_seed(0)
+    given = train(problem(Rounding(4, 3), torch.randn(60, 4), torch.randint(3, (60,))), 100, 0.05)
+    assert given.gradient().norm() < 1e-3 * given.loss()
+    assert given.derivatives.relative_error < 0.1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

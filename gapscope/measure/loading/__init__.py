@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from gapscope.errors import LoadError
-from gapscope.measure.loading import formats
-from gapscope.measure.loading.checkpoint import ROOT, Checkpoint, read_checkpoint, save_checkpoint
-from gapscope.measure.loading.data import Data, Reading, data_of, load_data, same_classes
-from gapscope.measure.loading.fitting import fit
+from gapscope.measure.loading.checkpoints import formats
+from gapscope.measure.loading.checkpoints.checkpoint import ROOT, Checkpoint, read_checkpoint, save_checkpoint
+from gapscope.measure.loading.checkpoints.fitting import fit
+from gapscope.measure.loading.datasets.data import Data, Reading, data_of, load_data, same_classes
 from gapscope.measure.loading.losses import Loss, build_loss, infer_loss
 from gapscope.measure.loading.models import all_arguments, build_model, find_factory, parse_args
 from gapscope.measure.loading.networks import NETWORKS

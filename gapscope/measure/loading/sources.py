@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gapscope.errors import LoadError, did_you_mean
 from gapscope.measure.batches import Inputs, tensors
-from gapscope.measure.loading.data import Data
+from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.trust import one_line, signature
 
 Factory = Callable[..., nn.Module]

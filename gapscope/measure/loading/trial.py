@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gapscope.errors import GapscopeError, LoadError, did_you_mean
 from gapscope.measure.batches import Inputs, called, described, mapped, scores, taken
-from gapscope.measure.loading.data import Data
+from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.losses import Loss, classes_last
 from gapscope.measure.loading.sources import own_loss
 from gapscope.measure.loading.trust import one_line, signature

@@ -1,0 +1,196 @@
+"""What a file is and holds, found without running anything from it and without its numbers where a header tells."""
+
+import collections
+import itertools
+import math
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gapscope.errors import LoadError
+from gapscope.measure.loading.checkpoints import formats
+from gapscope.measure.loading.checkpoints.checkpoint import ROOT, Checkpoint, read_checkpoint
+from gapscope.measure.loading.checkpoints.distributed import ADMITTED
+from gapscope.measure.loading.checkpoints.fitting import is_averaged, places, wrappers
+from gapscope.measure.loading.checkpoints.formats import Format, sniff
+from gapscope.measure.loading.checkpoints.pickles import PLAIN, dtype_of
+from gapscope.measure.loading.checkpoints.torchfile import NOTHING_RUNS, digest_file, pickled_names
+from gapscope.measure.loading.networks import NETWORKS
+from gapscope.measure.loading.trust import HARMLESS, Trust, is_dangerous
+
+_PROGRAMS = (formats.TORCHSCRIPT, formats.EXPORTED)
+_SIZES: Mapping[str, Mapping[str, tuple[str, int]]] = {  # which dimension of which tensor is an argument
+    "f1": {"inputs": ("fc1.weight", 1), "outputs": ("fc6.weight", 0)},
+    "lenet5": {"channels": ("conv1.weight", 1), "outputs": ("fc3.weight", 0)},
+    "resnet20": {"channels": ("conv1.weight", 1), "outputs": ("fc.weight", 0)},
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One candidate state_dict; `key` is what `--weights` takes."""
+
+    key: str
+    tensors: int
+    numbers: int
+    types: Mapping[str, int]  # numbers by dtype
+    averaged: bool
+    wrappers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """Everything that can be said about a file."""
+
+    path: Path
+    format: str
+    bytes: int
+    sha256: str = ""
+    weights: tuple[Weights, ...] = ()
+    names: tuple[str, ...] = ()  # what its pickles name beyond plain tensors
+    trust: str = NOTHING_RUNS
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: bool = False
+    models: tuple[str, ...] = ()  # what to type: `-m mlp -a hidden=[32]`
+    refusal: str = ""  # what reading said, where it failed
+    next: str = ""  # the command to type; none where nothing helps
+
+
+def inspect(path: Path) -> Inspection:
+    """Look at a file or folder.
+
+    Raises: LoadError only where there is nothing to look at.
+    """
+    found = sniff(path)
+    names = _names(path, found)
+    size = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file())
+    about = {"path": path, "bytes": size, "names": names}
+    try:
+        checkpoint = read_checkpoint(path, Trust(), values=False)
+    except LoadError as error:
+        trust, step = _needed(path, found, names)
+        found = formats.MODULE if any(name.startswith("torch.nn.modules.") for name in names) else found
+        digest = "" if path.is_dir() else digest_file(path)
+        return Inspection(format=found.name, sha256=digest, trust=trust, refusal=str(error), next=step, **about)  # type: ignore[arg-type]
+    weights = tuple(_weights(key, tensors) for key, tensors in _candidates(checkpoint.tensors))
+    models = tuple(_models(checkpoint))
+    return Inspection(
+        format=checkpoint.format,
+        sha256=checkpoint.sha256,
+        weights=weights,
+        trust=NOTHING_RUNS
+        if found is not formats.EXPORTED
+        else f"{NOTHING_RUNS}; --trust-file to measure the program itself",
+        recorded={key: value for key, value in checkpoint.recorded.items() if value is not None},
+        settings=checkpoint.settings,
+        training=checkpoint.training,
+        optimizer=checkpoint.optimizer is not None,
+        models=models,
+        next=_next(path, checkpoint, models),
+        **about,  # type: ignore[arg-type]
+    )
+
+
+def _names(path: Path, found: Format) -> tuple[str, ...]:
+    """Return the names of classes and functions in the pickles of a file that plain tensors do not need."""
+    if found is formats.DISTRIBUTED:
+        named, plain = pickled_names(path / ".metadata", formats.PICKLE), ADMITTED | {"torch.Size"}
+    elif found in (formats.TORCH, formats.LEGACY, formats.PICKLE, formats.TORCHSCRIPT):
+        named, plain = pickled_names(path, found), PLAIN.union(name for _, name in HARMLESS)
+    else:
+        return ()
+    named = {name.replace("__builtin__.", "builtins.") for name in named}  # as protocol 2 spells it
+    own = {name for name in named if re.fullmatch(r"torch\.\w+Storage|__torch__\..*", name) or dtype_of(name)}
+    return tuple(sorted(named - plain - own))
+
+
+def _needed(path: Path, found: Format, names: Sequence[str]) -> tuple[str, str]:
+    """Return what the user would have to trust for a file that was refused, and the command that does."""
+    if found.instead or not names:
+        return NOTHING_RUNS, ""
+    if any(map(is_dangerous, names)):
+        return "none is enough: it names what runs commands", ""
+    if found in _PROGRAMS or any(name.startswith(("torch.nn.", "torch.fx.", "__main__.")) for name in names):
+        return "--trust-file: it runs code of its maker", _command(path, "--trust-file -d DATA")
+    flags = " ".join(f"--allow-global {shlex.quote(name)}" for name in names)
+    return f"{flags}: classes of its maker", _command(path, f"{flags} -m path/file.py:factory -d DATA")
+
+
+def _candidates(tensors: Mapping[str, dict[str, Tensor]]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield every state_dict, and below it the parts that hold the same names, such as `model` and `ema_model`."""
+    for key, state in tensors.items():
+        yield key, state
+        parts: dict[str, dict[str, Tensor]] = collections.defaultdict(dict)
+        for name, tensor in state.items():
+            head, _, rest = name.partition(".")
+            parts[head][rest] = tensor
+        shapes = {head: {name: t.shape for name, t in part.items()} for head, part in parts.items() if len(part) > 1}
+        for head, other in itertools.permutations(shapes, 2):
+            if shapes[head] == shapes[other] and (is_averaged(head, ()) or is_averaged(other, ())):
+                yield f"{key}.{head}".removeprefix(f"{ROOT}."), parts[head]
+
+
+def _weights(key: str, state: Mapping[str, Tensor]) -> Weights:
+    types: collections.Counter[str] = collections.Counter()
+    for tensor in state.values():
+        types[str(tensor.dtype).removeprefix("torch.")] += math.prod(tensor.shape)
+    averaged = is_averaged(key, state)
+    return Weights(key, len(state), types.total(), dict(types), averaged, tuple(sorted(wrappers(state))))
+
+
+def _models(checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield the models that names and shapes allow, as options of the command line, best known first."""
+    if "factory" in checkpoint.recorded:
+        return
+    if checkpoint.folder is not None and checkpoint.settings.get("architectures"):
+        yield "-m hf"
+    shapes = {name: tuple(t.shape) for state in checkpoint.tensors.values() for name, t in state.items()}
+    for network, build in NETWORKS.items():
+        try:
+            args = _arguments(network, shapes)
+            with torch.device("meta"):
+                model = build(**args)
+            fits = places(checkpoint, model)
+        except (LoadError, RuntimeError, ValueError, TypeError, IndexError, KeyError):  # sizes that make no network
+            continue
+        if fits:
+            given = "".join(f" -a {name}={value}".replace(", ", ",") for name, value in args.items())
+            yield f"-m {network}{given}"  # digits and brackets alone: nothing to quote
+
+
+def _arguments(network: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    def shape(ending: str) -> Sequence[int]:
+        return next(size for name, size in shapes.items() if f".{name}".endswith(f".{ending}"))
+
+    try:
+        if network != "mlp":
+            return {name: shape(ending)[axis] for name, (ending, axis) in _SIZES[network].items()}
+        layers: list[Sequence[int]] = []
+        while any(f".{name}".endswith(f".fc{len(layers) + 1}.weight") for name in shapes):
+            layers.append(shape(f"fc{len(layers) + 1}.weight"))
+        return {"inputs": layers[0][1], "hidden": [size[0] for size in layers[:-1]], "outputs": layers[-1][0]}
+    except StopIteration:
+        raise LoadError(f"`{network}` has other names.") from None
+
+
+def _next(path: Path, checkpoint: Checkpoint, models: Sequence[str]) -> str:
+    """Return the command that measures the file."""
+    factory = checkpoint.recorded.get("factory")
+    data = "" if checkpoint.recorded.get("data") else "-d DATA"
+    if factory:
+        return _command(path, "" if factory in NETWORKS else f"--trusted {shlex.quote(factory)}", data)
+    kind = "LightningClass" if checkpoint.format == formats.LIGHTNING.name else "factory"
+    return _command(path, models[0] if models else f"-m path/file.py:{kind}", data)
+
+
+def _command(path: Path, *options: str) -> str:
+    """Return a command to copy: quoted, for the name of a file may hold anything."""
+    return " ".join(["gapscope sharpness", shlex.quote(str(path)), *filter(None, options)])

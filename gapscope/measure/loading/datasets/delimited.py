@@ -1,0 +1,101 @@
+"""CSV and TSV files: one sample per line, numbers as features, one column as the target."""
+
+import csv
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gapscope.errors import LoadError
+from gapscope.measure.loading.datasets.arrays import Keys, Pair
+from gapscope.measure.loading.datasets.columns import Columns, pair_of_columns, target_name
+from gapscope.measure.loading.trust import one_line
+
+_LOOKED_AT = 50  # lines that tell numbers from text
+
+
+def read_delimited(path: Path, keys: Keys) -> Pair:
+    """Return the target and the other columns of numbers side by side, (N, columns)."""
+    try:
+        sample = list(islice(_rows(path), _LOOKED_AT))
+        header = bool(sample) and _has_header(sample)
+        if len(sample) == header:
+            raise LoadError(f"{path} has no rows. Expected numbers, with or without a header above them.")
+        names = [cell.strip() for cell in sample[0]] if header else [str(i) for i in range(len(sample[0]))]
+        if len(set(names)) < len(names):
+            raise LoadError(f"{path} has two columns of one name: {', '.join(names[:12])}. Expected different names.")
+        target = keys.target or target_name(dict.fromkeys(names)) or names[-1]
+        columns = _columns(path, names, sample[header:], header, target)
+    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise LoadError(
+            f"{path} cannot be read as a table ({one_line(error)}). Expected UTF-8 with a number in every cell of a "
+            "column of numbers: repair or remove that line."
+        ) from None
+    notes = [] if header else [f"data: {path}: no header: its columns are called 0 to {len(names) - 1}"]
+    if "" in names:
+        notes.append(f"data: {path}: the column without a name is left out")
+    pair = pair_of_columns(columns, keys, str(path), table=True, last=True)
+    return pair._replace(notes=(*notes, *pair.notes))
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        yield from (row for row in csv.reader(file, delimiter=_delimiter(path)) if row)
+
+
+def _delimiter(path: Path) -> str:
+    with path.open(encoding="utf-8-sig") as file:
+        line = file.readline(2**16)
+    return max(",;\t", key=line.count)
+
+
+def _has_header(sample: list[list[str]]) -> bool:
+    """Return whether the first line has text above a number, or nothing but text."""
+    first, below = sample[0], sample[1:2] or [[]]
+    return any(not _is_number(name) and _is_number(cell) for name, cell in zip(first, below[0], strict=False)) or (
+        not any(map(_is_number, first))
+    )
+
+
+def _columns(path: Path, names: list[str], sample: list[list[str]], header: bool, target: str) -> Columns:
+    ragged = next((row for row in sample if len(row) != len(names)), None)
+    if ragged is not None:
+        raise ValueError(f"a line has {len(ragged)} cells beside {len(names)} names")
+    cells = dict(zip(names, zip(*sample, strict=True), strict=True))
+    # pandas writes its row numbers under no name
+    numbers = [i for i, name in enumerate(names) if name and all(map(_is_number, cells[name]))]
+    table = (
+        np.empty((0, 0))
+        if not numbers
+        else np.loadtxt(
+            path,
+            delimiter=_delimiter(path),
+            skiprows=int(header),
+            usecols=numbers,
+            quotechar='"',
+            comments=None,
+            ndmin=2,
+            encoding="utf-8-sig",
+        )
+    )
+    columns: dict[str, list[torch.Tensor] | list[str]] = {}
+    for i, name in enumerate(names):
+        if i in numbers:
+            column = torch.from_numpy(table[:, numbers.index(i)])
+            whole = name == target and all(cell.strip().lstrip("+-").isdigit() for cell in cells[name])
+            columns[name] = [column.long() if whole and bool((column == column.round()).all()) else column]
+        elif name == target:
+            columns[name] = [row[i].strip() for row in islice(_rows(path), int(header), None)]
+        elif name:
+            columns[name] = list(cells[name])  # enough to say that it is text
+    return columns
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

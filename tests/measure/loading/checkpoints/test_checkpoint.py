@@ -1,0 +1,294 @@
+"""What is written is read back; what others wrote is understood; nothing but plain types is recorded."""
+
+import argparse
+import pickle
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gapscope.errors import LoadError, UsageError
+from gapscope.measure.loading.checkpoints.checkpoint import read_checkpoint, save_checkpoint
+from gapscope.measure.loading.checkpoints.fitting import fit
+from gapscope.measure.loading.networks import mlp
+from gapscope.measure.loading.trust import Trust
+
+
+def read(path):
+    return read_checkpoint(path, Trust())
+
+
+def save_all(path):
+    torch.manual_seed(0)
+    model = mlp(hidden=[8])
+    initial = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    save_checkpoint(
+        path,
+        model,
+        factory=mlp,
+        model_args={"hidden": (8,)},
+        data="digits",
+        loss="cross-entropy",
+        training={"batch_size": 32, "lr": 0.1},
+        initial=initial,
+        optimizer=optimizer,
+    )
+    return model
+
+
+def test_everything_saved_is_read_back(tmp_path):
+    model = save_all(tmp_path / "a.pt")
+    checkpoint = read(tmp_path / "a.pt")
+    assert checkpoint.name == "a.pt"
+    assert list(checkpoint.tensors) == ["model"]
+    assert torch.equal(checkpoint.tensors["model"]["fc1.weight"], model.fc1.weight)
+    assert checkpoint.initial["fc1.weight"].count_nonzero() == 0
+    assert checkpoint.recorded["factory"] == "mlp"
+    assert checkpoint.recorded["model_args"] == {"hidden": [8]}
+    assert checkpoint.training == {"batch_size": 32, "lr": 0.1}
+    assert checkpoint.optimizer["param_groups"][0]["momentum"] == 0.9
+
+
+def test_the_same_model_gives_the_same_bytes_under_any_name(tmp_path):
+    save_all(tmp_path / "a.pt")
+    save_all(tmp_path / "other.pt")
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "other.pt").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "other.pt"]
+
+
+def test_a_view_does_not_drag_its_storage_into_the_file(tmp_path):
+    model = nn.Linear(2, 2)
+    model.weight = nn.Parameter(torch.zeros(10_000, 2)[:2])
+    save_checkpoint(tmp_path / "a.pt", model)
+    assert (tmp_path / "a.pt").stat().st_size < 5000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"training": {"lr": torch.tensor(0.1)}},
+            "`training.lr` is an object of class torch.Tensor. Expected plain values",
+        ),
+        ({"model_args": {"sizes": [1, object()]}}, "`model_args.sizes[1]` is an object of class builtins.object"),
+        ({"model_args": {"map": {1: 2}}}, "`model_args.map` is an object of class builtins.dict"),
+        ({"optimizer": {"state": object()}}, "`optimizer.state` is an object of class builtins.object"),
+        ({"factory": lambda: None}, "<lambda>`, which a later run cannot import. Expected a module-level function"),
+        ({"factory": mlp()}, "which a later run cannot import"),
+        ({"loss": nn.CrossEntropyLoss()}, "`loss` is `an object of class torch.nn.modules.loss.CrossEntropyLoss`"),
+    ],
+)
+def test_what_is_not_plain_is_refused_and_named(tmp_path, arguments, message):
+    with pytest.raises(LoadError, match=re.escape(message)):
+        save_checkpoint(tmp_path / "a.pt", mlp(), **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_factory_is_recorded_by_name(tmp_path):
+    save_checkpoint(
+        tmp_path / "a.pt", nn.Linear(2, 2), factory=nn.Linear, model_args={"in_features": 2, "out_features": 2}
+    )
+    assert read(tmp_path / "a.pt").recorded["factory"] == "torch.nn.modules.linear:Linear"
+
+
+def test_a_failed_write_says_so_and_leaves_the_old_file(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match=r"Cannot write .*: No such file or directory. Choose a folder"):
+        save_checkpoint(tmp_path / "absent" / "a.pt", mlp())
+    save_all(tmp_path / "a.pt")
+    before = (tmp_path / "a.pt").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gapscope.measure.loading.checkpoints.checkpoint.os.fsync", full)
+    with pytest.raises(UsageError, match="No space left on device"):
+        save_checkpoint(tmp_path / "a.pt", mlp())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+    assert (tmp_path / "a.pt").read_bytes() == before
+
+
+def test_training_is_found_where_scripts_leave_it(tmp_path):
+    model = nn.Linear(2, 2)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.8, weight_decay=0.01)
+    content = {
+        "state_dict": model.state_dict(),
+        "optimizer": sgd.state_dict(),
+        "epoch": 7,
+        "args": argparse.Namespace(batch_size=64, lr=1.0, extra=None),
+    }
+    torch.save(content, tmp_path / "a.pt")
+    checkpoint = read(tmp_path / "a.pt")
+    assert checkpoint.training == {
+        "epoch": 7,
+        "batch_size": 64,
+        "lr": 0.3,
+        "momentum": 0.8,
+        "weight_decay": 0.01,
+        "nesterov": False,
+        "optimizer": "sgd",
+    }
+    assert list(checkpoint.tensors) == ["state_dict"]
+    assert checkpoint.recorded == {}
+
+
+def test_learning_rates_that_differ_by_group_are_not_one_rate(tmp_path):
+    model = nn.Linear(2, 2)
+    adam = torch.optim.Adam([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.2}])
+    model(torch.ones(1, 2)).sum().backward()
+    adam.step()
+    torch.save({"model": model.state_dict(), "optimizer_states": [adam.state_dict()]}, tmp_path / "a.pt")
+    checkpoint = read(tmp_path / "a.pt")
+    assert "lr" not in checkpoint.training
+    assert "optimizer" not in checkpoint.training
+    assert checkpoint.training["weight_decay"] == 0
+    assert list(checkpoint.tensors) == ["model"]
+    assert checkpoint.optimizer["state"]
+
+
+def test_weights_are_found_beside_loose_tensors_and_schedulers(tmp_path):
+    content = {
+        "upscaler": nn.Linear(2, 2).state_dict(),
+        "loss": torch.ones(()),
+        "torch_rng_state": torch.zeros(8),
+        "lr_scheduler": {"rates": torch.ones(3)},
+    }
+    torch.save(content, tmp_path / "a.pt")
+    assert list(read(tmp_path / "a.pt").tensors) == ["upscaler"]
+    torch.save(content | {"best": torch.ones(())}, tmp_path / "a.pt")
+    assert list(read(tmp_path / "a.pt").tensors) == ["(file)", "upscaler"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds an object of class builtins.list. Expected a state_dict"),
+        ({"epoch": 3, "lr": 0.1}, "holds no weights (its keys: `epoch`, `lr`)"),
+        ({}, "holds no weights (its keys: none)"),
+        (
+            {"gapscope": {"format_version": 2}},
+            "has checkpoint format 2; this gapscope reads up to 1. Upgrade gapscope.",
+        ),
+        (
+            {"gapscope": {"format_version": 1, "factory": 3}},
+            "records `factory` as an object of class builtins.int. Expected a string",
+        ),
+        (
+            {"gapscope": {"format_version": 1, "model_args": "x"}},
+            "records `model_args` as an object of class builtins.str. Expected a table",
+        ),
+        (
+            {"gapscope": {"format_version": 1, "training": {"lr": torch.ones(1)}}},
+            "`training.lr` is an object of class torch.Tensor",
+        ),
+    ],
+)
+def test_a_file_without_usable_content_says_what_it_holds(tmp_path, content, message):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(LoadError, match=re.escape(message)):
+        read(tmp_path / "a.pt")
+
+
+def test_settings_are_the_plain_values_that_a_script_left(tmp_path):
+    content = {
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": nn.Linear(2, 2).state_dict(),
+        "hyper_parameters": {"width": 8, "sizes": (1, 2), "weight": torch.ones(2)},
+        "args": argparse.Namespace(batch_size=64),
+    }
+    torch.save(content, tmp_path / "a.ckpt")
+    checkpoint = read(tmp_path / "a.ckpt")
+    assert checkpoint.format == "Lightning checkpoint"
+    assert checkpoint.settings == {"width": 8, "sizes": [1, 2], "batch_size": 64}
+    assert (checkpoint.folder, checkpoint.module, checkpoint.trust) == (None, None, "nothing from the file runs")
+
+
+def test_a_trusted_file_of_modules_gives_their_weights_and_the_first_module(tmp_path):
+    torch.save({"epoch": 3, "model": nn.Linear(2, 3), "ema": nn.Linear(2, 3), "best": None}, tmp_path / "a.pt")
+    with pytest.raises(LoadError, match="is a whole pickled model"):
+        read(tmp_path / "a.pt")
+    checkpoint = read_checkpoint(tmp_path / "a.pt", Trust(file=True))
+    assert list(checkpoint.tensors) == ["model", "ema"]
+    assert torch.equal(checkpoint.module.weight, checkpoint.tensors["model"]["weight"])
+    assert checkpoint.training == {"epoch": 3}
+    assert checkpoint.trust == "the whole file was trusted"
+
+
+def test_arrays_of_a_plain_pickle_and_of_an_npz_are_weights(tmp_path):
+    arrays = {"fc.weight": np.arange(6, dtype=">f4").reshape(2, 3), "fc.bias": np.zeros(2, np.float64)}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": arrays, "names": np.array(["a", "b"])}))
+    np.savez(tmp_path / "a.npz", **{name: array.astype("<f4") for name, array in arrays.items()})
+    assert read(tmp_path / "a.pkl").tensors["model"]["fc.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert read(tmp_path / "a.npz").tensors["(file)"]["fc.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_list_of_averages_without_names_has_a_place_of_its_own(tmp_path):
+    content = {"model": {"w": torch.ones(2)}, "ema": {"decay": 0.9, "shadow_params": [torch.zeros(2)]}}
+    torch.save(content, tmp_path / "a.pt")
+    assert list(read(tmp_path / "a.pt").tensors) == ["model", "ema.shadow_params"]
+    assert list(read(tmp_path / "a.pt").tensors["ema.shadow_params"]) == ["0"]
+
+
+def test_the_average_that_lightning_puts_in_the_place_of_the_weights_is_known_as_one(tmp_path):
+    raw, average, other = (nn.Linear(2, 2) for _ in range(3))
+    content = {
+        "state_dict": average.state_dict(),
+        "current_model_state": raw.state_dict(),
+        "averaging_state": {"n_averaged": torch.tensor(3)},
+    }
+    torch.save(content, tmp_path / "a.ckpt")
+    checkpoint = read(tmp_path / "a.ckpt")
+    for asked, key, expected in ((None, "current_model_state", raw), ("ema", "state_dict", average)):
+        assert fit(checkpoint, other, "linear", {}, asked).key == key
+        assert torch.equal(other.weight, expected.weight)
+
+
+def test_a_file_of_lightning_itself(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lightning = pytest.importorskip("lightning")
+
+        class Lit(lightning.LightningModule):
+            def __init__(self, width=8):
+                super().__init__()
+                self.save_hyperparameters()
+                self.net = nn.Linear(4, width)
+
+            def training_step(self, batch, _):
+                return self.net(batch[0]).square().mean()
+
+            def configure_optimizers(self):
+                return torch.optim.Adam(self.parameters(), lr=0.01)
+
+        data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(8, 4)), 4)
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, **quiet)
+        model = Lit(width=5)
+        trainer.fit(model, data)
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = read(tmp_path / "a.ckpt")
+    assert checkpoint.format == "Lightning checkpoint"
+    assert checkpoint.settings == {"width": 5}
+    assert torch.equal(checkpoint.tensors["state_dict"]["net.weight"], model.net.weight)
+    assert checkpoint.training["lr"] == 0.01
+
+
+def test_a_sharded_folder_of_transformers_itself_with_tied_weights(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers = pytest.importorskip("transformers")
+        config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=50, n_positions=16)
+        model, other = (transformers.GPT2LMHeadModel(config) for _ in range(2))
+        model.save_pretrained(tmp_path / "net", max_shard_size="5KB")
+    assert len(list((tmp_path / "net").glob("*.safetensors"))) > 1
+    checkpoint = read(tmp_path / "net")
+    assert (checkpoint.format, checkpoint.folder) == ("Hugging Face folder", tmp_path / "net")
+    assert checkpoint.settings["architectures"] == ["GPT2LMHeadModel"]
+    result = fit(checkpoint, other, "gpt2", {})
+    assert result.notes == (
+        "weights: `lm_head.weight` is not in the file; the model ties it to `transformer.wte.weight`",
+    )
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())

@@ -1,0 +1,353 @@
+"""Weights are found whatever wrapped them, and never chosen in silence."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from gapscope.errors import LoadError
+from gapscope.measure.loading.checkpoints.checkpoint import Checkpoint
+from gapscope.measure.loading.checkpoints.fitting import fit
+from gapscope.measure.loading.networks import mlp
+
+ARGS = {"inputs": 64, "hidden": [8], "outputs": 10, "activation": "relu"}
+
+
+def checkpoint(**tensors) -> Checkpoint:
+    located = {location.replace("__", "."): t for location, t in tensors.items()}
+    return Checkpoint(
+        "a.pt", "0", {"(file)" if at == "file" else at: t for at, t in located.items()}, {}, {}, None, None
+    )
+
+
+def weights(seed: int = 0) -> dict:
+    torch.manual_seed(seed)
+    return dict(mlp(hidden=[8]).state_dict())
+
+
+def prefixed(prefix: str, tensors: dict) -> dict:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def fitted(**tensors):
+    model = mlp(hidden=[8])
+    result = fit(checkpoint(**tensors), model, "mlp", ARGS)
+    return result, model
+
+
+@pytest.mark.parametrize(
+    ("tensors", "key"),
+    [
+        ({"file": weights()}, "(file)"),
+        ({"model": weights()}, "model"),
+        ({"state_dict": weights()}, "state_dict"),
+        ({"model_state_dict": prefixed("module.", weights())}, "model_state_dict"),
+        ({"file": prefixed("_orig_mod.", weights())}, "(file)"),
+        ({"file": prefixed("module._orig_mod.", weights())}, "(file)"),
+        ({"file": {name.replace(".", "._orig_mod."): t for name, t in weights().items()}}, "(file)"),
+        ({"state_dict": prefixed("model.", weights()) | {"criterion.weight": torch.ones(3)}}, "state_dict.model"),
+        ({"file": prefixed("net.module.", weights())}, "net"),
+        ({"ema": prefixed("module.", weights()) | {"n_averaged": torch.tensor(3)}}, "ema"),
+        ({"deep__inside__net": weights()}, "deep.inside.net"),
+    ],
+)
+def test_every_usual_shape_of_checkpoint_is_resolved(tensors, key):
+    result, model = fitted(**tensors)
+    assert result.key == key
+    assert all(torch.equal(tensor, weights()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_wrapped_model_takes_plain_weights():
+    model = nn.DataParallel(mlp(hidden=[8]))
+    fit(checkpoint(file=weights()), model, "mlp", ARGS)
+    assert torch.equal(model.module.fc1.weight, weights()["fc1.weight"])
+
+
+def test_a_model_with_a_part_called_module_keeps_its_names():
+    model = nn.ModuleDict({"module": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    assert fit(checkpoint(file=dict(model.state_dict())), model, "m", {}).key == "(file)"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "key"),
+    [
+        ({"ema": weights(1), "model": weights()}, "model"),
+        ({"model_ema": weights(1), "weights": weights()}, "weights"),
+        ({"state_dict": prefixed("ema_model.", weights(1)) | prefixed("model.", weights())}, "state_dict.model"),
+        ({"file": prefixed("ema.", weights(1)) | weights()}, "(file)"),
+        ({"zeta": weights(), "net": weights(1)}, "net"),
+    ],
+)
+def test_a_choice_between_two_sets_is_said(tensors, key):
+    result, _ = fitted(**tensors)
+    assert result.key == key
+    assert any("would fit too and differ" in note for note in result.notes)
+
+
+def test_two_equal_sets_are_no_choice():
+    assert fitted(model=weights(), ema=weights())[0].notes == ()
+
+
+def test_what_was_inferred_is_noted():
+    assert fitted(ema=weights())[0].notes == ("weights: `ema`, an average over training, the only ones that fit",)
+    assert fitted(net=weights())[0].notes == ("weights: `net`",)
+    result, _ = fitted(state_dict=prefixed("model.", weights()) | {"criterion.weight": torch.ones(3)})
+    assert "weights: 1 tensors outside `state_dict.model` were left out" in result.notes
+
+
+def test_half_precision_sparse_and_integer_weights_are_converted_and_said():
+    half = {name: tensor.half() for name, tensor in weights().items()}
+    result, model = fitted(model=half)
+    assert result.notes == ("weights: stored as float16, loaded into float32",)
+    assert model.fc1.weight.dtype == torch.float32
+    sparse = weights() | {"fc1.weight": weights()["fc1.weight"].to_sparse()}
+    assert torch.equal(fitted(model=sparse)[1].fc1.weight, weights()["fc1.weight"])
+    assert (
+        fitted(model={n: torch.ones_like(t, dtype=torch.int64) for n, t in weights().items()})[1].fc1.weight.sum()
+        == 512
+    )
+
+
+def test_batch_norm_from_before_its_counter_still_loads():
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if "num_batches" not in name}
+    assert fit(checkpoint(file=tensors), model, "bn", {}).key == "(file)"
+
+
+def test_lazy_layers_take_the_shape_of_the_weights():
+    model = nn.Sequential(nn.LazyLinear(2))
+    fit(checkpoint(file=dict(nn.Sequential(nn.Linear(3, 2)).state_dict())), model, "lazy", {})
+    assert model[0].weight.shape == (2, 3)
+
+
+def test_complex_weights_are_not_cut_to_their_real_part():
+    with pytest.raises(LoadError, match=r"`fc1.weight` is"):
+        fitted(model={name: tensor.to(torch.complex64) for name, tensor in weights().items()})
+
+
+@pytest.mark.parametrize(
+    ("made", "guess"),
+    [
+        ({"hidden": [32]}, "Try `-a hidden=[32]`."),
+        ({"hidden": [8], "inputs": 100}, "Try `-a inputs=100`."),
+        ({"hidden": [8], "outputs": 3}, "Try `-a outputs=3`."),
+    ],
+)
+def test_a_shape_mismatch_shows_both_shapes_and_guesses_the_argument(made, guess):
+    with pytest.raises(LoadError, match=re.escape(guess)) as error:
+        fitted(model=dict(mlp(**made).state_dict()))
+    assert re.search(r"`fc\d.weight` is \(\d+, \d+\) in the checkpoint and \(\d+, \d+\) in the model", str(error.value))
+
+
+@pytest.mark.parametrize(("hidden", "extra"), [([6, 6], "; it also has `fc3.weight`"), ([], "; it lacks `fc2.weight`")])
+def test_another_number_of_layers_is_said_and_no_argument_guessed(hidden, extra):
+    with pytest.raises(LoadError, match=re.escape(extra)) as error:
+        fitted(model=dict(mlp(hidden=hidden).state_dict()))
+    assert "Expected the arguments it was trained with" in str(error.value)
+
+
+def test_a_mismatch_without_a_guess_asks_for_the_arguments():
+    with pytest.raises(LoadError, match="Expected the arguments it was trained with"):
+        fit(checkpoint(file={"weight": torch.ones(2, 3)}), nn.Linear(2, 2, bias=False), "linear", {"flag": True})
+
+
+def test_missing_unexpected_and_foreign_names_are_errors():
+    tensors = weights()
+    del tensors["fc2.bias"]
+    with pytest.raises(LoadError, match=r"it lacks 1 tensor \(`fc2.bias`\). Expected exactly the names"):
+        fitted(model=tensors)
+    extra = weights() | {f"fc{i}.weight": torch.ones(1) for i in range(3, 10)}
+    with pytest.raises(LoadError, match=r"it also has 7 tensors \(`fc3.weight`, .*`fc7.weight`, ...\)"):
+        fitted(model=extra)
+    with pytest.raises(
+        LoadError, match=r"no name agrees. Under `model` it holds `conv.w` \(1,\), ...; the model has `fc1.weight`"
+    ):
+        fitted(model={"conv.w": torch.ones(1)})
+
+
+def test_weights_that_torch_cannot_copy_are_an_error_with_the_location(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("no kernel")
+
+    model = mlp(hidden=[8])
+    monkeypatch.setattr(model, "load_state_dict", refuse)
+    with pytest.raises(LoadError, match="weights under `model` cannot be loaded into `mlp`: RuntimeError: no kernel"):
+        fit(checkpoint(model=weights()), model, "mlp", ARGS)
+
+
+def chosen(weights, **tensors):
+    model = mlp(hidden=[8])
+    return fit(checkpoint(**tensors), model, "mlp", ARGS, weights), model
+
+
+@pytest.mark.parametrize(
+    ("asked", "key"),
+    [
+        (None, "state_dict.model"),
+        ("raw", "state_dict.model"),
+        ("ema", "state_dict.ema_model"),
+        ("state_dict", "state_dict.model"),
+        ("state_dict.ema_model", "state_dict.ema_model"),
+        ("best", "best"),
+    ],
+)
+def test_the_users_choice_goes_before_every_rule(asked, key):
+    tensors = {
+        "state_dict": prefixed("ema_model.", weights(1)) | prefixed("model.", weights()),
+        "best": weights(2),
+    }
+    result, model = chosen(asked, **tensors)
+    assert result.key == key
+    expected = weights(2) if key == "best" else weights("ema" in key)
+    assert torch.equal(model.fc1.weight, expected["fc1.weight"])
+    assert any("would fit too" in note for note in result.notes) == (asked is None)
+
+
+def test_a_key_of_the_file_goes_before_the_word():
+    assert chosen("ema", ema=weights(), model_ema=weights(1))[0].key == "ema"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("emma", "has no weights under `emma`. Did you mean `ema`? Expected raw, ema or one of `model`, `ema`"),
+        ("raw", "holds no raw weights that this model knows. Expected one of `swa`. Name it: `--weights KEY`"),
+    ],
+)
+def test_a_choice_that_is_not_there_is_an_error(asked, message):
+    tensors = {"model": weights(), "ema": weights(1)} if asked == "emma" else {"swa": weights()}
+    with pytest.raises(LoadError, match=re.escape(message)):
+        chosen(asked, **tensors)
+
+
+def test_a_chosen_key_whose_names_do_not_fit_is_shown():
+    with pytest.raises(LoadError, match=r"no name agrees. Under `other` it holds `conv.w`"):
+        chosen("other", model=weights(), other={"conv.w": torch.ones(1)})
+
+
+class Tied(nn.Module):
+    """An embedding that is its own output layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_a_tied_weight_may_be_absent_and_that_is_said():
+    tensor, model = torch.randn(5, 3), Tied()
+    result = fit(checkpoint(file={"embed.weight": tensor}), model, "tied", {})
+    assert torch.equal(model.head.weight, tensor)
+    assert result.notes == ("weights: `head.weight` is not in the file; the model ties it to `embed.weight`",)
+    assert fit(checkpoint(file=dict.fromkeys(("embed.weight", "head.weight"), tensor)), model, "tied", {}).notes == ()
+
+
+def test_what_the_model_does_not_tie_must_be_there():
+    model = Tied()
+    model.head.weight = nn.Parameter(torch.ones(5, 3))
+    with pytest.raises(LoadError, match=r"lacks 1 tensor \(`head.weight`\)"):
+        fit(checkpoint(file={"embed.weight": torch.ones(5, 3)}), model, "untied", {})
+
+
+def test_different_weights_for_one_parameter_are_an_error():
+    tensors = {"embed.weight": torch.ones(5, 3), "head.weight": torch.zeros(5, 3)}
+    with pytest.raises(
+        LoadError, match=r"different values for `embed.weight` and `head.weight`, which are one parameter"
+    ):
+        fit(checkpoint(file=tensors), Tied(), "tied", {})
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize("new_into_old", [True, False])
+def test_both_spellings_of_weight_norm_are_one(new_into_old):
+    old = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2))
+    new = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2))
+    source, model = (new, old) if new_into_old else (old, new)
+    result = fit(checkpoint(file=prefixed("module.", dict(source.state_dict()))), model, "wn", {})
+    assert result.notes == ("weights: weight_norm's names were translated",)
+    x = torch.randn(5, 3)
+    assert torch.allclose(model(x), source(x))
+
+
+def test_weight_norm_of_one_spelling_needs_no_note():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)))
+    assert fit(checkpoint(file=dict(model.state_dict())), model, "wn", {}).notes == ()
+
+
+def shadows(model: nn.Module, add: float) -> dict:
+    return {str(i): p.detach() + add for i, p in enumerate(model.parameters())}
+
+
+def test_a_list_of_averages_is_named_by_order_and_completed_by_the_raw_buffers():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    raw = {name: tensor.clone() for name, tensor in model.state_dict().items()} | {
+        "1.running_mean": torch.full((3,), 7.0)
+    }
+    file = checkpoint(model=raw, ema__shadow_params=shadows(model, 1.0))
+    result = fit(file, model, "m", {}, "ema")
+    assert result.key == "ema.shadow_params"
+    assert result.notes == (
+        "weights: named by their order in the model",
+        "weights: `ema.shadow_params`, an average over training",
+    )
+    assert torch.equal(model[2].weight, raw["2.weight"] + 1)
+    assert model[1].running_mean.tolist() == [7, 7, 7]
+    assert fit(file, model, "m", {}).key == "model"
+
+
+def test_a_list_of_averages_may_leave_frozen_parameters_out():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 3))
+    model[0].requires_grad_(False)
+    raw = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    averaged = {str(i): p.detach() + 1 for i, p in enumerate(model[1].parameters())}
+    fit(checkpoint(model=raw, shadow_params=averaged), model, "m", {}, "shadow_params")
+    assert torch.equal(model[0].weight, raw["0.weight"])
+    assert torch.equal(model[1].weight, raw["1.weight"] + 1)
+
+
+def test_a_list_of_averages_of_other_shapes_is_refused():
+    model = nn.Sequential(nn.Linear(3, 2))
+    other = shadows(nn.Sequential(nn.Linear(2, 3)), 0.0)
+    with pytest.raises(LoadError, match=r"no name agrees. Under `shadow_params`"):
+        fit(checkpoint(shadow_params=other), model, "m", {}, "shadow_params")
+
+
+def test_adapters_alone_are_never_measured():
+    tensors = {f"base_model.model.fc1.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
+    with pytest.raises(LoadError, match=r"holds 2 tensors of LoRA adapters and no weights of the model below them"):
+        fitted(file=tensors)
+
+
+def test_every_part_of_the_model_must_be_in_the_file():
+    for left in range(1, 4):
+        partial = dict(list(weights().items())[:left])
+        with pytest.raises(LoadError, match=r"it lacks \d tensor"):
+            fitted(file=partial)
+
+
+def test_integer_and_complex_buffers_are_kept():
+    model = nn.Linear(2, 2)
+    model.register_buffer("table", torch.zeros(2, dtype=torch.int64))
+    model.register_buffer("phase", torch.zeros(2, dtype=torch.complex64))
+    stored = dict(model.state_dict()) | {"table": torch.tensor([3, 2**40]), "phase": torch.tensor([1j, 2.0])}
+    assert fit(checkpoint(file=stored), model, "m", {}).notes == ()
+    assert model.table.tolist() == [3, 2**40]
+    assert model.phase.tolist() == [1j, 2]
+
+
+def test_eight_bit_floats_are_widened_and_said():
+    stored = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in weights().items()}
+    result, model = fitted(model=stored)
+    assert result.notes == ("weights: stored as float8_e4m3fn, loaded into float32",)
+    assert torch.equal(model.fc1.weight, stored["fc1.weight"].float())
+
+
+def test_a_place_is_found_by_names_and_shapes_alone():
+    from gapscope.measure.loading.checkpoints.fitting import places
+
+    with torch.device("meta"):
+        model = mlp(hidden=[8])
+    file = checkpoint(ema=weights(1), model=weights(), other={"w": torch.ones(1)})
+    assert places(file, model) == ["model", "ema"]

@@ -1,0 +1,127 @@
+"""Every format is told by its bytes, under any name, and those without weights say what to do."""
+
+import pickle
+import re
+import tarfile
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from gapscope.errors import LoadError
+from gapscope.measure.loading.checkpoints import formats
+from gapscope.measure.loading.checkpoints.formats import sniff
+
+
+def archive(path, *names):
+    with zipfile.ZipFile(path, "w") as opened:
+        for name in names:
+            opened.writestr(name, "x")
+
+
+def hdf5(path):
+    h5py.File(path, "w").close()
+
+
+def tar(path):
+    with tarfile.open(path, "w") as opened:
+        opened.add(__file__, "sys_info")
+
+
+def npz(path):
+    with path.open("wb") as file:
+        np.savez(file, w=np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("write", "found"),
+    [
+        (lambda p: torch.save({"w": torch.ones(2)}, p), formats.TORCH),
+        (lambda p: torch.save({}, p, _use_new_zipfile_serialization=False), formats.LEGACY),
+        (lambda p: p.write_bytes(safetensors.torch.save({"w": torch.ones(2)})), formats.SAFETENSORS),
+        (lambda p: p.write_bytes(pickle.dumps({})), formats.PICKLE),
+        (npz, formats.NPZ),
+        (lambda p: torch.jit.script(torch.nn.Linear(2, 2)).save(str(p)), formats.TORCHSCRIPT),
+        (lambda p: archive(p, "a/archive_format", "a/models/model.json"), formats.EXPORTED),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*jit")
+def test_a_format_is_told_whatever_the_suffix(tmp_path, write, found):
+    write(tmp_path / "weights.onnx")
+    assert sniff(tmp_path / "weights.onnx") is found
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "instead"),
+    [
+        (hdf5, "HDF5 file", "`gapscope show "),
+        (tar, "tar archive, perhaps of torch before 0.4", "Expected a file of a later torch."),
+        (lambda p: archive(p, "config.json", "model.weights.h5"), "Keras archive", "np.savez(path"),
+        (lambda p: archive(p, "a/readme"), "zip of something else", "Expected a file made by `torch.save`"),
+        (b"GGUF\3\0\0\0", "GGUF file", "PyTorch or safetensors original"),
+        (b"\x08\x07\x12\x07pytorch", "ONNX graph", "torch.save(model.state_dict()"),
+        (b"\x1c\0\0\0TFL3", "TensorFlow model", "np.savez(path, **weights)"),
+        (b"\x93NUMPY", "NumPy array", "weights need names"),
+        (b"\x1f\x8b\x08", "gzip-compressed file", "gunzip"),
+        (b"<!DOCTYPE html>", "web page or XML", "Fetch it again"),
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer", "git lfs pull"),
+        (b"hello, world, how are you?", "unknown kind (it starts with b'hello, world, ho')", "Expected a checkpoint"),
+        (b"\x08", "unknown kind", "Expected a checkpoint"),
+    ],
+)
+def test_a_format_without_weights_names_what_to_use(tmp_path, write, name, instead):
+    path = tmp_path / "a.pt"
+    path.write_bytes(write) if isinstance(write, bytes) else write(path)
+    found = sniff(path)
+    assert name in found.name
+    assert instead in found.instead
+
+
+@pytest.mark.parametrize(
+    ("names", "found", "instead"),
+    [
+        ((".metadata", "__0_0.distcp"), "torch distributed checkpoint", ""),
+        (("config.json", "model.safetensors"), "Hugging Face folder", ""),
+        (("config.json", "pytorch_model.bin.index.json"), "Hugging Face folder", ""),
+        (("unet.safetensors.index.json",), "sharded safetensors", ""),
+        (("adapter_config.json", "adapter_model.safetensors"), "PEFT adapter folder", "merge_and_unload"),
+        (("global_step9", "latest", "zero_to_fp32.py"), "DeepSpeed folder", "python zero_to_fp32.py . OUT"),
+        (("mp_rank_00_model_states.pt",), "DeepSpeed folder", "zero_to_fp32.py"),
+        (("latest_checkpointed_iteration.txt", "iter_0000100"), "Megatron folder", "tools/checkpoint/convert.py"),
+        (("saved_model.pb",), "TensorFlow model", "np.savez"),
+        (("checkpoint", "model.data-00000-of-00001"), "TensorFlow model", "np.savez"),
+        (("best.pt",), "folder", "Expected a file, such as "),
+        ((), "folder", "Expected a file, or a folder with `model.safetensors`"),
+    ],
+)
+def test_a_folder_is_told_by_the_names_in_it(tmp_path, names, found, instead):
+    for name in names:
+        (tmp_path / name).touch()
+    assert sniff(tmp_path).name == found
+    assert instead in sniff(tmp_path).instead
+
+
+def test_where_there_is_nothing_to_read_it_is_said(tmp_path):
+    torch.save({}, tmp_path / "best.pt")
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "half.pt").write_bytes((tmp_path / "best.pt").read_bytes()[:100])
+    for name, message in (
+        ("bets.pt", r"does not exist. Did you mean `.*best.pt`\? Expected a checkpoint file"),
+        ("best.pt/x.pt", "cannot be read: Not a directory"),
+        ("empty.pt", re.escape("is empty (0 bytes). The save or the copy probably failed")),
+        ("half.pt", "is truncated: the end of its archive is missing"),
+    ):
+        with pytest.raises(LoadError, match=message):
+            sniff(tmp_path / name)
+
+
+def test_a_folder_that_may_not_be_listed_is_said(tmp_path, monkeypatch):
+    def refuse(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)  # root may list everything
+    with pytest.raises(LoadError, match=r"cannot be read: Permission denied. Expected a readable folder"):
+        sniff(tmp_path)

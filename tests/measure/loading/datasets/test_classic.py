@@ -1,0 +1,181 @@
+"""MNIST and CIFAR as published: real formats, damaged ones, and attacks."""
+
+import gzip
+import io
+import pickle
+import re
+import struct
+
+import numpy as np
+import pytest
+
+from gapscope.errors import LoadError
+from gapscope.measure.loading.datasets.classic import find_cifar, find_idx, read_cifar, read_idx
+from tests.measure.loading.conftest import Evil
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (5, 28, 28), dtype=np.uint8)
+LABELS = np.arange(5, dtype=np.uint8)
+ROWS = RNG.integers(0, 256, (4, 3072), dtype=np.uint8)
+
+
+def idx(array):
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    for name, n in (("train", 5), ("t10k", 2)):
+        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(idx(IMAGES[:n]))
+        (tmp_path / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(LABELS[:n])))
+    return tmp_path
+
+
+def test_idx_files_hold_images_and_labels(mnist):
+    pairs = [read_idx(find_idx(mnist, split)) for split in ("train", "test")]
+    assert pairs[0].inputs.shape == (5, 1, 28, 28)
+    assert np.array_equal(pairs[0].inputs[:, 0].numpy(), IMAGES)
+    assert pairs[0].targets.tolist() == [0, 1, 2, 3, 4]
+    assert len(pairs[1].targets) == 2
+    assert pairs[0].pixels
+
+
+def test_idx_files_are_found_where_torchvision_keeps_them(mnist):
+    (mnist / "MNIST").mkdir()
+    raw = mnist / "MNIST" / "raw"
+    raw.mkdir()
+    for file in list(mnist.glob("train*")):
+        file.rename(raw / file.name)
+    assert find_idx(mnist, "train").parent == find_idx(mnist / "MNIST", "train").parent == raw
+
+
+def test_damaged_idx_files_say_so(mnist):
+    images = mnist / "train-images-idx3-ubyte"
+    labels = mnist / "train-labels-idx1-ubyte.gz"
+    good = idx(IMAGES)
+    huge = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**32 - 1, 2**31, 2**31)
+    for content, message in [
+        (good[:-1], "declares 3,920 bytes and holds fewer. It is damaged"),
+        (good + b"x", "declares 3,920 bytes and holds more"),
+        (huge, "bytes, but the file is too short to hold them"),
+        (gzip.compress(huge), "bytes, but the file is too short to hold them"),
+        (gzip.compress(good)[:-20], "is a damaged gzip file"),
+        (gzip.compress(good + bytes(2**22)), "declares 3,920 bytes and holds more"),
+        (b"\0\0\x0d\x03", "is no IDX file of bytes (it starts with b'\\x00\\x00\\r\\x03')"),
+        (b"", "is no IDX file of bytes (it starts with b'')"),
+        (good[:10], "bytes, but the file is too short to hold them"),
+        (idx(LABELS), "has 1 dimensions and train-labels-idx1-ubyte.gz 1. Expected 3 and 1"),
+    ]:
+        images.write_bytes(content)
+        with pytest.raises(LoadError, match=re.escape(message)):
+            read_idx(images)
+    labels.unlink()
+    with pytest.raises(LoadError, match=r"has no labels beside it. Expected `train-labels-idx1-ubyte` in the same fo"):
+        read_idx(images)
+
+
+def dump(path, held, protocol=2):
+    path.write_bytes(pickle.dumps(held, protocol))
+
+
+def python2(held):
+    """Write as Python 2 did: every text and all pixels as byte strings."""
+    out = io.BytesIO()
+    out.write(b"\x80\x02}(")
+    for key, value in held.items():
+        out.write(b"U" + bytes([len(key)]) + key)
+        if isinstance(value, np.ndarray):
+            out.write(b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR")
+            out.write(b"(K\x01" + b"(" + b"".join(b"M" + struct.pack("<H", n) for n in value.shape) + b"t")
+            out.write(b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb")
+            out.write(b"\x89T" + struct.pack("<i", value.nbytes) + value.tobytes() + b"tb")
+        else:
+            out.write(b"](" + b"".join(b"K" + bytes([n]) for n in value) + b"e")
+    out.write(b"u.")
+    return out.getvalue()
+
+
+def test_the_python_version_of_cifar_reads_as_python_2_and_3_write_it(tmp_path):
+    (tmp_path / "data_batch_1").write_bytes(python2({b"data": ROWS, b"labels": [3, 1, 4, 1]}))
+    dump(tmp_path / "data_batch_2", {"data": ROWS, "labels": [5, 9, 2, 6], "filenames": ["a"] * 4})
+    dump(tmp_path / "test_batch", {b"data": ROWS[:1], b"labels": np.array([7])}, 4)
+    files, kind = find_cifar(tmp_path, "train")
+    pair = read_cifar(files, kind)
+    assert pair.inputs.shape == (8, 3, 32, 32)
+    assert np.array_equal(pair.inputs.reshape(8, -1).numpy(), np.concatenate([ROWS, ROWS]))
+    assert pair.targets.tolist() == [3, 1, 4, 1, 5, 9, 2, 6]
+    assert "CIFAR-10 from data_batch_1, data_batch_2; the original has 5 batches" in pair.notes[0]
+    assert read_cifar(*find_cifar(tmp_path, "test")).targets.tolist() == [7]
+
+
+def test_cifar_100_gives_its_fine_labels(tmp_path):
+    for name in ("train", "test"):
+        dump(tmp_path / name, {"data": ROWS, "fine_labels": [99, 1, 2, 3], "coarse_labels": [0] * 4})
+    assert find_cifar(tmp_path, "train") == ([], "")  # any folder may have files of those names
+    dump(tmp_path / "meta", {"fine_label_names": []})
+    assert read_cifar(*find_cifar(tmp_path, "train")).targets.tolist() == [99, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"), [(("data_batch_1.bin", "test_batch.bin"), 1), (("train.bin", "test.bin"), 2)]
+)
+def test_the_binary_version_has_its_labels_before_the_pixels(tmp_path, names, labels):
+    for name in names:
+        rows = np.concatenate([np.zeros((4, labels - 1), np.uint8), np.array([[3], [1], [4], [1]], np.uint8), ROWS], 1)
+        (tmp_path / name).write_bytes(rows.tobytes())
+    for split in ("train", "test"):
+        pair = read_cifar(*find_cifar(tmp_path, split))
+        assert pair.targets.tolist() == [3, 1, 4, 1]
+        assert np.array_equal(pair.inputs.reshape(4, -1).numpy(), ROWS)
+
+
+def test_damaged_cifar_files_say_so(tmp_path):
+    path = tmp_path / "data_batch_1.bin"
+    for content in (b"", bytes(3072)):
+        path.write_bytes(content)
+        with pytest.raises(LoadError, match=rf"has {len(content):,} bytes. Expected a multiple of 3073: 1 for labels"):
+            read_cifar([path], "10.bin")
+    path.write_bytes(b"\x0a" + bytes(3072))
+    with pytest.raises(LoadError, match=r"has no 10 classes of one label per image. It is damaged"):
+        read_cifar([path], "10.bin")
+    path = tmp_path / "data_batch_1"
+    for held, message in [
+        ({"data": ROWS, "labels": [1]}, "has no 10 classes of one label per image"),
+        ({"data": ROWS[:, :9], "labels": [1] * 4}, "cannot be read as CIFAR-10 (pixels of shape (4, 9), uint8)"),
+        ({"data": ROWS.astype(np.float32), "labels": [1] * 4}, "cannot be read as CIFAR-10 (numbers of the type f4)"),
+        ({"labels": [1] * 4}, "cannot be read as CIFAR-10 ('data')"),
+        ([1], "cannot be read as CIFAR-10 ('list' object"),
+    ]:
+        dump(path, held)
+        with pytest.raises(LoadError, match=re.escape(message)):
+            read_cifar([path], "10")
+    path.write_bytes(pickle.dumps({"data": ROWS}, 2)[:-50])
+    with pytest.raises(LoadError, match=r"cannot be read as CIFAR-10 \("):
+        read_cifar([path], "10")
+
+
+def test_a_pickle_that_names_anything_else_calls_nothing(folder):
+    dump(folder / "data_batch_1", {"data": Evil()})
+    with pytest.raises(LoadError, match=r"would call (posix|nt).system when loaded, which no CIFAR file does"):
+        read_cifar([folder / "data_batch_1"], "10")
+    assert not (folder / "sang").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(J\xff\xff\xff\x7ftU\x01btR.",
+            "starts with the shape",
+        ),
+        (b"cnumpy\nndarray\n(J\xff\xff\xff\x7ftR.", "'NoneType' object is not callable"),
+        (b"cnumpy\ndtype\n(U\x01OtR.", "numbers of the type O"),
+        (b"c_codecs\nencode\n(U\x01aU\x05idna.tR.", "text of the encoding b'idna.'"),
+        (b"\x8e" + struct.pack("<Q", 2**40) + b"x.", ""),
+        (b"Nr\xff\xff\xff\x7f.", "'NoneType' object"),
+    ],
+)
+def test_a_pickle_cannot_take_memory_or_make_other_objects(tmp_path, code, message):
+    (tmp_path / "data_batch_1").write_bytes(b"\x80\x04" + code)
+    with pytest.raises(LoadError, match=re.escape("cannot be read as CIFAR-10 (") + ".*" + re.escape(message)):
+        read_cifar([tmp_path / "data_batch_1"], "10")

@@ -1,0 +1,78 @@
+"""CSV and TSV: header or none, numbers as features, one target, and nothing guessed silently."""
+
+import re
+
+import pytest
+import torch
+
+from gapscope.errors import LoadError
+from gapscope.measure.loading.datasets.arrays import Keys
+from gapscope.measure.loading.datasets.delimited import read_delimited
+
+
+def read(path, text, keys=Keys()):  # noqa: B008
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_delimited(path, keys)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "a,label,b\n1,0,0.5\n2,1,1.5\n"),
+        ("a.tsv", "a\tLabel\tb\r\n1\t0\t0.5\r\n2\t1\t1.5\r\n"),
+        ("a.csv", "a;class;b\n1;0;0.5\n\n2;1;1.5"),
+        ("a.csv", '\ufeff"a","target","b"\n"1","0","0.5"\n"2","1","1.5"\n'),
+        ("a.csv", ",a,b,c\n0,1,0.5,0\n1,2,1.5,1\n"),
+        ("a.csv", "1,0.5,0\n2,1.5,1\n"),
+    ],
+)
+def test_features_and_classes_are_found(tmp_path, name, text):
+    pair = read(tmp_path / name, text)
+    assert pair.inputs.tolist() == [[1, 0.5], [2, 1.5]]
+    assert (pair.inputs.dtype, pair.targets.dtype) == (torch.float64, torch.int64)
+    assert pair.targets.tolist() == [0, 1]
+
+
+def test_what_was_inferred_is_said(tmp_path):
+    path = tmp_path / "a.csv"
+    assert read(path, "1,2,0\n3,4,1\n").notes == (
+        f"data: {path}: no header: its columns are called 0 to 2",
+        f"data: {path}: the target is the last column, `2`",
+    )
+    assert read(path, ",a,y\n0,1,0\n1,2,1\n").notes == (f"data: {path}: the column without a name is left out",)
+    assert read(path, "name,a,y\nx,1,0\nz,2,1\n").notes == (f"data: {path}: left out, not numbers: `name`",)
+
+
+def test_names_given_choose_columns(tmp_path):
+    pair = read(tmp_path / "a.csv", "a,b,c,d\n1,2,3,4.5\n5,6,7,8.0\n", Keys(("c", "a"), "d"))
+    assert pair.inputs.tolist() == [[3, 1], [7, 5]]
+    assert pair.targets.dtype == torch.float64
+    assert read(tmp_path / "a.csv", "1,2,0\n3,4,1\n", Keys(target="0")).targets.tolist() == [1, 3]
+
+
+def test_names_of_classes_become_numbers(tmp_path):
+    flowers = "5.1,3.5,setosa\n4.9,3.0,virginica\n4.7,3.2,setosa\n"
+    for text in (flowers, "a,b,species\n" + flowers):
+        pair = read(tmp_path / "iris.csv", text)
+        assert pair.targets.tolist() == [0, 1, 0]
+        assert pair.classes == ("setosa", "virginica")
+    assert pair.inputs.shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no rows. Expected numbers, with or without a header above them."),
+        ("a,b\n", "has no rows"),
+        ("a,a\n1,2\n", "has two columns of one name: a, a. Expected different names."),
+        (b"\xff\xfe\x00a,b\n1,2\n", "cannot be read as a table (UnicodeDecodeError"),
+        ("a,b\n1,2\n1,2,3\n", "cannot be read as a table (ValueError: a line has 3 cells beside 2 names)"),
+        ("a,b\n" + "1,2\n" * 60 + "n/a,2\n", "could not convert string 'n/a' to float64"),
+        ("a,b\nx,1\ny,2\n", "`a` holds no numbers. Expected numbers as inputs"),
+        ("a,y\nx,z\n", "`a` holds no numbers"),
+        ('a,b\n"1,2\n' + "x" * 140_000, "cannot be read as a table (Error: field larger than field limit"),
+    ],
+)
+def test_what_is_no_table_says_why(tmp_path, text, message):
+    with pytest.raises(LoadError, match=re.escape(message)):
+        read(tmp_path / "a.csv", text)

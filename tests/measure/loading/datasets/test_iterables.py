@@ -1,0 +1,234 @@
+"""Datasets, loaders and iterables are read once, in order, and must read the same twice."""
+
+import itertools
+import re
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
+
+from gapscope.errors import LoadError
+from gapscope.measure.loading.datasets import iterables
+from gapscope.measure.loading.datasets.arrays import Keys
+from gapscope.measure.loading.datasets.iterables import read_object
+
+X = torch.arange(20.0).view(10, 2)
+Y = torch.arange(10)
+SET = TensorDataset(X, Y)
+
+
+def read(factory):
+    return read_object("mine:data", factory)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(zip(X, Y, strict=True))
+
+
+class Augmented(Dataset):
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, i):
+        return X[i] * torch.randint(0, 2, ()), Y[i]
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        lambda: SET,
+        lambda: (X, Y),
+        lambda: {"images": X, "labels": Y},
+        lambda: DataLoader(SET, batch_size=3),
+        lambda: DataLoader(SET, batch_size=3, shuffle=True, drop_last=True),
+        lambda: DataLoader(Subset(SET, range(10)), batch_size=4),
+        lambda: DataLoader(SET, batch_sampler=[[0, 1], [2]]),
+        lambda: DataLoader(SET, batch_size=None),
+        lambda: DataLoader(TensorDataset(X.view(2, 5, 2), Y.view(2, 5)), batch_size=None),
+        lambda: DataLoader(Stream(), batch_size=4),
+        lambda: Stream(),
+        lambda: list(zip(X.tolist(), Y.tolist(), strict=True)),
+        lambda: [{"x": x, "y": y} for x, y in zip(X, Y, strict=True)],
+        lambda: zip(X, Y, strict=True),
+        lambda: ((X[i : i + 3], Y[i : i + 3]) for i in range(0, 10, 3)),
+        lambda: (x for x in zip(X.numpy(), Y.numpy(), strict=True)),
+        SET,
+    ],
+)
+def test_every_source_gives_the_same_samples_in_order(factory):
+    pair = read(factory)
+    assert torch.equal(pair.inputs, X)
+    assert torch.equal(pair.targets, Y)
+
+
+def test_what_was_inferred_is_noted():
+    assert read(lambda: DataLoader(SET, shuffle=True)).notes == (
+        "data: the loader shuffles; its dataset was read in order",
+    )
+    assert read(lambda: zip(X, Y, strict=True)).notes == ("data: `mine:data` was read as single samples",)
+    assert read(lambda: iter([(X, Y)])).notes == ("data: `mine:data` was read as batches",)
+    assert read(lambda: SET).notes == ()
+
+
+def test_a_loaders_subset_and_collation_are_kept():
+    loader = DataLoader(SET, sampler=torch.utils.data.SubsetRandomSampler([7, 2, 5]))
+    assert read(lambda: loader).targets.tolist() == [2, 5, 7]
+
+    def doubled(items):
+        return torch.stack([x for x, _ in items]) * 2, torch.stack([y for _, y in items])
+
+    assert torch.equal(read(lambda: DataLoader(SET, batch_size=4, collate_fn=doubled)).inputs, 2 * X)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: DataLoader(s, batch_size=2), lambda s: ((s[i]) for i in range(10))]
+)
+def test_random_augmentation_is_refused(wrap):
+    torch.manual_seed(0)
+    with pytest.raises(
+        LoadError, match=r"reading item \d twice gave two different answers.*Turn off shuffling and random"
+    ):
+        read(lambda: wrap(Augmented()))
+
+
+def test_random_augmentation_of_dicts_and_texts_is_refused():
+    count = itertools.count()
+    for make in (lambda: torch.full((2,), next(count)), lambda: str(next(count))):
+
+        class Rows(Dataset):
+            def __len__(self):
+                return 10
+
+            def __getitem__(self, i, make=make):
+                return {"x": X[i], "other": make(), "y": Y[i]}
+
+        with pytest.raises(LoadError, match=r"reading item 0 twice gave two different answers"):
+            read(lambda rows=Rows: rows())
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            DataLoader(SET, sampler=WeightedRandomSampler([1.0] * 10, 10)),
+            "with a WeightedRandomSampler, which weights or repeats",
+        ),
+        (3, "`mine:data` gave int. Expected a Dataset"),
+        ([], "has no samples. Expected at least one pair (x, y)."),
+        ([5], "gives int per item. Expected pairs (x, y)."),
+        ([()], "gives tuple per item. Expected pairs (x, y)."),
+        ([(x, y, i) for i, (x, y) in enumerate(SET)], "the last of 3 parts counts the samples 0, 1, 2, ..."),
+        ([{"a": 1, "y": 2}, {"b": 1, "y": 2}], "item 1 has b, y, the first a, y. Expected the same entries"),
+        ([{"a": 1, "y": 2}, {"a": "text", "y": 2}], "item 1 has a, y, the first a, y. Expected the same entries of"),
+        ([{"a": 1, "y": 2}, (1, 2)], "item 1 has x, y, the first a, y"),
+        ([{"a": torch.ones(2), "b": 2}], "has `a`, `b`, and none is called `y`, `label` or `target`"),
+        ([{"a": "text", "y": 2}], "`a` holds no numbers"),
+        ([("text", 1)], "x is builtins.str, not numbers"),
+        ([(torch.ones(2), 1), (torch.ones(3), 1)], "samples differ in shape ((2,), (3,))"),
+        ([(torch.ones(2), [1]), (torch.ones(2), [1, 2])], "samples differ in shape ((1,), (2,))"),
+        ({"x": X, "z": Y}, "has the arrays `x`, `z`"),
+    ],
+)
+def test_what_gives_no_pairs_says_why(source, message):
+    with pytest.raises(LoadError, match=re.escape(message)):
+        read(lambda: source)
+
+
+def test_an_endless_iterable_is_stopped(monkeypatch):
+    monkeypatch.setattr(iterables, "MEMORY_BYTES", 2**20)
+    with pytest.raises(LoadError, match=r"gave more than 0.000977 GiB and had not ended. Expected a finite data set"):
+        read(lambda: zip(itertools.repeat(torch.ones(100)), itertools.repeat(1)))
+
+
+def test_a_factory_that_fails_is_named_with_its_error():
+    def broken():
+        raise FileNotFoundError("no images")
+
+    with pytest.raises(
+        LoadError, match=r"Reading the data `mine:data` raised FileNotFoundError: no images. Expected a factory"
+    ):
+        read(broken)
+
+
+def test_a_named_factory_is_imported(folder):
+    assert len(read_object("zoo:pairs").inputs) == 6
+
+
+def test_several_inputs_are_given_in_order_with_the_target_last():
+    for item in (lambda x, y: (x, 2 * x, y + 1), lambda x, y: ((x, 2 * x), y + 1)):
+        pair = read(lambda item=item: [item(x, y) for x, y in SET])
+        assert torch.equal(pair.inputs[1], 2 * X)
+        assert torch.equal(pair.targets, Y + 1)
+        assert pair.notes == ("data: `mine:data` gives 2 inputs, model(x1, x2), and the target last",)
+    pair = read(lambda: DataLoader(TensorDataset(X, 2 * X, Y + 1), batch_size=3))
+    assert torch.equal(pair.inputs[1], 2 * X)
+
+
+def test_inputs_alone_are_their_own_targets():
+    for source in (DataLoader(TensorDataset(X), batch_size=4), TensorDataset(X), list(X)):
+        pair = read(lambda source=source: source)
+        assert torch.equal(pair.inputs, X)
+        assert torch.equal(pair.targets, X)
+        assert "gives inputs alone: each is its own target" in pair.notes[-1]
+
+
+def test_dicts_are_given_by_name():
+    rows = [{"input_ids": [i, 2], "attention_mask": [1, 1], "text": "t", "labels": i % 2} for i in range(4)]
+    for source in (rows, DataLoader(rows, batch_size=3), (r for r in rows), [({"a": x, "b": x}, y) for x, y in SET]):
+        pair = read_object("mine:data", source)
+        assert list(pair.inputs) in (["input_ids", "attention_mask"], ["a", "b"])
+        assert len(pair.targets) in (4, 10)
+    batch = {"input_ids": torch.ones(4, 2), "attention_mask": torch.ones(4, 2), "labels": torch.ones(4)}
+    assert read(lambda: iter([batch, batch])).inputs["input_ids"].shape == (8, 2)
+
+
+def test_rows_of_differing_length_are_padded_and_batches_to_the_longest():
+    rows = [{"input_ids": torch.arange(1, n), "labels": n % 2} for n in (3, 4, 2, 3)]
+    assert read(lambda: rows).inputs["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 0]]
+
+    def collate(items):
+        ids = torch.nn.utils.rnn.pad_sequence([item["input_ids"] for item in items], batch_first=True)
+        return {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": ids}
+
+    pair = read(lambda: DataLoader(rows, batch_size=2, collate_fn=collate))
+    assert pair.inputs["input_ids"].tolist() == [[1, 2, 0], [1, 2, 3], [1, 0, 0], [1, 2, 0]]
+    assert pair.targets.tolist()[2] == [1, 0, -100]
+
+
+def test_names_choose_entries_of_dicts_but_not_parts_of_tuples():
+    rows = [{"a": x, "b": 2 * x, "c": y} for x, y in SET]
+    pair = read_object("mine:data", lambda: rows, keys=Keys(("b",), "c"))
+    assert torch.equal(pair.inputs, 2 * X)
+    assert torch.equal(read_object("mine:data", lambda: {"a": X, "b": Y}, keys=Keys(("a",), "b")).inputs, X)
+    with pytest.raises(LoadError, match=r"gives tuples, whose parts have no names for `--x-key` or `--y-key`"):
+        read_object("mine:data", lambda: SET, keys=Keys(("x",)))
+
+
+def test_a_dict_of_data_sets_has_a_part_for_training_and_one_for_tests():
+    both = {"train": SET, "validation": TensorDataset(X[:3], Y[:3])}
+    assert len(read_object("mine:data", lambda: both).targets) == 10
+    assert len(read_object("mine:data", lambda: both, split="test").targets) == 3
+    arrays = {"x_train": X, "y_train": Y, "x_test": X[:3], "y_test": Y[:3]}
+    assert [len(read_object("mine:data", lambda: arrays, split=s).targets) for s in ("train", "test")] == [10, 3]
+
+
+def test_images_of_pillow_in_dicts_are_pixels():
+    image = pytest.importorskip("PIL.Image").new("RGB", (4, 3), (9, 8, 7))
+    pair = read(lambda: [{"image": image, "label": 1}] * 2)
+    assert pair.inputs[:, :, 0, 0].tolist() == [[9, 8, 7], [9, 8, 7]]
+    assert pair.pixels
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_data_sets_of_hugging_face_are_read():
+    datasets = pytest.importorskip("datasets")
+    rows = {"input_ids": [[1, 2], [3]], "label": [0, 1], "text": ["a", "b"]}
+    for form in (None, "torch", "numpy"):
+        source = datasets.Dataset.from_dict(rows).with_format(form)
+        pair = read(lambda source=source: source)
+        assert pair.inputs["input_ids"].tolist() == [[1, 2], [3, 0]]
+        assert pair.targets.tolist() == [0, 1]
+    pair = read(lambda: datasets.DatasetDict({"train": source}))
+    assert (pair.targets.tolist(), pair.notes[0]) == ([0, 1], "data: `mine:data` is a dict of data sets, read: `train`")
+    assert read(lambda: source.to_iterable_dataset()).targets.tolist() == [0, 1]
