@@ -135,12 +135,13 @@ class Job:
 
     session: "Session"
     path: Path
+    quiet: bool = False
 
     def context(self, analyzers: Sequence[Any]) -> "Context":
         """Check the problem; return where results are kept, and work on a grid beside the report."""
         from gapscope.measure.resume import Parts
 
-        return replace(self.session.context(analyzers), parts=Parts(self.path))
+        return replace(checked(self.session, analyzers, quiet=self.quiet), parts=Parts(self.path))
 
     def measure(self, analyzers: Sequence[Any], context: "Context | None" = None) -> Measured:
         """Measure and write, keeping what the file already held of the same subject."""
@@ -188,6 +189,14 @@ def keeping(parts: "Parts", done: Callable[[], str] = lambda: "") -> Iterator[No
             if sentence:
                 print(f"\n{sentence}", end="", file=sys.stderr)
         raise
+
+
+def checked(session: "Session", analyzers: Sequence[Any], *, quiet: bool) -> "Context":
+    """Check a problem, and say what had to be written out for its second derivatives."""
+    context = session.context(analyzers)
+    for repair in () if quiet else session.repairs():
+        print(f"second derivatives: {repair}", file=sys.stderr)
+    return context
 
 
 def load(checkpoint: Path, common: Common) -> "Session":
@@ -240,7 +249,7 @@ def prepare(checkpoint: Path, common: Common, others: Sequence[Job] = ()) -> Job
     session = load(checkpoint, common)
     path = _asked(common.output, session) if common.output else _default(checkpoint, session, others)
     refuse_unwritable(path)
-    return Job(session, path)
+    return Job(session, path, common.quiet)
 
 
 def refuse_unwritable(path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gapscope.cli.measuring import configured, keeping, load, refuse_unwritable, say
+from gapscope.cli.measuring import checked, configured, keeping, load, refuse_unwritable, say
 from gapscope.cli.settings import Common, Configuration
 from gapscope.errors import ComparisonError, ReportError
 from gapscope.measure.analyzers import analyzer_class
@@ -27,7 +27,8 @@ def measure_together_and_print(
     refuse_unlike(sessions)
     old = _existing(output, sessions)
     parts = Parts(output)
-    contexts = [session.context(configured(needed(analyzers), configuration)) for session in sessions]
+    further = configured(needed(analyzers), configuration)
+    contexts = [checked(session, further, quiet=common.quiet) for session in sessions]
     with keeping(parts):
         found = measure_together(sessions, analyzers, contexts=contexts, parts=parts)
     failure: ReportError | None = None

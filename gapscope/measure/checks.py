@@ -14,8 +14,8 @@ from gapscope.measure.problem import Problem
 from gapscope.results import Array
 
 
-def check(problem: Problem) -> float:
-    """Raise ProblemError unless L is finite, repeatable and has a curvature; return L(theta).
+def check(problem: Problem, *, second_order: bool = True) -> float:
+    """Raise ProblemError unless L is finite, repeatable and, if that is asked for, has a curvature; return L(theta).
 
     What is found of the second derivatives is kept: `problem.derivatives`.
     """
@@ -52,7 +52,7 @@ def check(problem: Problem) -> float:
             "Update buffers only `if self.training`."
         )
     _refuse_company(problem)
-    if math.isnan(problem.derivatives.error):
+    if second_order and math.isnan(problem.derivatives.error):
         raise ProblemError(
             "The gradient is NaN or infinite although the losses are finite. Expected a finite gradient. Look for "
             "roots, norms and logarithms at 0 in the model and the loss."

@@ -143,7 +143,8 @@ class Context:
         if self.singles:  # what was taken of each is told there
             return result
         how = self.problem().derivatives
-        return dataclasses.replace(result, hvp=how.method, notes=result.notes + how.notes)
+        notes = (*result.notes, how.note) if how.note else result.notes
+        return dataclasses.replace(result, hvp=how.method, notes=notes)
 
 
 def second_order(analyzer: Analyzer) -> bool:

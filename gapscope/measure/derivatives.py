@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gapscope.errors import ProblemError
-from gapscope.measure import differentiable, products
+from gapscope.measure import products
 from gapscope.measure.culprits import without_second_derivative
 from gapscope.measure.differences import Differences
 from gapscope.measure.probe import UNKNOWN, Probe
@@ -37,7 +37,7 @@ class Derivatives:
     relative_error: float = 0.0
     step: float = 0.0
     dtype: torch.dtype = torch.float64
-    notes: tuple[str, ...] = ()
+    note: str = ""  # what every number depends on
 
     @property
     def ways(self) -> products.Ways:
@@ -64,10 +64,9 @@ def examine(problem: "Problem") -> Derivatives:
             f"{why} Expected a second derivative for `--hvp exact`. Replace that operation by plain ones (for Hugging "
             "Face models: attn_implementation='eager'), or take `--hvp differences`."
         )
-    repairs = tuple(note for name, note in differentiable.NOTES.items() if name in problem.repaired)
     if not fault and problem.hvp_method != "differences":
-        return Derivatives(notes=repairs)
-    return _by_differences(problem, probe, why, repairs)
+        return Derivatives()
+    return _by_differences(problem, probe, why)
 
 
 def _widest(problem: "Problem") -> Probe:
@@ -93,7 +92,7 @@ def _refuse_wrong_slope(probe: Probe) -> None:
 # --- differences
 
 
-def _by_differences(problem: "Problem", probe: Probe, why: str, repairs: tuple[str, ...]) -> Derivatives:
+def _by_differences(problem: "Problem", probe: Probe, why: str) -> Derivatives:
     """Choose the step on a micro-batch, and measure the error of products over all data with it."""
     dtype = probe.theta.dtype
     with problem.measuring():
@@ -120,7 +119,7 @@ def _by_differences(problem: "Problem", probe: Probe, why: str, repairs: tuple[s
         f"second derivatives by central differences of the gradient in {str(dtype)[6:]}, step {found.step:.1g}, "
         f"relative error {found.relative_error:.1g} as two steps disagree. {why}"
     )
-    return Derivatives("differences", found.error, found.relative_error, found.step, dtype, (*repairs, note))
+    return Derivatives("differences", found.error, found.relative_error, found.step, dtype, note)
 
 
 def _best_step(probe: Probe) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import gapscope
 from gapscope.errors import LoadError, UsageError
+from gapscope.measure import differentiable
 from gapscope.measure.checks import check
 from gapscope.measure.context import Analyzer, Context, Subject, second_order
 from gapscope.measure.loading import Loaded, Request, load
@@ -99,14 +100,17 @@ class Session:
             "threads": torch.get_num_threads(),
             "world_size": 1,
             "micro_batch": problem.micro_batch,
+            "written_out": " ".join(sorted(problem.repaired)),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 
+    def repairs(self) -> tuple[str, ...]:
+        """Return what was written out so far for the second derivatives, in sentences."""
+        return tuple(said for name, said in differentiable.NOTES.items() if name in self.problem.repaired)
+
     def context(self, analyzers: Sequence[Analyzer]) -> Context:
         """Check the problem, and return where these analyzers will keep their results."""
-        check(self.problem)
-        if any(second_order(analyzer) for analyzer in analyzers):
-            _ = self.problem.derivatives  # before the work: it raises where there are none
+        check(self.problem, second_order=any(second_order(analyzer) for analyzer in analyzers))
         return Context(
             subjects=(Subject.of(self.problem),),
             split=self.problem.origin.split,

@@ -286,13 +286,15 @@ class _Search:
         return 10 * eps * np.sqrt((squares + 1) / self.problem.samples)
 
     def _quantity(self, name: str, rhos: tuple[float, ...], rises: Array, doc: str, **more: Any) -> Quantity:
-        samples = rises.shape[1]
+        from gapscope.measure.shares import evened
+
+        rises = np.stack([evened(self.problem, rise) for rise in rises])
         chunks = [self.problem.chunk_means(rise) for rise in rises]
         parted = [chunk for chunk in chunks if chunk is not None]  # too few samples leave all of them out
         dimension = "rho_" + name.removeprefix("worst_")
         return Quantity(
             value=rises.mean(1),
-            sampling_error=rises.std(1, ddof=1) / math.sqrt(samples) if samples > 1 else None,
+            sampling_error=rises.std(1, ddof=1) / math.sqrt(rises.shape[1]) if rises.shape[1] > 1 else None,
             chunks=np.stack(parted, axis=1) if parted else None,
             dims=(dimension,),
             labels={dimension: tuple(f"{rho:g}" for rho in rhos)},
@@ -386,12 +388,11 @@ def _fisher_rao(problem: "Problem") -> Quantity:
 
     slopes = problem.slopes_along(problem.theta)
     squares, eps = slopes**2, float(torch.finfo(problem.dtype).eps)
-    samples = len(squares)
     return Quantity(
         value=scalar(squares.mean()),
         # a slope is good to some ten eps of the terms it sums, and those are at least of order one
         numerical_error=scalar(20 * eps * float((np.abs(slopes) * (1 + np.abs(slopes))).mean())),
-        sampling_error=scalar(squares.std(ddof=1) / math.sqrt(samples)) if samples > 1 else None,
+        sampling_error=scalar(squares.std(ddof=1) / math.sqrt(problem.samples)) if problem.samples > 1 else None,
         chunks=problem.chunk_means(squares),
         doc="theta'F theta, the mean of <g_i, theta>^2: the squared Fisher-Rao norm with the empirical Fisher matrix "
         "(gradients at the data's own labels)",

@@ -66,6 +66,7 @@ class Eigenvalues:
     def __call__(self, context: "Context") -> EigenvaluesResult:
         """Run Lanczos on the measured split."""
         from gapscope.errors import UsageError
+        from gapscope.measure.shares import evened
         from gapscope.measure.solvers.lanczos import Stopping, extreme_eigenpairs
 
         if self.k < 1 or not 0 < self.tolerance < 1 or not 0 < self.delta < 1 or self.max_matvecs < self.k + 2:
@@ -108,6 +109,7 @@ class Eigenvalues:
         top, nan = float(pairs.values[0]), float("nan")
         inexact = problem.derivatives.error  # no residual shows it: the same products verify
         curvature = along[0] if along else np.full(problem.samples, nan)
+        spread = evened(problem, curvature)  # for errors over the data
         gradient_norm = float(problem.gradient().norm())
         ranks = tuple(str(i + 1) for i in range(len(pairs.values)))
         return EigenvaluesResult(
@@ -117,8 +119,8 @@ class Eigenvalues:
             top=Quantity(
                 value=scalar(top),
                 numerical_error=_known(max(pairs.upper - top, pairs.residuals[0]) + inexact),
-                sampling_error=_standard_error(curvature) if along else None,
-                chunks=problem.chunk_means(curvature) if along else None,
+                sampling_error=_standard_error(spread) if along else None,
+                chunks=problem.chunk_means(spread) if along else None,
                 unit="in Adam's metric" if self.preconditioned else "",
                 bound="lower",
                 better="lower",
@@ -141,9 +143,9 @@ class Eigenvalues:
                 contrast="difference",
                 doc="|most negative Ritz value| / top eigenvalue: 0 at a minimum",
             ),
-            stability=_stability(context.training(), top, pairs.upper, curvature, self.gauss_newton)
+            stability=_stability(context.training(), top, pairs.upper, spread, self.gauss_newton)
             if adam is None
-            else _adam_stability(adam.limit, top, pairs.upper, curvature),
+            else _adam_stability(adam.limit, top, pairs.upper, spread),
             effective_samples=Quantity(
                 value=scalar(_effective_number(curvature)),
                 doc="(sum |c_i|)^2 / sum c_i^2 of the samples' shares c_i = u'H_i u of the top eigenvalue",

@@ -214,6 +214,7 @@ class _Search:
         """Maximize over x + lift(y) for every solver and epsilon; `center` is A+ x."""
         import torch
 
+        from gapscope.measure.shares import evened
         from gapscope.measure.solvers import ascent
 
         def objective(y: "Tensor") -> "tuple[float, Tensor]":
@@ -241,7 +242,8 @@ class _Search:
         for solver, epsilon in itertools.product(self.settings.solvers, self.settings.epsilons):
             maximum = found[solver, epsilon]
             there = self.problem.losses(self.problem.theta + lift(maximum.point))
-            phi, spread, parts = _phi(self.base, there, self.problem.chunk_means)
+            base, there = (evened(self.problem, losses) for losses in (self.base, there))
+            phi, spread, parts = _phi(base, there, self.problem.chunk_means)
             maxima.append(maximum)
             value.append(phi)
             sampling.append(spread)

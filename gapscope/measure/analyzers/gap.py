@@ -92,6 +92,9 @@ def _quantity(kind: str, value: float = float("nan"), error: float | None = None
 
 
 def _mean(problem: "Problem", values: Array, kind: str, outcomes: Array | None = None) -> Quantity:
+    from gapscope.measure.shares import evened
+
+    values = evened(problem, values, problem.loss_function.counts if outcomes is not None else None)
     error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
     # a share of right tokens is no yes or no: those samples are compared by chunks
     binary = outcomes is not None and bool(np.isin(outcomes, (0, 1)).all())

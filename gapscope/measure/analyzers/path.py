@@ -129,6 +129,8 @@ class Path:
 
     def _barrier(self, scape: "Landscape", shape: str, grid: Array, losses: Array) -> "_Barrier":
         """Find the barrier on the grid, and its errors from the samples' losses at its top and at both ends."""
+        from gapscope.measure.shares import evened
+
         ends = losses[-2:]
         inside = (grid > 0) & (grid < 1)
         at, values = grid[inside], losses[:-2][inside]
@@ -149,7 +151,7 @@ class Path:
         if place not in each:
             height(place)
         problem, top = scape.first, each[place]
-        difference = top - (1 - place) * each[0.0] - place * each[1.0]
+        difference = evened(problem, top - (1 - place) * each[0.0] - place * each[1.0])
         rounding = float(np.finfo(np.float64 if problem.theta.element_size() == 8 else np.float32).eps) * top.mean()
         highest = float(at[np.argmax(values)])  # the highest loss stands beside the top of the excess, or at an end
         each.setdefault(highest, _losses(scape, shape, highest))

@@ -51,6 +51,7 @@ class Trace:
     def __call__(self, context: "Context") -> TraceResult:
         """Probe the measured split."""
         from gapscope.errors import UsageError
+        from gapscope.measure.shares import evened
         from gapscope.measure.solvers.hutchinson import PILOT, estimate_trace
 
         if not 0 < self.tolerance < 1 or self.max_matvecs < PILOT:
@@ -79,6 +80,7 @@ class Trace:
         finite = found.status is not Status.NONFINITE
         # of differences: a sign probe is sqrt(n) long, and their errors point anywhere
         rounding = np.hypot(found.rounding, problem.size**0.5 * problem.derivatives.error)
+        along = [evened(problem, one) for one in along]
         per_sample, sampling_error = _over_samples(along, exact=every) if along and finite else (None, None)
         chunks = problem.chunk_means(per_sample + found.trace - per_sample.mean()) if per_sample is not None else None
         return TraceResult(
