@@ -92,7 +92,7 @@ class Session:
         """Return what is never compared."""
         problem = self.problem
         name = torch.cuda.get_device_name(problem.device) if problem.device.type == "cuda" else platform.machine()
-        return {
+        found = {
             "gapscope": gapscope.__version__,
             "torch": str(torch.__version__),
             "python": platform.python_version(),
@@ -100,9 +100,9 @@ class Session:
             "threads": torch.get_num_threads(),
             "world_size": 1,
             "micro_batch": problem.micro_batch,
-            "written_out": " ".join(sorted(problem.repaired)),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
+        return found | ({"written_out": " ".join(sorted(problem.repaired))} if problem.repaired else {})
 
     def repairs(self) -> tuple[str, ...]:
         """Return what was written out so far for the second derivatives, in sentences."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gapscope
-from gapscope.errors import LoadError, UsageError
+from gapscope.errors import LoadError, ProblemError, UsageError
 from gapscope.measure.analyzers import analyzer_class, names
 from gapscope.measure.analyzers.eigenvalues import Eigenvalues
 from gapscope.measure.analyzers.gap import Gap
@@ -14,6 +14,7 @@ from gapscope.measure.loading import NETWORKS, Request
 from gapscope.measure.monitor import Monitor
 from gapscope.measure.session import Execution, open_session
 from gapscope.results import Status
+from tests import awkward
 
 
 @pytest.fixture
@@ -136,3 +137,37 @@ def test_analyzers_are_found_by_name():
     assert analyzer_class("eigenvalues") is Eigenvalues
     with pytest.raises(UsageError, match=r"There is no analyzer `eigenvalue`.*Did you mean `eigenvalues`?"):
         analyzer_class("eigenvalue")
+
+
+def problem_with(function):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(5, 6), awkward.By(lambda _, x: function.apply(x)), torch.nn.Linear(6, 3)
+    )
+    return gapscope.problem(model, (torch.randn(40, 5), torch.arange(40) % 3))
+
+
+def test_how_second_derivatives_were_taken_stands_with_every_number_that_needs_them(tmp_path):
+    report = gapscope.measure(problem_with(awkward.OnceCube), [Gap(), Eigenvalues()])
+    gapscope.write(report, tmp_path / "report.h5")
+    results = gapscope.read(tmp_path / "report.h5").results
+    assert results["eigenvalues"].settings["hvp"] == "differences"
+    assert any("central differences of the gradient" in note for note in results["eigenvalues"].notes)
+    assert "hvp" not in results["gap"].settings
+    assert results["gap"].notes == ()
+    smooth = gapscope.measure(problem_with(awkward.Cube), [Eigenvalues()])
+    assert "hvp" not in smooth.results["eigenvalues"].settings
+
+
+def test_what_needs_no_second_derivative_is_measured_where_there_is_none():
+    problem = problem_with(awkward.Rounded)
+    assert np.isfinite(gapscope.measure(problem, [Gap()]).results["gap"].quantities["train_loss"].value)
+    with pytest.raises(ProblemError, match="The gradient is not the derivative of the loss"):
+        gapscope.measure(problem, [Eigenvalues()])
+
+
+def test_what_was_written_out_stands_in_the_environment():
+    torch.manual_seed(0)
+    layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(5, 3))
+    problem = gapscope.problem(layer, (torch.randn(40, 5), torch.arange(40) % 3))
+    assert gapscope.measure(problem, [Eigenvalues()]).environment["written_out"] == "weight_norm"
