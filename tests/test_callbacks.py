@@ -173,3 +173,12 @@ def test_a_transformers_run_is_measured_and_ends_the_same():
     assert reports() == [f"step-00000{step}.report.h5" for step in (2, 4, 5)]
     logged = [entry["step"] for entry in log if any(name.startswith("gapscope/gap/") for name in entry)]
     assert logged == [2, 4, 5]
+
+
+def test_one_hot_targets_are_the_labels_that_they_are():
+    model = nn.Linear(5, 3)
+    found = [
+        Recorder((X, targets), every=1, loss="cross-entropy", folder=str(i)).measure(model, step=1)
+        for i, targets in enumerate((Y, nn.functional.one_hot(Y)))
+    ]
+    assert found[0] == found[1]

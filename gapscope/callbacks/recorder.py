@@ -14,7 +14,7 @@ from torch import nn
 
 import gapscope
 from gapscope.errors import GapscopeError, UsageError
-from gapscope.measure.loading import Data, Loss, Trust, build_loss, check_fit, data_of, infer_loss
+from gapscope.measure.loading import Data, Loss, Trust, as_classes, build_loss, check_fit, data_of, infer_loss
 from gapscope.measure.loading.sources import taken_out
 from gapscope.measure.problem import Origin, Problem
 
@@ -81,6 +81,8 @@ class Recorder:
             train = self._data["train"]
             named = self._named and build_loss(self._named, recorded=False, trust=Trust())
             self._loss = named or infer_loss(train.targets, model, train.inputs)
+            if self._loss.ignored is not None:
+                self._data = {split: as_classes(data, model) for split, data in self._data.items()}
             for data in self._data.values():
                 check_fit(model, type(model).__name__, data, self._loss)
         made: Problem | None = None

@@ -59,6 +59,7 @@ def train_and_save(options: TrainOptions) -> None:
     """Train, save, and say why training stopped."""
     import torch
 
+    from gapscope.measure.loading import check_fit
     from gapscope.measure.loading.datasets.data import load_data
     from gapscope.measure.loading.losses import build_loss, infer_loss
     from gapscope.measure.loading.models import build_model, parse_args
@@ -98,6 +99,8 @@ def train_and_save(options: TrainOptions) -> None:
 
     def build() -> "nn.Module":
         return build_model(options.model, arguments, recorded=False, trust=trust)[0]
+
+    check_fit(build(), options.model, data, loss)
 
     trained = train(build, data, loss, recipe, check_every=options.check_every, watch=watch)
     save(trained, options.output, factory=options.model, model_args=arguments, data=options.data, loss=loss.name)

@@ -100,13 +100,17 @@ def called(model: nn.Module, inputs: Inputs, state: Mapping[str, Tensor] | None 
 
 
 def scores(produced: Any) -> Tensor:
-    """Return the tensor that the loss is of: the output itself, its `logits`, or the first of several.
+    """Return the tensor that the loss is of: the output itself, its `logits` or `out`, or the first of several.
 
     Raises TypeError where there is none; `loading.check_fit` has said so before.
     """
     if isinstance(produced, Tensor):
         return produced
-    found = produced.get("logits") if isinstance(produced, Mapping) else getattr(produced, "logits", None)
+    found = (
+        produced.get("logits", produced.get("out"))
+        if isinstance(produced, Mapping)
+        else getattr(produced, "logits", None)
+    )
     if found is None and isinstance(produced, tuple | list) and produced:
         found = produced[0]
     if not isinstance(found, Tensor):

@@ -8,12 +8,14 @@ Each is the same function of the weights, to rounding; only how it is computed c
   with, and the reentrant kind hides the weights from autograd altogether.
 - compiled modules and functions: a compiled backward pass is not differentiable again.
 - cuDNN's recurrent networks: no backward pass in eval mode, and no second one in any.
+- TF32, which torch takes for convolutions by default: its 10 bits round away perturbations of 5e-4 of a weight.
 - the fast path of attention layers: other kernels where no gradient is asked for.
 - `sparse`, `scale_grad_by_freq` and `padding_idx` of embeddings: gradients of another shape, or of another function.
 """
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +31,7 @@ NOTES = {
     "compile": "compiled modules run uncompiled: a compiled backward pass cannot be differentiated again",
 }
 _EMBEDDING_BAG = F.embedding_bag
+_HELD = threading.RLock()  # what is swapped belongs to all threads
 _OLD_HOOKS = ("WeightNorm", "SpectralNorm")  # of torch.nn.utils: they leave a computed weight behind, graph included
 
 
@@ -46,7 +49,7 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
 
 @contextlib.contextmanager
 def plain(model: nn.Module, repaired: set[str]) -> Iterator[None]:
-    """Hold plain operations in place; what was needed of NOTES is added to `repaired`.
+    """Hold plain operations in place; what was needed of NOTES is added to `repaired`.  One thread at a time.
 
     Cost: 50 microseconds a pass over the data and 2 for each module, nothing for operations.
     """
@@ -60,7 +63,7 @@ def plain(model: nn.Module, repaired: set[str]) -> Iterator[None]:
 
     checkpoint = torch.utils.checkpoint
     modules = list(model.modules())
-    with contextlib.ExitStack() as held:
+    with _HELD, contextlib.ExitStack() as held:
         for owner in (torch, sys.modules["torch.nn.utils.weight_norm"]):
             held.enter_context(_swapped(owner, "_weight_norm", noted("weight_norm", _weight_norm)))
         held.enter_context(_swapped(F, "embedding_bag", noted("embedding_bag", _embedding_bag)))
@@ -69,8 +72,11 @@ def plain(model: nn.Module, repaired: set[str]) -> Iterator[None]:
         generator = noted("checkpoint", _nothing)
         held.enter_context(_swapped(checkpoint, "_checkpoint_without_reentrant_generator", generator))
         held.enter_context(_fast_path_off())
+        owners, switch, off = _tf32()
+        for owner in owners:
+            held.enter_context(_swapped(owner, switch, off))
         if any(isinstance(module, nn.RNNBase) for module in modules):
-            held.enter_context(torch.backends.cudnn.flags(enabled=False))
+            held.enter_context(_swapped(torch.backends.cudnn, "enabled", False))
         if "torch._dynamo" in sys.modules:  # else nothing was compiled, and importing it takes seconds
             if any(type(module).__name__ == "OptimizedModule" for module in modules):
                 repaired.add("compile")
@@ -115,6 +121,15 @@ def _fast_path_off() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _tf32() -> tuple[list[Any], str, Any]:
+    """Return what is told of TF32 (on a CPU, of bfloat16), under which name, and the value that means float32."""
+    known: Any = torch.backends
+    cudnn, matmul, mkldnn = known.cudnn, known.cuda.matmul, known.mkldnn
+    if hasattr(getattr(cudnn, "conv", None), "fp32_precision"):  # since torch 2.9, which warns of the older switches
+        return [cudnn.conv, cudnn.rnn, matmul, mkldnn.conv, mkldnn.matmul], "fp32_precision", "ieee"
+    return [cudnn, matmul], "allow_tf32", False
 
 
 def _run(function: Callable[..., Any], _: bool, *args: Any) -> Any:

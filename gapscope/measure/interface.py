@@ -10,7 +10,18 @@ from torch import nn
 from gapscope.errors import GapscopeError, UsageError
 from gapscope.measure.analyzers import analyzer_class
 from gapscope.measure.context import Analyzer, Context
-from gapscope.measure.loading import Data, Loss, Reading, Request, Trust, build_loss, check_fit, data_of, infer_loss
+from gapscope.measure.loading import (
+    Data,
+    Loss,
+    Reading,
+    Request,
+    Trust,
+    as_classes,
+    build_loss,
+    check_fit,
+    data_of,
+    infer_loss,
+)
 from gapscope.measure.loading.sources import completed, taken_out
 from gapscope.measure.problem import DEFAULT_MEMORY_BUDGET, BatchNorm, Hvp, Origin, Problem
 from gapscope.measure.resume import Parts
@@ -113,6 +124,8 @@ def problem(
         found = infer_loss(splits["train"].targets, model, splits["train"].inputs)
     elif isinstance(found, str):
         found = build_loss(found, recorded=False, trust=Trust())
+    if found.ignored is not None:
+        splits = {split: as_classes(part, model) for split, part in splits.items()}
     built: Problem | None = None
     for split, part in splits.items():
         check_fit(model, name, part, found)

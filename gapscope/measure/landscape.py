@@ -50,6 +50,14 @@ class Landscape:
                     f"The checkpoints have {first.size:,} and {other.size:,} parameters under other names or shapes. "
                     "Expected checkpoints of one model: there is no path between others."
                 )
+            fixed = [name for name, _ in first.model.named_parameters() if name in first.constants]
+            apart = [n for n in fixed if not torch.equal(first.constants[n], other.constants[n].to(first.device))]
+            if apart and statistics != "interpolated":
+                raise UsageError(
+                    f"The checkpoints differ in `{apart[0]}`, which is not among the parameters measured. Expected the "
+                    "same: a path moves only those, and would not end in the second checkpoint. Choose it, too "
+                    "(`--parameters`)."
+                )
         ends = tuple(problem.theta.to(first.device, first.dtype) for problem in each)
         buffers = tuple(dict(problem.constants) for problem in each)
         return cls(context.subjects[0].problems, ends, buffers, statistics)

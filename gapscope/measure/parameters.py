@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gapscope.errors import UsageError, did_you_mean
+from gapscope.errors import ProblemError, UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,19 @@ class Parameters:
     def of(cls, model: nn.Module, chosen: Sequence[str] = ()) -> "Parameters":
         """Return the layout of a model's parameters that require a gradient, or of those whose names match a pattern.
 
-        A tied weight may be chosen by any of its names.  Raises UsageError where a pattern matches none.
+        A tied weight may be chosen by any of its names.  Raises UsageError where a pattern matches none, ProblemError
+        where a parameter is complex: left out without a word, its curvature would be missing.
         """
         wanted = {id(p) for pattern in chosen for p in _matching(model, pattern)}
-        named = [
-            (name, p.shape)
-            for name, p in model.named_parameters()
-            if p.is_floating_point() and (id(p) in wanted if chosen else p.requires_grad)
-        ]
-        return cls(tuple(name for name, _ in named), tuple(shape for _, shape in named))
+        named = {n: p for n, p in model.named_parameters() if (id(p) in wanted if chosen else p.requires_grad)}
+        turned = [name for name, p in named.items() if p.is_complex()]
+        if turned:
+            raise ProblemError(
+                f"The parameter `{turned[0]}` is complex. Expected real ones. Keep it as pairs of real numbers, with "
+                "`torch.view_as_complex` in `forward`, or choose the others: `--parameters 'PATTERN'`."
+            )
+        real = {name: p.shape for name, p in named.items() if p.is_floating_point()}
+        return cls(tuple(real), tuple(real.values()))
 
     @property
     def sizes(self) -> list[int]:

@@ -335,15 +335,15 @@ class Problem:
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
         """Hold the model in the mode of this problem, and give it back as it was."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        try:
-            for module, _ in modes:
-                module.training = self.batchnorm == "batch" and isinstance(module, _BatchNorm)
-            with differentiable.plain(self.model, self.repaired):
+        with differentiable.plain(self.model, self.repaired):
+            modes = [(module, module.training) for module in self.model.modules()]
+            try:
+                for module, _ in modes:
+                    module.training = self.batchnorm == "batch" and isinstance(module, _BatchNorm)
                 yield
-        finally:
-            for module, training in modes:
-                module.training = training
+            finally:
+                for module, training in modes:
+                    module.training = training
 
     @cached_property
     def _tensors(self) -> tuple[Inputs, Tensor]:

@@ -102,6 +102,7 @@ class Session:
             "micro_batch": problem.micro_batch,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
+        found |= {"notes": "; ".join(self.notes)} if self.notes else {}
         return found | ({"written_out": " ".join(sorted(problem.repaired))} if problem.repaired else {})
 
     def repairs(self) -> tuple[str, ...]:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -45,3 +46,11 @@ def test_nonsense_is_refused_and_nothing_is_written(run, tmp_path, words, messag
     assert outcome.code == 2
     assert message in outcome.err
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_labels_that_the_model_has_no_output_for_are_refused_before_training(run, tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.zeros((6, 64), np.float32), y=np.arange(6) + 9)
+    outcome = run("train", "-d", "data.npz", "--epochs", "1", "-o", "net.pt")
+    assert outcome.code == 2
+    assert "has labels up to 14" in outcome.err
+    assert not (tmp_path / "net.pt").exists()

@@ -242,3 +242,16 @@ def test_a_model_that_is_float32_inside_is_measured_by_differences_of_float32(dt
         return
     assert given.derivatives.dtype == torch.float32
     assert 1e-6 < given.derivatives.relative_error < 0.05
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_differences_of_kinked_networks_give_the_top_eigenvalue_within_its_error(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3))
+    data = (torch.randn(200, 8), torch.randint(3, (200,)))
+    exact, kinked = (gapscope.problem(model, data, hvp=way) for way in ("exact", "differences"))
+    truth, found = (gapscope.measure(one, [gapscope.Eigenvalues()]).results["eigenvalues"] for one in (exact, kinked))
+    top, known = found.quantities["top"], truth.quantities["top"]
+    assert found.status.name == "CONVERGED"
+    assert abs(top.value - known.value) <= 3 * (top.numerical_error + known.numerical_error)
+    assert top.numerical_error < 0.01 * top.value

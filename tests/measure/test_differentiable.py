@@ -1,4 +1,6 @@
 import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -138,3 +140,43 @@ def test_wrappers_are_taken_off():
     assert unwrapped(inner) == (inner, False)
     assert unwrapped(nn.DataParallel(inner)) == (inner, False)
     assert unwrapped(torch.compile(nn.DataParallel(inner), backend="eager")) == (inner, True)
+
+
+def precisions():
+    known = torch.backends
+    if hasattr(known.cudnn, "conv"):
+        return [known.cudnn.conv.fp32_precision, known.cuda.matmul.fp32_precision, known.mkldnn.matmul.fp32_precision]
+    return [known.cudnn.allow_tf32, known.cuda.matmul.allow_tf32]
+
+
+@pytest.mark.parametrize("asked", ["highest", "high", "medium"])
+def test_measuring_takes_no_tf32_and_gives_back_what_was_asked(asked):
+    torch.set_float32_matmul_precision(asked)
+    try:
+        before = precisions()
+        with plain(nn.LSTM(2, 2), set()):
+            assert set(precisions()) <= {"ieee", False}
+            assert not torch.backends.cudnn.enabled
+        assert precisions() == before
+        assert torch.get_float32_matmul_precision() == asked
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_threads_wait_for_each_other_and_leave_nothing_behind():
+    before, model, inside = swapped(), nn.Linear(2, 2), []
+
+    def hold():
+        for _ in range(20):
+            with plain(model, set()):
+                inside.append(threading.get_ident())
+                time.sleep(1e-4)  # others would come in here
+                inside.append(threading.get_ident())
+
+    threads = [threading.Thread(target=hold) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert inside[::2] == inside[1::2]
+    assert swapped() == before

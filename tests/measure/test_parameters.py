@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from gapscope.errors import UsageError
+from gapscope.errors import ProblemError, UsageError
 from gapscope.measure.parameters import Parameters
 from tests.problems import ZOO
 
@@ -80,3 +80,17 @@ def test_a_tied_weight_is_chosen_by_either_name():
 def test_a_pattern_that_matches_nothing_is_refused():
     with pytest.raises(UsageError, match=r"matches `0.wieght`. Did you mean `0.weight`\? Expected a name"):
         Parameters.of(nn.Sequential(nn.Linear(2, 3)), ["0.wieght"])
+
+
+def test_a_complex_parameter_is_refused_unless_others_are_chosen():
+    model = nn.Linear(3, 2)
+    model.weight = nn.Parameter(model.weight.detach().to(torch.complex64))
+    with pytest.raises(
+        ProblemError, match=r"The parameter `weight` is complex\. Expected real ones\. Keep it as pairs"
+    ):
+        Parameters.of(model)
+    with pytest.raises(ProblemError, match=r"choose the others: `--parameters 'PATTERN'`"):
+        Parameters.of(model, ["*"])
+    assert Parameters.of(model, ["bias"]).names == ("bias",)
+    model.weight.requires_grad_(False)
+    assert Parameters.of(model).names == ("bias",)

@@ -20,6 +20,7 @@ from gapscope.measure.loading.losses import Loss, build_loss, infer_loss
 from gapscope.measure.loading.models import all_arguments, build_model, find_factory, parse_args
 from gapscope.measure.loading.networks import NETWORKS
 from gapscope.measure.loading.sources import completed, holds_config, in_own_names, own_settings, unwrapped
+from gapscope.measure.loading.targets import as_classes, own_criterion
 from gapscope.measure.loading.trial import check_fit, compare_loss
 from gapscope.measure.loading.trust import Trust
 
@@ -32,6 +33,7 @@ __all__ = [
     "Reading",
     "Request",
     "Trust",
+    "as_classes",
     "build_loss",
     "build_model",
     "check_fit",
@@ -88,6 +90,8 @@ def load(request: Request) -> Loaded:
     model, name = built.model, built.name
     train, test = completed(model, train), test and completed(model, test)
     loss, inferred = _loss_of(request, checkpoint, train, model)
+    if loss.ignored is not None:
+        train, test = as_classes(train, model), test and as_classes(test, model)
     notes = built.notes + train.notes + (test.notes if test else ()) + inferred
     if test:
         same_classes(train, test)
@@ -198,4 +202,5 @@ def _loss_of(request: Request, checkpoint: Checkpoint, train: Data, model: nn.Mo
     loss = infer_loss(train.targets, model, train.inputs)
     kind = "real" if train.targets.is_floating_point() else "integer"
     of = f" of a {type(model).__name__}" if loss.name.endswith("-lm") else ""
-    return loss, (f"loss: {loss.name}, inferred from {kind} targets{of}",)
+    source = f"the criterion that {type(model).__name__} holds" if own_criterion(model) else f"{kind} targets{of}"
+    return loss, (f"loss: {loss.name}, inferred from {source}",)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from gapscope.errors import LoadError, did_you_mean
 from gapscope.measure.batches import Inputs
+from gapscope.measure.loading.running import sizes_of
+from gapscope.measure.loading.targets import are_labels, is_ambiguous, own_criterion, refuse, squeezed
 from gapscope.measure.loading.trust import Trust, importable, one_line, resolve, resolve_recorded, signature
 
 IGNORED = -100  # the label that torch and Hugging Face leave out
@@ -74,6 +76,12 @@ def classes_last(outputs: Tensor, targets: Tensor) -> Tensor:
             return outputs
         if outputs.shape[:1] + outputs.shape[2:] == targets.shape:  # (B, C, H, W)
             return outputs.movedim(1, -1)
+    if targets.ndim == 2 and outputs.ndim == 3 and outputs.shape[1] == 1:
+        raise LoadError(
+            f"The model returns {tuple(outputs.shape)} for targets {tuple(targets.shape)}: scores for one place of "
+            f"{targets.shape[1]}. Expected them for all. If it needs the targets for that, name a subclass whose "
+            "forward gives them: `-m path/file.py:Class`."
+        )
     raise LoadError(
         f"The model returns {tuple(outputs.shape)} for targets {tuple(targets.shape)}. Cross-entropy expects "
         "one score per class: (B, C) for (B,), (B, T, C) or (B, C, ...) otherwise. Check the data, or name another "
@@ -163,7 +171,8 @@ def _log_loss(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def _like_outputs(outputs: Tensor, targets: Tensor, loss: str, other: str) -> Tensor:
-    if outputs.numel() == targets.numel() and len(outputs) == len(targets):
+    # numbers in another order, such as channels last, must not fit
+    if len(outputs) == len(targets) and squeezed(outputs.shape[1:]) == squeezed(targets.shape[1:]):
         targets = targets.reshape(outputs.shape)  # (B,) against (B, 1) would broadcast to (B, B)
     if outputs.shape != targets.shape:
         raise LoadError(
@@ -217,13 +226,19 @@ _OPTIONS = {
 
 
 def infer_loss(targets: Tensor, model: nn.Module | None = None, inputs: Inputs | None = None) -> Loss:
-    """Return the usual loss: mean squared error for real targets, else cross-entropy, or that of a language model.
+    """Return the criterion that the model holds, else the usual loss: mean squared error for real targets, else
+    cross-entropy, or that of a language model.
 
     A `...ForCausalLM` (`...LMHeadModel`) over targets of its tokens' shape predicts the next token, unless the targets
-    are already those.
+    are already those.  Raises LoadError where the model's outputs leave open which loss it is.
     """
+    output = sizes_of(inputs, model) if model is not None and inputs is not None else None
+    if model is not None and (own := own_criterion(model)):
+        return build_loss(own, recorded=False, trust=Trust())
+    if is_ambiguous(targets, output):
+        raise refuse(targets, output)
     if targets.is_floating_point():
-        return LOSSES["mse"]
+        return LOSSES["cross-entropy" if are_labels(targets, output) else "mse"]
     kind = type(model).__name__
     if kind.endswith("ForMaskedLM"):
         return LOSSES["masked-lm"]
@@ -253,6 +268,8 @@ def build_loss(spec: str, *, recorded: bool, trust: Trust) -> Loss:
     if isinstance(found, Loss):
         return found
     function = _instance(found, spec) if isinstance(found, type) else found
+    if isinstance(function, _ELEMENTWISE):
+        return Loss(spec, _mean_of_entries(function, spec))
     if not callable(function):
         raise LoadError(
             f"`{spec}` is an object of class {type(found).__name__}. Expected a function of (outputs, targets)."
@@ -326,6 +343,20 @@ def _instance(kind: type, spec: str) -> object:
         raise LoadError(
             f"`{spec}` without arguments raised {one_line(error)}. Name a function that returns it."
         ) from error
+
+
+_ELEMENTWISE = (nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss)
+
+
+def _mean_of_entries(criterion: nn.Module, spec: str) -> PerSample:
+    """Return torch's unreduced loss of equal shapes, averaged over all dimensions but the first."""
+
+    def per_sample(outputs: Tensor, targets: Tensor) -> Tensor:
+        wanted = _like_outputs(outputs, targets, f"`{spec}`", "cross-entropy")
+        losses: Tensor = criterion(outputs, wanted)
+        return losses.reshape(len(outputs), -1).mean(1)
+
+    return per_sample
 
 
 def _per_sample(function: Callable[..., Any], spec: str) -> PerSample:

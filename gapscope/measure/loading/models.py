@@ -122,4 +122,7 @@ def _wrong_arguments(spec: str, args: Mapping[str, Any], parameters: list[Any], 
     unknown = [name for name in args if name not in names]
     hint = did_you_mean(unknown[0], names) if unknown else ""
     shown = ", ".join(str(p) for p in parameters) or "no arguments"
-    return f"`{spec}`: {error}.{hint} It takes {shown}. Set them with `-a NAME=VALUE`."
+    return (
+        f"`{spec}`: {error}.{hint} It takes {shown}. Set them with `-a NAME=VALUE`; where one is an object, name a "
+        "function that makes the model with it: `-m path/file.py:function`."
+    )

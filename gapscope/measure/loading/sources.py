@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from gapscope.errors import LoadError, did_you_mean
 from gapscope.measure.batches import Inputs, tensors
+from gapscope.measure.loading.checkpoints.checkpoint import SETTINGS
+from gapscope.measure.loading.datasets.columns import IGNORED
 from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.trust import one_line, signature
 
@@ -200,14 +202,30 @@ def _quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+class Settings(dict[str, Any]):
+    """Recorded settings as one object, `settings.width` or `settings["width"]`, as Lightning hands them over."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the checkpoint recorded no setting `{name}`") from None
+
+
 def own_settings(factory: object, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a Lightning class takes of the settings that its checkpoint recorded; {} for any other factory."""
-    if not (isinstance(factory, type) and _is_lightning(factory)):
-        return {}
+    """Return what a Lightning class takes of the settings that its checkpoint recorded.
+
+    Any factory whose only required argument is called `config` or the like gets all of them as one object.
+    """
     known = signature(factory)
     parameters = known.parameters.values() if known else ()
     everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     names = {parameter.name for parameter in parameters}
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if settings and len(required) == 1 and required[0] in SETTINGS and required[0] not in settings:
+        return {required[0]: Settings(settings)}
+    if not (isinstance(factory, type) and _is_lightning(factory)):
+        return {}
     # LightningCLI records words of its own, such as `_instantiator`
     return {k: value for k, value in settings.items() if (everything and not k.startswith("_")) or k in names}
 
@@ -241,12 +259,22 @@ def taken_out(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
 def completed(model: nn.Module, data: Data) -> Data:
     """Return data with the decoder's inputs where a sequence-to-sequence model makes them from its labels."""
     prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    inputs = data.inputs if isinstance(data.inputs, dict) else {"input_ids": tensors(data.inputs)[0]}
-    if prepare is None or "decoder_input_ids" in inputs or data.targets.is_floating_point():
+    config = getattr(model, "config", None)
+    if prepare is None and getattr(config, "is_encoder_decoder", False) and hasattr(model, "main_input_name"):
+        prepare = partial(_shifted, config)
+    first = getattr(model, "main_input_name", "input_ids")
+    inputs = data.inputs if isinstance(data.inputs, dict) else {first: tensors(data.inputs)[0]}
+    if prepare is None or "decoder_input_ids" in inputs or data.targets.is_floating_point() or data.targets.ndim < 2:
         return data
     note = f"data: {data.name}: the decoder's inputs are made from the labels, as {type(model).__name__} does"
     made = {**inputs, "decoder_input_ids": prepare(labels=data.targets)}
     return replace(data, inputs=made, notes=(*data.notes, note))
+
+
+def _shifted(config: Any, labels: Tensor) -> Tensor:
+    """Return the start token and then all labels but the last, as models do that have no method for it."""
+    before = torch.cat([torch.full_like(labels[:, :1], config.decoder_start_token_id), labels[:, :-1]], dim=1)
+    return before.masked_fill(before == IGNORED, config.pad_token_id)
 
 
 def own_loss(model: nn.Module, inputs: Inputs, targets: Tensor) -> float | None:

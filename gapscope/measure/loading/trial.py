@@ -1,38 +1,40 @@
 """A few samples through model and loss: whatever does not fit is said before hours of work."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from gapscope.errors import GapscopeError, LoadError, did_you_mean
-from gapscope.measure.batches import Inputs, called, described, mapped, scores, taken
+from gapscope.measure.batches import Inputs, called, described, scores
 from gapscope.measure.loading.datasets.data import Data
+from gapscope.measure.loading.datasets.transforms import channels_last
 from gapscope.measure.loading.losses import Loss, classes_last
+from gapscope.measure.loading.running import few, undisturbed
 from gapscope.measure.loading.sources import own_loss
 from gapscope.measure.loading.trust import one_line, signature
 
+_SAMPLES = 8  # logits that all look like probabilities by chance are rare then
 _OWN_LOSS_SAMPLES = 4
 _OWN_LOSS_TOLERANCE = 1e-3  # relative; float32 leaves 1e-6
 
 
 def check_fit(model: nn.Module, name: str, data: Data, loss: Loss) -> tuple[str, ...]:
-    """Run two samples through model and loss, and return notes on what was chosen of the outputs.
+    """Run a few samples through model and loss, and return notes on what was chosen of the outputs.
 
     Raises: LoadError where model, data and loss do not fit.
     """
-    x, y = _typed(taken(data.inputs, slice(2)), model), data.targets[:2]
+    x, y = few(data.inputs, model, _SAMPLES), data.targets[:_SAMPLES]
     shapes = f"`{name}` and {data.name} (samples of {described(x)})"
     if isinstance(x, dict):
         _check_names(model, name, x)
     try:
-        with _undisturbed(model), torch.no_grad():
+        with undisturbed(model), torch.no_grad():
             produced = called(model, x)
     except Exception as error:  # the user's forward can raise anything
-        hint = " If they are no token numbers, save them as floats." if _all_integers(x) else ""
         raise LoadError(
-            f"{shapes} do not fit: {one_line(error)}. Check the model's arguments (`-a`) and the data (`-d`).{hint}"
+            f"{shapes} do not fit: {one_line(error)}. Check the model's arguments (`-a`) and the data (`-d`)."
+            f"{_hint(x, data, error)}"
         ) from error
     try:
         outputs = scores(produced)
@@ -59,15 +61,36 @@ def check_fit(model: nn.Module, name: str, data: Data, loss: Loss) -> tuple[str,
         ) from error
     if not ok:
         raise LoadError(f"The loss `{loss.name}` returned {losses.dtype}. Expected real numbers, one per sample.")
-    if isinstance(produced, tuple | list) and not hasattr(produced, "logits"):
-        return (f"outputs: the first of {len(produced)}",)
-    return ()
+    several = isinstance(produced, tuple | list) and not hasattr(produced, "logits")
+    notes = (f"outputs: the first of {len(produced)}",) if several else ()
+    return notes + _seen(outputs, data, loss)
+
+
+def _seen(outputs: Tensor, data: Data, loss: Loss) -> tuple[str, ...]:
+    """Return notes on what targets and outputs look like."""
+    notes = []
+    if loss.ignored is not None and (left := int((data.targets == loss.ignored).sum())):
+        notes.append(
+            f"data: {data.name}: {left} of {data.targets.numel()} labels are {loss.ignored}, left out of the loss"
+        )
+    kind = loss.name.partition(":")[0]
+    inside = bool(((outputs >= 0) & (outputs <= 1)).all())
+    if inside and kind == "cross-entropy":
+        sums = classes_last(outputs, data.targets[: len(outputs)]).sum(-1)
+        if torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+            notes.append("outputs: they look like a softmax's; cross-entropy is of the scores before it")
+    elif inside and kind == "bce-with-logits":
+        notes.append(
+            "outputs: all from 0 to 1, as a sigmoid's; bce-with-logits is of the scores before it: "
+            "`--loss torch.nn:BCELoss` is of these"
+        )
+    return tuple(notes)
 
 
 def compare_loss(model: nn.Module, data: Data, loss: Loss) -> tuple[str, ...]:
     """Return a note where the model itself computes another loss than ours on up to 4 samples, as trained with."""
-    x, y = _typed(taken(data.inputs, slice(_OWN_LOSS_SAMPLES)), model), data.targets[:_OWN_LOSS_SAMPLES]
-    with _undisturbed(model), torch.no_grad():
+    x, y = few(data.inputs, model, _OWN_LOSS_SAMPLES), data.targets[:_OWN_LOSS_SAMPLES]
+    with undisturbed(model), torch.no_grad():
         theirs = own_loss(model, x, y)
         if theirs is None:
             return ()
@@ -77,14 +100,20 @@ def compare_loss(model: nn.Module, data: Data, loss: Loss) -> tuple[str, ...]:
     return (f"loss: {loss.name} is {ours:.4g} on {len(y)} samples, the model's own .loss {theirs:.4g}: not the same",)
 
 
-def _typed(inputs: Inputs, model: nn.Module) -> Inputs:
-    """Return real inputs in the type and at the place of the model's parameters."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    return mapped(inputs, lambda x: x.to(like.device, like.dtype if x.is_floating_point() else x.dtype))
-
-
-def _all_integers(inputs: Inputs) -> bool:
-    return isinstance(inputs, Tensor) and not inputs.is_floating_point()
+def _hint(inputs: Inputs, data: Data, error: Exception) -> str:
+    """Return what usually helps where a model cannot take the inputs."""
+    hints = []
+    if isinstance(inputs, tuple):
+        hints.append(f"Each sample gives {len(inputs)} inputs, called in their order, and the target last.")
+    elif isinstance(inputs, Tensor):
+        shape = tuple(inputs.shape[1:])
+        if not inputs.is_floating_point():
+            hints.append("If they are no token numbers, save them as floats; bytes take `--normalize scale`.")
+        if channels_last(shape):
+            hints.append(f"Channels last? `--reshape {shape[2]},{shape[0]},{shape[1]}` moves them first.")
+        elif len(shape) == 2 and "channels" in str(error):
+            hints.append(f"Gray pictures without a channel? `--reshape 1,{shape[0]},{shape[1]}`.")
+    return "".join(f" {hint}" for hint in (*hints, *(f"({note}.)" for note in data.notes)))
 
 
 def _check_names(model: nn.Module, name: str, inputs: Mapping[str, Tensor]) -> None:
@@ -127,37 +156,43 @@ def _check_targets(outputs: Tensor, name: str, data: Data, loss: Loss) -> None:
 
 def _check_labels(outputs: Tensor, name: str, data: Data, ignored: int) -> None:
     if data.targets.is_floating_point():
-        raise LoadError(f"{data.name} has real targets. Cross-entropy expects class numbers; use `--loss mse`.")
+        raise LoadError(
+            f"{data.name} has real targets. Cross-entropy expects class numbers, or one-hot rows of the outputs' "
+            "shape. Use `--loss mse`, or for probabilities a loss of yours: `--loss path/file.py:function`."
+        )
+    if outputs.shape[1:] == data.targets.shape[1:]:
+        raise LoadError(
+            f"`{name}` returns {tuple(outputs.shape)} for targets {tuple(data.targets[: len(outputs)].shape)}. "
+            "Cross-entropy expects scores for each class. For one output per label, as of several labels at once, use "
+            "`--loss bce-with-logits`, or `--loss mse`."
+        )
     classes = classes_last(outputs, data.targets[: len(outputs)]).shape[-1]
     used = data.targets[data.targets != ignored]
     top, low = (int(used.max()), int(used.min())) if len(used) else (0, 0)
     if low < 0:
         raise LoadError(
             f"{data.name} has the label {low}. Expected classes 0, 1, 2, ...; {ignored} alone is left out. Name the "
-            f"one that means no label: `--loss cross-entropy:ignore_index={low}`."
+            f"one that means no label: `--loss cross-entropy:ignore_index={low}`; or for a regression: `--loss mse`."
         )
     if classes < 2 or top >= classes:
         raise LoadError(
             f"{data.name} has labels up to {top}, `{name}` has {classes} output{'s' * (classes != 1)}. "
-            f"Expected one output per class: `-a outputs={max(top + 1, 2)}` if that is its argument, or other "
-            "data (`-d`)."
+            + _way(used, classes, top, low)
         )
 
 
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluate in eval mode, and put modes, buffers and random state back."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            for module in modes:
-                module.training = False  # not eval(), which exported programs refuse
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in buffers and not torch.equal(buffer, buffers[name]):
-                    buffer.copy_(buffers[name])
+def _way(used: Tensor, classes: int, top: int, low: int) -> str:
+    """Return what to do about labels that are too large."""
+    if classes == 1:
+        return "Expected one output per class. If it is one yes or no: `--loss bce-with-logits`."
+    if low == 1 and top == classes:
+        return (
+            f"Expected classes 0 to {classes - 1}; these start at 1. Subtract 1 where the data are made, or in a "
+            "factory: `-d path/file.py:factory`."
+        )
+    if int(used[used != top].max()) < classes:
+        return (
+            f"Expected classes 0 to {classes - 1}. If {top} means no label: `--loss cross-entropy:ignore_index={top}`; "
+            f"else one output more: `-a outputs={top + 1}` if that is its argument."
+        )
+    return f"Expected one output per class: `-a outputs={top + 1}` if that is its argument, or other data (`-d`)."

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+import gapscope
 from gapscope.errors import UsageError
 from gapscope.measure.analyzers.path import Path
 from gapscope.measure.loading import Loss
@@ -268,3 +269,16 @@ def test_another_model_with_the_same_weights_does_not_resume(tmp_path):
     other.model.load_state_dict(one.model.state_dict())
     digests = {Landscape.of(both(where), "re-estimated").digest() for where in (one, other)}
     assert len(digests) == 2
+
+
+def test_a_path_that_would_not_end_in_the_second_checkpoint_is_refused():
+    def net(seed):
+        torch.manual_seed(seed)
+        return torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+
+    data = (torch.randn(30, 4), torch.arange(30) % 3)
+    parts = [gapscope.problem(net(seed), data, parameters=["2.*"]) for seed in (0, 1)]
+    with pytest.raises(UsageError, match=r"The checkpoints differ in `0.weight`, which is not among the parameters"):
+        gapscope.measure(parts, [gapscope.Path()])
+    whole = [gapscope.problem(net(seed), data) for seed in (0, 1)]
+    assert gapscope.measure(whole, [gapscope.Path()]).results["path"].quantities["barrier"].value >= 0

@@ -46,8 +46,33 @@ def test_inferred_choices_are_noted():
         "data: the test data are the training data"
         in ask(data="zoo:pairs", model="zoo:Net", test_data="zoo:pairs", path=net()).notes
     )
-    np.savez("a.npz", x=np.ones((3, 64)), y=np.ones((3, 10)))
+    np.savez("a.npz", x=np.ones((3, 64)), y=np.full((3, 10), 0.5))
     assert "loss: mse, inferred from real targets" in ask(data="a.npz").notes
+
+
+def test_one_hot_targets_are_measured_as_the_labels_that_they_are():
+    made()
+    labels = np.arange(6) % 10
+    np.savez("labels.npz", x=np.ones((6, 64), np.float32), y=labels)
+    np.savez("hot.npz", x=np.ones((6, 64), np.float32), y=np.eye(10)[labels])
+    with pytest.raises(LoadError, match="The targets are zeros and ones, one for each output of the model"):
+        ask(data="hot.npz")
+    hot, plain = ask(data="hot.npz", test_data="hot.npz", loss="cross-entropy"), ask(data="labels.npz")
+    assert hot.train.fingerprint == hot.test.fingerprint == plain.train.fingerprint
+    assert "data: hot.npz: targets: one-hot rows taken as class numbers" in hot.notes
+
+
+def test_the_criterion_of_the_model_and_the_recorded_settings_are_used_and_said():
+    Path("held.py").write_text(
+        "import torch\n\nclass Held(torch.nn.Linear):\n    def __init__(self, config):\n"
+        "        super().__init__(config.inputs, 10)\n"
+        "        self.criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)\n"
+    )
+    torch.save({"model": nn.Linear(64, 10).state_dict(), "model_args": {"inputs": 64}}, "held.pt")
+    loaded = ask(model="held.py:Held", data="digits", path=Path("held.pt"))
+    assert loaded.loss.name == "cross-entropy:label_smoothing=0.1"
+    assert "loss: cross-entropy:label_smoothing=0.1, inferred from the criterion that Held holds" in loaded.notes
+    assert "model: config={'inputs': 64} as the checkpoint recorded; change them with `-a`" in loaded.notes
 
 
 def net(path="net.pt", **about):
@@ -171,14 +196,17 @@ def model_returning(what: str):
             "{'y': y}",
             "returns dict. Expected one tensor, an object with `.logits`, or a tuple whose first is the scores.",
         ),
-        ("y.sum()", "returns () for 2 samples. Expected one output per sample, batch first."),
-        ("y.T", "returns (10, 2) for 2 samples"),
+        ("y.sum()", "returns () for 8 samples. Expected one output per sample, batch first."),
+        ("y.T", "returns (10, 8) for 8 samples"),
         (
             "y[:, :7]",
             "digits has labels up to 9, `m.py:build` has 7 outputs. Expected one output per class: `-a outputs=10`",
         ),
-        ("y[:, :1]", "has 1 output."),
-        ("y[:, 0]", "returns (2,) for targets (2,). Cross-entropy expects one score per class"),
+        (
+            "y[:, :1]",
+            "The targets are whole numbers, one for each output of the model (1,). Expected",
+        ),
+        ("y[:, 0]", "one for each output of the model (). Expected to be told the loss"),
         (
             "1 / 0",
             "do not fit: ZeroDivisionError: division by zero. Check the model's arguments (`-a`) and the data (`-d`).",
@@ -198,11 +226,11 @@ def test_data_of_the_wrong_shape_or_type_are_shown_beside_the_model():
     ):
         ask(data="a.npz")
     np.savez("a.npz", x=np.ones((3, 64), np.int64), y=np.arange(3))
-    with pytest.raises(LoadError, match=r"If they are no token numbers, save them as floats."):
+    with pytest.raises(LoadError, match=r"If they are no token numbers, .*; bytes take `--normalize scale`."):
         ask(data="a.npz")
-    np.savez("a.npz", x=np.ones((3, 64)), y=np.ones(3))
+    np.savez("a.npz", x=np.ones((3, 64)), y=np.full(3, 0.5))
     with pytest.raises(
-        LoadError, match=r"a.npz has real targets. Cross-entropy expects class numbers; use `--loss mse`."
+        LoadError, match=r"a.npz has real targets. Cross-entropy expects class numbers, or one-hot rows .*`--loss mse`"
     ):
         ask(data="a.npz", loss="cross-entropy")
     assert ask(data="digits").train.inputs.dtype == torch.float32
@@ -212,14 +240,14 @@ def test_a_loss_that_fails_or_returns_no_real_numbers_is_named():
     made()
     Path("l.py").write_text("def bad(o, t): raise KeyError('k')\ndef count(o, t): return t * 0\n")
     with pytest.raises(
-        LoadError, match=r"The loss `l.py:bad` on outputs \(2, 10\) and targets \(2,\) int64 raised KeyError"
+        LoadError, match=r"The loss `l.py:bad` on outputs \(8, 10\) and targets \(8,\) int64 raised KeyError"
     ):
         ask(loss="l.py:bad")
     with pytest.raises(
         LoadError, match=r"The loss `l.py:count` returned torch.int64. Expected real numbers, one per sample."
     ):
         ask(loss="l.py:count")
-    with pytest.raises(LoadError, match="returned a scalar for 2 samples"):
+    with pytest.raises(LoadError, match="returned a scalar for 8 samples"):
         ask(loss="torch.nn.functional:cross_entropy")
 
 

@@ -237,3 +237,25 @@ def test_a_recorded_loss_that_is_not_trusted_is_not_imported(folder):
         with pytest.raises(LoadError, match=f"records the loss `{spec}`"):
             build(spec, recorded=True)
     assert not (folder / "sang").exists()
+
+
+def test_scores_for_one_place_alone_are_led_on():
+    with pytest.raises(LoadError, match=r"\(2, 1, 9\) for targets \(2, 5\): scores for one place of 5. Expected"):
+        classes_last(torch.rand(2, 1, 9), torch.ones(2, 5).long())
+
+
+def test_numbers_in_another_order_never_fit():
+    with pytest.raises(LoadError, match=r"\(2, 3, 4, 5\) for targets \(2, 4, 5, 3\). Mean squared error expects"):
+        MSE.per_sample(torch.rand(2, 3, 4, 5), torch.rand(2, 4, 5, 3))
+    assert MSE.per_sample(torch.ones(2, 1, 4), torch.ones(2, 4, 1)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["L1Loss", "SmoothL1Loss", "HuberLoss", "BCELoss"])
+def test_torchs_losses_of_equal_shapes_are_averaged_over_the_outputs(name):
+    outputs, targets = torch.rand(7, 3), torch.rand(7, 3)
+    loss, theirs = build(f"torch.nn:{name}"), getattr(torch.nn, name)()
+    assert torch.allclose(loss.per_sample(outputs, targets).mean(), theirs(outputs, targets))
+    flat = loss.per_sample(outputs[:, :1], targets[:, 0])  # which torch would broadcast
+    assert torch.allclose(flat.mean(), theirs(outputs[:, 0], targets[:, 0]))
+    with pytest.raises(LoadError, match=rf"`torch.nn:{name}` expects equal shapes"):
+        loss.per_sample(outputs, targets[:, :2])

@@ -214,6 +214,21 @@ def test_a_lightning_class_takes_its_own_recorded_settings():
     assert own_settings(lambda width: width, recorded) == {}
 
 
+def test_a_factory_of_one_settings_object_gets_what_was_recorded():
+    def factory(config, scale=1):
+        return nn.Linear(config.inputs, config["outputs"])
+
+    settings = {"inputs": 3, "outputs": 2, "lr": 0.1}
+    (made,) = own_settings(factory, settings).values()
+    assert factory(made).weight.shape == (2, 3)
+    assert json.dumps(made) == json.dumps(settings)
+    with pytest.raises(AttributeError, match="the checkpoint recorded no setting `width`"):
+        _ = made.width
+    assert own_settings(factory, {}) == {}
+    assert own_settings(lambda inputs: None, settings) == {}
+    assert own_settings(lambda config, other: None, settings) == {}
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
 def test_wrapped_models_are_taken_out():
     inner = nn.Linear(2, 2)
@@ -240,6 +255,19 @@ def test_a_sequence_to_sequence_model_gets_its_decoders_inputs_from_the_labels()
     assert found.notes == ("data: text: the decoder's inputs are made from the labels, as Seq2Seq does",)
     assert completed(Seq2Seq(1, 1), found) is found
     assert completed(nn.Linear(1, 1), data) is data
+
+
+def test_a_speech_models_decoder_starts_with_its_own_token():
+    class Speech(nn.Linear):
+        main_input_name = "input_features"
+        config = types.SimpleNamespace(is_encoder_decoder=True, decoder_start_token_id=9, pad_token_id=0)
+
+    features, labels = torch.rand(2, 4, 5), torch.tensor([[1, -100, -100], [3, 4, 5]])
+    found = completed(Speech(1, 1), Data(features, labels, "speech", "-", 2))
+    assert found.inputs["input_features"] is features
+    assert found.inputs["decoder_input_ids"].tolist() == [[9, 1, 0], [9, 3, 4]]
+    classes = Data(features, torch.ones(2).long(), "speech", "-", 2)
+    assert completed(Speech(1, 1), classes) is classes
 
 
 class Labelled(nn.Linear):

@@ -81,8 +81,25 @@ def test_a_model_that_would_swallow_an_input_is_told_from_one_that_uses_it():
     ("targets", "spec", "message"),
     [
         (torch.tensor([0, 1, -1] * 2), "cross-entropy", "has the label -1. Expected classes 0, 1, 2, ...; -100 alone"),
-        (torch.tensor([0, 1, -1] * 2), "cross-entropy", "`--loss cross-entropy:ignore_index=-1`."),
+        (
+            torch.tensor([0, 1, -1] * 2),
+            "cross-entropy",
+            "ignore_index=-1`; or for a regression: `--loss mse`.",
+        ),
         (torch.tensor([0, 1, 7] * 2), "cross-entropy:label_smoothing=0.1", "has labels up to 7, `m` has 2 outputs."),
+        (torch.tensor([1, 2, 2] * 2), "cross-entropy", "Expected classes 0 to 1; these start at 1. Subtract 1 where"),
+        (
+            torch.tensor([0, 1, 9] * 2),
+            "cross-entropy",
+            "If 9 means no label: `--loss cross-entropy:ignore_index=9`;",
+        ),
+        (torch.tensor([7, 1, 9] * 2), "cross-entropy", "Expected one output per class: `-a outputs=10` if that is its"),
+        (
+            torch.ones(6, 2).long(),
+            "cross-entropy",
+            "`m` returns (6, 2) for targets (6, 2). Cross-entropy expects",
+        ),
+        (torch.full((6,), 0.5), "cross-entropy", "a loss of yours: `--loss path/file.py:function`."),
         (torch.full((6, 2), 3.0), "bce-with-logits", "has targets from 3 to 3. Binary cross-entropy expects 0 to 1."),
     ],
 )
@@ -93,8 +110,52 @@ def test_targets_that_the_loss_cannot_judge_are_shown(targets, spec, message):
 
 def test_labels_to_be_left_out_are_accepted():
     check = partial(check_fit, nn.Linear(3, 2), "m")
-    assert check(data(X, torch.tensor([0, -100, 1] * 2)), loss("cross-entropy")) == ()
-    assert check(data(X, torch.tensor([0, -1, 1] * 2)), loss("cross-entropy:ignore_index=-1")) == ()
+    (note,) = check(data(X, torch.tensor([0, -100, 1] * 2)), loss("cross-entropy"))
+    assert note == "data: the data: 2 of 6 labels are -100, left out of the loss"
+    (note,) = check(data(X, torch.tensor([0, -1, 1] * 2)), loss("cross-entropy:ignore_index=-1"))
+    assert note == "data: the data: 2 of 6 labels are -1, left out of the loss"
+
+
+def test_one_output_for_labels_is_led_to_the_binary_loss():
+    with pytest.raises(LoadError, match=r"has 1 output. Expected one output per class. .*: `--loss bce-with-logits`."):
+        check_fit(nn.Linear(3, 1), "m", data(X, Y), loss("cross-entropy"))
+
+
+@pytest.mark.parametrize(
+    ("last", "targets", "spec", "word"),
+    [
+        (nn.Softmax(-1), Y, "cross-entropy", "a softmax's; cross-entropy is of the scores before it"),
+        (
+            nn.Sigmoid(),
+            torch.ones(6, 2),
+            "bce-with-logits",
+            "it: `--loss torch.nn:BCELoss` is of these",
+        ),
+    ],
+)
+def test_probabilities_where_scores_are_due_are_noted(last, targets, spec, word):
+    torch.manual_seed(0)
+    (note,) = check_fit(nn.Sequential(nn.Linear(3, 2), last), "m", data(X, targets), loss(spec))
+    assert note.startswith("outputs: ")
+    assert note.endswith(word)
+    assert check_fit(nn.Sequential(nn.Linear(3, 2), nn.LogSoftmax(-1)), "m", data(X, targets), loss(spec)) == ()
+
+
+@pytest.mark.parametrize(
+    ("x", "hint"),
+    [
+        (torch.ones(6, 8, 9, 3), "Channels last? `--reshape 3,8,9` moves them first. (data: read so.)"),
+        (torch.ones(6, 8, 9), "Gray pictures without a channel? `--reshape 1,8,9`."),
+        (
+            (torch.ones(6, 3), torch.ones(6, 3)),
+            "Each sample gives 2 inputs, called in their order, and the",
+        ),
+    ],
+)
+def test_inputs_that_a_model_cannot_take_are_led_on(x, hint):
+    noted = Data(x, Y, "the data", "-", 6, ("data: read so",))
+    with pytest.raises(LoadError, match=re.escape(hint)):
+        check_fit(nn.Conv2d(3, 2, 3), "m", noted, loss("cross-entropy"))
 
 
 def test_a_model_that_computes_another_loss_itself_is_noted():

@@ -40,7 +40,7 @@ _RECORDED_TYPES: dict[str, type] = {
 }
 _NOT_WEIGHTS = re.compile(r"optimizer|(^|_)(optim|sched\w*|scaler|rng\w*)$|^(gapscope|callbacks|loops)$", re.I)
 _OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim", "optimizer_states", "optimizers")
-_SETTINGS = ("args", "config", "cfg", "hparams", "hyper_parameters", "hyperparameters", "opt")
+SETTINGS = ("args", "config", "cfg", "hparams", "hyper_parameters", "hyperparameters", "opt", "model_args")
 _HINTS = (
     *("epoch", "epochs", "step", "steps", "global_step", "iteration", "iterations", "iter_num"),
     *("batch_size", "lr", "learning_rate", "momentum", "weight_decay", "seed"),
@@ -121,21 +121,25 @@ def read_checkpoint(path: Path, trust: Trust, *, values: bool = True) -> Checkpo
     content, module = _without_modules(content)
     if found in (formats.PICKLE, formats.MODULE):
         content = _tensors(content)
+    if isinstance(content, list | tuple) and any(isinstance(part, Mapping) for part in content):
+        content = {str(place): part for place, part in enumerate(content)}  # weights and optimizer, side by side
     if not isinstance(content, Mapping):
         raise LoadError(
             f"{path} holds {_described(content)}. Expected a state_dict, or a dict with one: "
             "`torch.save(model.state_dict(), path)`."
         )
     recorded = _recorded(content.get("gapscope"), path)
-    tensors = dict(_state_dicts(content))
+    tensors = dict(_state_dicts(content)) or dict(_state_dicts(_tensors(content)))  # torch.save takes arrays too
     initial = tensors.pop("initial", None) if recorded else None
     if {"state_dict", "current_model_state", "averaging_state"} <= set(tensors):
         # Lightning's WeightAveraging: the average lies where raw weights are due, and its counter beside it
         tensors["state_dict"] |= tensors.pop("averaging_state")
     if not tensors:
+        packed = any(str(key).endswith("_packed_params") for key in content)
         keys = ", ".join(f"`{key}`" for key in list(content)[:8])
         raise LoadError(
             f"{path} holds no weights (its keys: {keys or 'none'}). Expected a state_dict of named tensors."
+            + " These are quantized, whose loss has no derivatives: give the weights from before." * packed
         )
     optimizer = next((content[key] for key in _OPTIMIZERS if key in content), None)
     if isinstance(optimizer, list | tuple) and optimizer:
@@ -169,7 +173,7 @@ def _without_modules(content: object) -> tuple[object, nn.Module | None]:
     return {**content, **states} if states else content, next(iter(modules.values()), None)
 
 
-def _tensors(value: object) -> object:
+def _tensors(value: Any) -> Any:
     """Return the tables of a pickle with arrays of numbers as tensors."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiubc":
         return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
@@ -179,7 +183,7 @@ def _tensors(value: object) -> object:
 def _settings(content: Mapping[Any, Any]) -> dict[str, Any]:
     """Return the hyper-parameters that a training script left, as far as they are plain values."""
     found: dict[str, Any] = {}
-    for key in _SETTINGS:
+    for key in SETTINGS:
         value = content.get(key)
         found |= value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
     plain = {}
@@ -230,7 +234,7 @@ def _state_dicts(
 def _training_hints(content: Mapping[str, Any], optimizer: Mapping[str, Any] | None) -> dict[str, Any]:
     """Collect batch_size, lr, epoch, ... from where training scripts usually leave them."""
     hints: dict[str, Any] = {}
-    settings = [content[key] for key in _SETTINGS if key in content]
+    settings = [content[key] for key in SETTINGS if key in content]
     for source in [*(s if isinstance(s, Mapping) else getattr(s, "__dict__", {}) for s in settings), content]:
         hints |= {key: source[key] for key in _HINTS if isinstance(source.get(key), int | float)}
     groups = optimizer.get("param_groups") if optimizer else None

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,7 @@ def fit(
     twins = _twins(model)
     options = [option for at, tensors in checkpoint.tensors.items() for option in _options(at, tensors, state, twins)]
     options += [shadow for at in checkpoint.tensors if (shadow := _shadow(at, checkpoint, model, options))]
+    options = [_with_buffers(option, model, options) for option in options]
     options = sorted(_asked(checkpoint, options, weights), key=lambda option: option.rank)
     fitting = [option for option in options if option.fits]
     if not fitting:
@@ -153,6 +154,17 @@ def _shadow(at: str, checkpoint: Checkpoint, model: nn.Module, options: Sequence
             missing = [name for name in model.state_dict() if name not in tensors]
             return _Option(at, at, tensors, missing, [], [], 0, True, ("weights: named by their order in the model",))
     return None
+
+
+def _with_buffers(option: _Option, model: nn.Module, options: Sequence[_Option]) -> _Option:
+    """Complete an average of the parameters alone by the buffers of the raw weights, as its maker had them."""
+    buffers = {name for name, _ in model.named_buffers()}
+    raw = next((other for other in options if other.fits and not other.averaged), None)
+    if raw is None or not option.averaged or not option.missing or not buffers.issuperset(option.missing):
+        return option
+    remark = f"weights: `{option.missing[0]}` and other buffers are those of `{raw.location}`: not in the average"
+    filled = {name: raw.tensors[name] for name in option.missing}
+    return replace(option, tensors={**option.tensors, **filled}, missing=[], remarks=(*option.remarks, remark))
 
 
 def _options(
@@ -310,11 +322,18 @@ def _why_not(
 
 
 def _guess(option: _Option, state: Mapping[str, Tensor], model_args: Mapping[str, Any]) -> str:
-    """Find the argument whose value is the model's size wherever the checkpoint has another one."""
-    votes: dict[str, int] = {}
-    for name in option.mismatched:
-        for theirs, ours in zip(option.tensors[name].shape, state[name].shape, strict=False):
-            for argument, value in model_args.items() if theirs != ours else ():
+    """Find the arguments whose values are the model's sizes wherever the checkpoint has other ones, fewest first."""
+    pairs = [
+        pair
+        for name in option.mismatched
+        for pair in zip(option.tensors[name].shape, state[name].shape, strict=False)
+        if pair[0] != pair[1]
+    ]
+    changes = []
+    while pairs:
+        votes: dict[str, list[tuple[int, int]]] = {}
+        for theirs, ours in pairs:
+            for argument, value in model_args.items():
                 if type(value) is int and value == ours:
                     text = f"-a {argument}={theirs}"
                 elif isinstance(value, list | tuple) and ours in value:
@@ -323,5 +342,12 @@ def _guess(option: _Option, state: Mapping[str, Tensor], model_args: Mapping[str
                     text = f"-a {argument}={new}".replace(" ", "").replace("-a", "-a ")
                 else:
                     continue
-                votes[text] = votes.get(text, 0) + 1
-    return max(votes, key=lambda text: votes[text]) if votes else ""
+                votes.setdefault(text, []).append((theirs, ours))
+        if not votes:
+            break
+        best = max(votes, key=lambda text: len(votes[text]))
+        changes.append(best)
+        argument = best.partition("=")[0].removeprefix("-a ")
+        model_args = {key: value for key, value in model_args.items() if key != argument}
+        pairs = [pair for pair in pairs if pair not in votes[best]]
+    return " ".join(changes)

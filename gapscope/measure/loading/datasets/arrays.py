@@ -189,6 +189,11 @@ def to_tensor(value: Any, where: str) -> Tensor:
         # a float in Python is a float64 only for want of another type
         return tensor.float() if isinstance(value, float) else tensor
     except (TypeError, ValueError):
+        if isinstance(value, np.ndarray) and value.dtype.kind in "US":
+            raise LoadError(
+                f"{where} holds text. Expected numbers, of classes 0, 1, 2, ...: "
+                "`np.unique(names, return_inverse=True)[1]` numbers names in sorted order."
+            ) from None
         raise LoadError(
             f"{where} is {type(value).__module__}.{type(value).__qualname__}, not numbers. Expected a tensor, array or "
             "number; for images add `torchvision.transforms.ToTensor()`."

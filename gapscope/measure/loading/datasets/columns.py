@@ -131,6 +131,8 @@ def _padded(chosen: dict[str, Parts], labels: Parts, where: str, notes: list[str
 def _assembled(columns: dict[str, Tensor], keys: Keys, where: str, notes: list[str], *, table: bool) -> Inputs:
     single = [name for name, column in columns.items() if column.ndim == 1]
     if table and len(single) == len(columns):
+        shown = ", ".join(list(columns)[:12]) + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
+        notes.append(f"data: {where}: inputs side by side: {shown}")
         # float32 only where nothing is lost
         exact = all(column.dtype == torch.float32 for column in columns.values())
         return torch.stack([c if exact else c.double() for c in columns.values()], dim=1)

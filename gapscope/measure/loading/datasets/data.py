@@ -15,7 +15,6 @@ from gapscope.errors import LoadError, UsageError, did_you_mean
 from gapscope.measure.batches import Inputs, mapped, taken, tensors
 from gapscope.measure.loading.datasets.arrays import Keys, Pair, Split
 from gapscope.measure.loading.datasets.catalogue import PREFIX, read_catalogue
-from gapscope.measure.loading.datasets.columns import IGNORED
 from gapscope.measure.loading.datasets.datafiles import SUFFIXES, find_place, read_place
 from gapscope.measure.loading.datasets.iterables import read_object
 from gapscope.measure.loading.datasets.transforms import normalized, reshaped, scaled_pixels
@@ -171,8 +170,8 @@ def _finished(pair: Pair, spec: str, reading: Reading) -> Data:
     if len(y) == 0:
         raise LoadError(f"{spec} has no samples. Expected at least one.")
     if reading.reshape is not None:
-        x = reshaped(x, reading.reshape, spec)
-        notes.append(f"data: {spec}: each sample reshaped to {reading.reshape}")
+        x, note = reshaped(x, reading.reshape, spec)
+        notes.append(note)
     if reading.normalize is not None:
         x, note = normalized(x, reading.normalize, spec)
         notes.append(note)
@@ -186,8 +185,6 @@ def _finished(pair: Pair, spec: str, reading: Reading) -> Data:
             raise LoadError(
                 f"{spec}: {word} hold NaN or infinity (first in sample {bad}). Remove or repair those samples."
             )
-    if not y.is_floating_point():
-        _check_labels(y, spec, notes)
     return Data(x, y, spec, fingerprint(x, y), len(y), tuple(notes), pair.classes)
 
 
@@ -199,19 +196,6 @@ def _typed(tensor: Tensor, spec: str, pixels: bool, notes: list[str]) -> Tensor:
     if tensor.is_floating_point() or tensor.is_complex():
         return tensor
     return tensor.float() if tensor.dtype == torch.bool else tensor.long()
-
-
-def _check_labels(y: Tensor, spec: str, notes: list[str]) -> None:
-    ignored = y == IGNORED
-    if ignored.any():
-        notes.append(f"data: {spec}: {int(ignored.sum())} of {y.numel()} labels are {IGNORED}, left out of the loss")
-    wrong = y[(y < 0) & ~ignored]
-    if wrong.numel() or ignored.all():
-        raise LoadError(
-            f"{spec}: targets hold the label {int(wrong.min()) if wrong.numel() else IGNORED}"
-            f"{'' if wrong.numel() else ' alone'}. Expected classes 0, 1, 2, ...; "
-            "remove samples without a label, or give float targets for a regression."
-        )
 
 
 def _nonfinite(tensor: Tensor) -> Iterator[int]:

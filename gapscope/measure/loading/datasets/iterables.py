@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, SubsetRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, SubsetRandomSampler
 
 from gapscope.errors import GapscopeError, LoadError
 from gapscope.measure.loading.datasets.arrays import (
@@ -74,6 +74,11 @@ def _read(source: Any, found: object, spec: str, keys: Keys, split: Split) -> Pa
         found_pair = pick_pair(arrays, split, spec, whole=True, keys=keys)
         assert found_pair is not None  # `whole` finds something or raises
         return found_pair
+    if isinstance(source, list | tuple) and source and all(isinstance(part, DataLoader | Dataset) for part in source):
+        place = 0 if split == "train" else len(source) - 1
+        pair = _read(source[place], source[place], spec, keys, split)
+        note = f"data: `{spec}` gives {len(source)} data sets: the {'last' if place else 'first'} was read"
+        return pair._replace(notes=(note, *pair.notes))
     if isinstance(source, tuple) and len(source) == 2 and all(hasattr(part, "shape") for part in source):
         return Pair(to_tensor(source[0], f"{spec}: x"), to_tensor(source[1], f"{spec}: y"))
     if isinstance(source, DataLoader):

@@ -1,6 +1,7 @@
 """What `--reshape` and `--normalize` do to inputs; every step is said in a note."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from gapscope.errors import UsageError
 from gapscope.measure.batches import Inputs, tensors
 
+CHANNELS = (1, 3, 4)  # of a picture: gray, colors, colors and transparency
 # mean and standard deviation of the training pixels by channel, from 0 to 1, as training scripts usually give them
 PRESETS = {
     "mnist": "0.1307/0.3081",
@@ -17,8 +19,12 @@ PRESETS = {
 }
 
 
-def reshaped(inputs: Inputs, text: str, where: str) -> Inputs:
-    """Give every sample another shape, like `3,32,32`; -1 once stands for the rest."""
+def reshaped(inputs: Inputs, text: str, where: str) -> tuple[Inputs, str]:
+    """Give every sample another shape, like `3,32,32` (-1 once stands for the rest), and say how.
+
+    Pictures with their channels last, (32, 32, 3), are turned for `3,32,32`: no network was trained on pixels in the
+    order that they would have otherwise.
+    """
     only = _alone(inputs, "--reshape", text, where)
     try:
         shape = [int(part) for part in text.split(",")]
@@ -32,7 +38,15 @@ def reshaped(inputs: Inputs, text: str, where: str) -> Inputs:
             f"`--reshape {text}`: a sample of {where} has {size} numbers (shape {tuple(only.shape[1:])}). Expected a "
             "shape of as many."
         )
-    return only.reshape(len(only), *shape)
+    new = only.reshape(len(only), *shape)
+    if channels_last(only.shape[1:]) and new.shape[1:] == (only.shape[-1], *only.shape[1:-1]):
+        return only.movedim(-1, 1).contiguous(), f"data: {where}: the channels of each sample moved first, to {text}"
+    return new, f"data: {where}: each sample reshaped to {text}"
+
+
+def channels_last(sizes: Sequence[int]) -> bool:
+    """Return whether the sizes of a sample are those of a picture (height, width, channels)."""
+    return len(sizes) == 3 and sizes[-1] in CHANNELS and sizes[0] not in CHANNELS
 
 
 def normalized(inputs: Inputs, text: str, where: str) -> tuple[Inputs, str]:
@@ -49,9 +63,11 @@ def normalized(inputs: Inputs, text: str, where: str) -> tuple[Inputs, str]:
         return only, note
     channels = only.shape[1] if only.ndim > 1 else 1
     if len(mean) not in (1, channels):
+        own = tuple(held.shape[1:])
+        wanted = ",".join(map(str, (own[-1], *own[:-1]))) if own[-1] == len(mean) else f"{len(mean)},..."
         raise UsageError(
             f"`--normalize {text}` is for {len(mean)} channels. Expected {channels}, the first size of a sample of "
-            f"{where} (shape {tuple(held.shape[1:])}): give the shape first, `--reshape {len(mean)},...`."
+            f"{where} (shape {own}): give the shape first, `--reshape {wanted}`."
         )
     if scaled and max(map(abs, mean)) > 1:
         raise UsageError(

@@ -163,9 +163,29 @@ def test_weights_are_found_beside_loose_tensors_and_schedulers(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ([{"a": torch.ones(2)}, {"state": {}, "param_groups": []}], "0"),
+        ((3, {"a": torch.ones(2)}), "1"),
+        ({"a": np.ones(2, np.float32)}, "(file)"),
+        ({"net": {"a": np.ones(2, np.float32)}, "losses": [1.0]}, "net"),
+    ],
+)
+def test_weights_in_a_list_or_as_arrays_are_found(tmp_path, content, key):
+    torch.save(content, tmp_path / "a.pt")
+    tensors = read(tmp_path / "a.pt").tensors
+    assert {at: list(state) for at, state in tensors.items()} == {key: ["a"]}
+    assert torch.equal(tensors[key]["a"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ([1, 2], "holds an object of class builtins.list. Expected a state_dict"),
+        (
+            {"fc._packed_params": 0.1},
+            "These are quantized, whose loss has no derivatives: give the weights",
+        ),
         ({"epoch": 3, "lr": 0.1}, "holds no weights (its keys: `epoch`, `lr`)"),
         ({}, "holds no weights (its keys: none)"),
         (

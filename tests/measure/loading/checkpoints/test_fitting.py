@@ -132,6 +132,8 @@ def test_complex_weights_are_not_cut_to_their_real_part():
         ({"hidden": [32]}, "Try `-a hidden=[32]`."),
         ({"hidden": [8], "inputs": 100}, "Try `-a inputs=100`."),
         ({"hidden": [8], "outputs": 3}, "Try `-a outputs=3`."),
+        ({"hidden": [8], "inputs": 100, "outputs": 3}, "Try `-a outputs=3 -a inputs=100`."),
+        ({"hidden": [32], "inputs": 100}, "Try `-a hidden=[32] -a inputs=100`."),
     ],
 )
 def test_a_shape_mismatch_shows_both_shapes_and_guesses_the_argument(made, guess):
@@ -295,6 +297,20 @@ def test_a_list_of_averages_is_named_by_order_and_completed_by_the_raw_buffers()
     assert torch.equal(model[2].weight, raw["2.weight"] + 1)
     assert model[1].running_mean.tolist() == [7, 7, 7]
     assert fit(file, model, "m", {}).key == "model"
+
+
+def test_averages_of_the_parameters_alone_are_completed_by_the_raw_buffers():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    model[1].running_mean += 1
+    raw = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    averages = {name: p.detach() + 1 for name, p in model.named_parameters()}
+    found = fit(checkpoint(model=raw, ema__shadow=averages), model, "net", {}, "ema")
+    assert found.key == "ema.shadow"
+    assert found.notes[0].startswith("weights: `1.running_mean` and other buffers are those of `model`: not in the av")
+    assert torch.equal(model[1].running_mean, raw["1.running_mean"])
+    assert torch.equal(model[0].weight, raw["0.weight"] + 1)
+    with pytest.raises(LoadError, match=r"it lacks 2 tensors \(`1.running_mean`"):
+        fit(checkpoint(ema__shadow=averages), model, "net", {}, "ema")
 
 
 def test_a_list_of_averages_may_leave_frozen_parameters_out():

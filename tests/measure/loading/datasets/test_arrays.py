@@ -188,3 +188,9 @@ def test_numbers_of_every_kind_become_tensors():
     for value in ("text", {"a": 1}, [[1], [1, 2]], None):
         with pytest.raises(LoadError, match=r"it is .*, not numbers. Expected a tensor, array or number"):
             to_tensor(value, "it")
+
+
+@pytest.mark.parametrize("names", [np.array(["cat", "dog"]), np.array([b"cat", b"dog"])])
+def test_names_of_classes_are_led_to_numbers(names):
+    with pytest.raises(LoadError, match=r"a.npz: `y` holds text. Expected numbers, .*`np.unique\(names, return"):
+        to_tensor(names, "a.npz: `y`")

@@ -109,7 +109,6 @@ def test_types_become_what_models_take(tmp_path):
         (np.zeros((3, 2)), np.array(1), "3 inputs and no targets"),
         (np.array([[0.0], [np.nan]]), np.zeros(2, int), "inputs hold NaN or infinity (first in sample 1)"),
         (np.zeros((2, 1)), np.array([np.inf, 0]), "targets hold NaN or infinity (first in sample 0)"),
-        (np.zeros((2, 1)), np.array([0, -1]), "targets hold the label -1. Expected classes 0, 1, 2, ..."),
     ],
 )
 def test_data_without_a_finite_loss_are_refused(tmp_path, x, y, message):
@@ -165,17 +164,6 @@ def test_objects_at_hand_are_read_the_same_way():
     rows = [{"a": torch.ones(4), "b": i} for i in range(3)]
     data = data_of(rows, "rows", Reading(x_key="a", y_key="b", reshape="2,2"))
     assert (data.inputs.shape, data.targets.tolist()) == ((3, 2, 2), [0, 1, 2])
-
-
-def test_ignored_labels_are_counted_and_others_below_zero_refused(tmp_path):
-    np.savez(tmp_path / "a.npz", x=np.ones((2, 3)), y=np.array([[0, -100, 2], [-100, -100, 1]]))
-    assert "3 of 6 labels are -100, left out of the loss" in load(str(tmp_path / "a.npz")).notes[0]
-    np.savez(tmp_path / "a.npz", x=np.ones((2, 3)), y=np.array([-100, -100]))
-    with pytest.raises(LoadError, match=r"targets hold the label -100 alone. Expected classes 0, 1, 2"):
-        load(str(tmp_path / "a.npz"))
-    np.savez(tmp_path / "a.npz", x=np.ones((2, 3)), y=np.array([-100, -2]))
-    with pytest.raises(LoadError, match=r"targets hold the label -2. Expected classes"):
-        load(str(tmp_path / "a.npz"))
 
 
 def test_each_of_several_inputs_is_typed_and_checked():

@@ -38,9 +38,13 @@ def test_what_was_inferred_is_said(tmp_path):
     assert read(path, "1,2,0\n3,4,1\n").notes == (
         f"data: {path}: no header: its columns are called 0 to 2",
         f"data: {path}: the target is the last column, `2`",
+        f"data: {path}: inputs side by side: 0, 1",
     )
-    assert read(path, ",a,y\n0,1,0\n1,2,1\n").notes == (f"data: {path}: the column without a name is left out",)
-    assert read(path, "name,a,y\nx,1,0\nz,2,1\n").notes == (f"data: {path}: left out, not numbers: `name`",)
+    assert read(path, ",a,y\n0,1,0\n1,2,1\n").notes == (
+        f"data: {path}: the column without a name is left out",
+        f"data: {path}: inputs side by side: a",
+    )
+    assert read(path, "name,a,y\nx,1,0\nz,2,1\n").notes[0] == f"data: {path}: left out, not numbers: `name`"
 
 
 def test_names_given_choose_columns(tmp_path):

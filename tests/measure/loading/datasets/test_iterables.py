@@ -232,3 +232,13 @@ def test_data_sets_of_hugging_face_are_read():
     pair = read(lambda: datasets.DatasetDict({"train": source}))
     assert (pair.targets.tolist(), pair.notes[0]) == ([0, 1], "data: `mine:data` is a dict of data sets, read: `train`")
     assert read(lambda: source.to_iterable_dataset()).targets.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("split", "rows", "word"), [("train", 6, "first"), ("test", 4, "last")])
+def test_several_data_sets_are_training_data_first_and_test_data_last(split, rows, word):
+    def made():
+        return DataLoader(Subset(SET, range(6)), shuffle=True), SET, Subset(SET, range(6, 10))
+
+    pair = read_object("mine:data", made, split=split)
+    assert len(pair.targets) == rows
+    assert pair.notes[0] == f"data: `mine:data` gives 3 data sets: the {word} was read"

@@ -13,8 +13,22 @@ BYTES = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4) * 5
 
 def test_a_sample_takes_the_shape_given():
     flat = torch.arange(24.0).view(2, 12)
-    assert reshaped(flat, "3,2,2", "data").shape == (2, 3, 2, 2)
-    assert torch.equal(reshaped(flat, "2,-1", "data")[1], torch.arange(12.0, 24.0).view(2, 6))
+    assert reshaped(flat, "3,2,2", "data")[0].shape == (2, 3, 2, 2)
+    new, note = reshaped(flat, "2,-1", "data")
+    assert torch.equal(new[1], torch.arange(12.0, 24.0).view(2, 6))
+    assert note == "data: data: each sample reshaped to 2,-1"
+
+
+def test_pictures_with_their_channels_last_are_turned_and_not_cut_anew():
+    first = torch.rand(2, 3, 5, 6)
+    last = first.permute(0, 2, 3, 1).contiguous()
+    for text in ("3,5,6", "-1,5,6"):
+        turned, note = reshaped(last, text, "data")
+        assert torch.equal(turned, first)
+        assert note == f"data: data: the channels of each sample moved first, to {text}"
+    assert torch.equal(reshaped(last, "90", "data")[0], last.flatten(1))
+    with pytest.raises(UsageError, match=r"Expected 5, the first size of .* give the shape first, `--reshape 3,5,6`."):
+        normalized(last, "0,0,0/1,1,1", "data")
 
 
 @pytest.mark.parametrize("text", ["", "3,x", "-1,-1", "0,5", "-2,6"])
