@@ -151,10 +151,10 @@ def _check_targets(outputs: Tensor, name: str, data: Data, loss: Loss) -> None:
                 "data, or name another loss: `--loss cross-entropy`."
             )
     elif loss.ignored is not None:
-        _check_labels(outputs, name, data, loss.ignored)
+        _check_labels(outputs, name, data, loss, loss.ignored)
 
 
-def _check_labels(outputs: Tensor, name: str, data: Data, ignored: int) -> None:
+def _check_labels(outputs: Tensor, name: str, data: Data, loss: Loss, ignored: int) -> None:
     if data.targets.is_floating_point():
         raise LoadError(
             f"{data.name} has real targets. Cross-entropy expects class numbers, or one-hot rows of the outputs' "
@@ -165,6 +165,14 @@ def _check_labels(outputs: Tensor, name: str, data: Data, ignored: int) -> None:
             f"`{name}` returns {tuple(outputs.shape)} for targets {tuple(data.targets[: len(outputs)].shape)}. "
             "Cross-entropy expects scores for each class. For one output per label, as of several labels at once, use "
             "`--loss bce-with-logits`, or `--loss mse`."
+        )
+    labels = tuple(data.targets[: len(outputs)].shape)
+    last, second = tuple(outputs.shape[:-1]) == labels, tuple(outputs.shape[:1] + outputs.shape[2:]) == labels
+    if last and second and outputs.ndim > 2 and loss.name.startswith("cross-entropy"):
+        raise LoadError(
+            f"`{name}` returns {tuple(outputs.shape)} for targets {labels}: the classes could be the second or the "
+            "last dimension. Expected one that can be told. If they are the last, as of language models, take `--loss "
+            "masked-lm`; else a loss of yours: `--loss path/file.py:function`."
         )
     classes = classes_last(outputs, data.targets[: len(outputs)]).shape[-1]
     used = data.targets[data.targets != ignored]

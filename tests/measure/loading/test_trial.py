@@ -190,3 +190,11 @@ def test_a_language_models_loss_follows_its_class_and_targets():
     assert infer_loss(tokens, TinyForMaskedLM(), tokens).name == "masked-lm"
     assert infer_loss(tokens.float(), TinyForCausalLM(), tokens).name == "mse"
     assert infer_loss(tokens, nn.Linear(3, 2), tokens).name == "cross-entropy"
+
+
+def test_classes_that_could_stand_in_two_places_are_not_guessed():
+    square = nn.Sequential(nn.Linear(3, 25), nn.Unflatten(1, (5, 5)))
+    labels = torch.zeros(6, 5, dtype=torch.long)
+    with pytest.raises(LoadError, match="the classes could be the second or the last dimension"):
+        check_fit(square, "square", data(X, labels), loss("cross-entropy"))
+    check_fit(square, "square", data(X, labels), loss("masked-lm"))
