@@ -1,12 +1,15 @@
 """README.md is run: its commands and its Python, in a scratch folder, in order."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gapscope import errors
 from gapscope.__main__ import main
@@ -24,7 +27,7 @@ ELSEWHERE = ("files",)  # run by tests/test_real_files.py, on files that it make
 
 def test_every_block_says_what_it_is():
     assert len(BLOCKS) == README.count("\n```") / 2
-    assert {language for language, _, _ in BLOCKS} <= {"sh", "python", "toml", "text"}
+    assert {language for language, _, _ in BLOCKS} <= {"sh", "python", "toml", "text", "yaml"}
 
 
 def test_its_commands_and_its_python_run(tmp_path, monkeypatch, capsys):
@@ -101,3 +104,29 @@ def test_the_comparison_it_shows_is_the_tool_s(tmp_path, monkeypatch, capsys):
 
 def words(text):
     return sorted(set(re.findall(r"[A-Za-z][\w-]+", text)))
+
+
+def test_its_ci_jobs_are_yaml_whose_steps_run(tmp_path):
+    console = Path(sys.executable).with_name("gapscope")
+    environment = {**os.environ, "PATH": f"{console.parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def bash(line):
+        words = ["bash", "-ec", line]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+    fixture = ROOT / "fixtures" / "digits-small-batch.pt"
+    bash(f"gapscope eigenvalues {shlex.quote(str(fixture))} -q -o weights.report.h5")
+    bash('gapscope baseline accept weights.report.h5 --reason "for this test"')
+    ran = 0
+    for language, _, text in BLOCKS:
+        if language == "yaml":
+            found = yaml.safe_load(text)
+            jobs = found.get("jobs", found).values()
+            lines = [step["run"] for job in jobs for step in job.get("steps", []) if "run" in step]
+            for line in lines + [one for job in jobs for one in job.get("script", [])]:
+                if not line.startswith("pip install"):
+                    bash(line)
+                    ran += 1
+    assert ran >= 2
+    assert (tmp_path / "gate.xml").read_text().startswith("<?xml")

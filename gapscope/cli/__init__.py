@@ -12,18 +12,19 @@ from typing import Any
 import typer
 import typer.main
 
-from gapscope.cli import analyze, compare, convert, demo, fields, inspect, measuring, show, train
+from gapscope.cli import analyze, baseline, compare, convert, demo, fields, gate, inspect, measuring, show, train
 from gapscope.cli.settings import Configuration, read_configuration
 
 EPILOG = (
-    "Exit codes: 0 done, 2 could not be measured or compared, 130 interrupted. Options of measuring commands are also "
-    "environment variables (GAPSCOPE_DATA, GAPSCOPE_EIGENVALUES_K ...) and keys of gapscope.toml or of [tool.gapscope] "
-    "in pyproject.toml."
+    "Exit codes: 0 done, 1 a threshold is violated (gate), 2 could not be measured, compared or judged, 3 the "
+    "measurement cannot tell (gate), 130 interrupted. Options of measuring commands are also environment variables "
+    "(GAPSCOPE_DATA, GAPSCOPE_EIGENVALUES_K ...) and keys of gapscope.toml or of [tool.gapscope] in pyproject.toml."
 )
 TABLES = {
     "train": train.TrainOptions,
     "compare": compare.Own,
     "analyze": analyze.Own,
+    "gate": gate.Own,
 }  # commands with a table of their own
 SHARED = (
     "model",
@@ -35,7 +36,7 @@ SHARED = (
     "debug",
 )  # common keys that mean the same to `train`
 INTERRUPTED = 130
-UNCONFIGURED = ("-h", "--help", "--version", "show", "inspect", "convert", "demo")
+UNCONFIGURED = ("-h", "--help", "--version", "show", "inspect", "convert", "demo", "baseline")
 
 
 def app(configuration: Configuration, wanted: str = "") -> typer.Typer:
@@ -62,6 +63,8 @@ def app(configuration: Configuration, wanted: str = "") -> typer.Typer:
     verbs = (
         ("analyze", analyze.command(configuration)),
         ("compare", compare.command(configuration)),
+        ("gate", gate.command(configuration)),
+        ("baseline", baseline.baseline),
         ("show", show.show),
         ("inspect", inspect.inspect),
         ("convert", convert.convert),
@@ -119,6 +122,7 @@ def _defaults(configuration: Configuration) -> dict[str, Any]:
         "sharpness": common,
         "analyze": {**common, **own.get("analyze", {})},
         "compare": {**common, **own.get("compare", {})},
+        "gate": {**common, **own.get("gate", {})},
         "train": {**shared, **own.get("train", {})},
     }
     return {**analyzers, **verbs}

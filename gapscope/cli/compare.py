@@ -1,9 +1,10 @@
 """`gapscope compare`: two or more checkpoints or reports side by side."""
 
+import glob
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,8 +27,10 @@ SUBJECTS = inspect.Parameter(
     "subjects",
     inspect.Parameter.KEYWORD_ONLY,
     annotation=Annotated[
-        list[Path], typer.Argument(help="checkpoints or reports, two or more", metavar="SUBJECT", show_default=False)
+        list[Path] | None,
+        typer.Argument(help="checkpoints or reports, two or more", metavar="SUBJECT", show_default=False),
     ],
+    default=None,
 )
 
 
@@ -38,16 +41,22 @@ class Own:
     labels: Annotated[str | None, "names of the columns, separated by commas"] = None
     force: Annotated[bool, "compare although conditions or settings differ; the output is marked"] = False
     pair: Annotated[tuple[str, ...], "measure this of two checkpoints together: path, escape, plane or none"] = PAIR
+    by: Annotated[str | None, "recorded key of the training that makes regimes (default: batch_size)"] = None
+    small: Annotated[str | None, "files of the small-batch regime: a quoted pattern, with --large"] = None
+    large: Annotated[str | None, "files of the large-batch regime"] = None
+    match_loss: Annotated[bool, "compare the saved epochs of each run that are nearest in training loss"] = False
+    by_loss: Annotated[bool, "the same, and show all saved epochs against the training loss"] = False
     output: Annotated[Path | None, "comparison to write (HDF5; default: none)", "-o"] = None
+    html: Annotated[Path | None, "write one self-contained page with figures"] = None
 
 
 def command(configuration: Configuration) -> Callable[..., int | None]:
     """Return the command."""
 
-    def compare(subjects: list[Path], **values: Any) -> None:
+    def compare(subjects: list[Path] | None, **values: Any) -> None:
         own = fields.build(Own, values)
         common = common_of({**values, "output": None}, configuration)
-        compare_and_print(subjects, common, own, configuration)
+        compare_and_print(subjects or [], common, own, configuration)
 
     return fields.command(
         "compare",
@@ -56,6 +65,10 @@ def command(configuration: Configuration) -> Callable[..., int | None]:
         Checkpoints are measured first, as by `gapscope sharpness`, with the same settings, and their reports
         are written to the current folder. The last column is contrasted with the first. The labels small and
         large come from the recorded batch sizes.
+
+        Several checkpoints of one batch size are the runs of one regime: mean and standard deviation over seeds, and
+        intervals over seeds. Checkpoints that differ only in epochs or steps, by their recorded training, are
+        saved epochs of one run: --match-loss chooses one of each run.
         """,
         [SUBJECTS, *fields.options(Own, prefix="GAPSCOPE_COMPARE"), *fields.options(Common, without=("output",))],
         compare,
@@ -65,8 +78,10 @@ def command(configuration: Configuration) -> Callable[..., int | None]:
 def compare_and_print(subjects: Sequence[Path], common: Common, own: Own, configuration: Configuration) -> None:
     """Measure what is not a report yet, compare, write where asked, and print."""
     from gapscope.report import comparison, file
+    from gapscope.report.groups import matched, sides_of
 
-    _refuse_missing(subjects, own.output, own.labels)
+    subjects, names = _named(subjects, own)
+    _refuse_missing(subjects, own)
     pair = of_pairs([name for name in own.pair if name != "none"], configuration)
     known = {path: file.read_report(path) for path in subjects if _is_report(path)}
     jobs: dict[Path, Job] = {}
@@ -78,28 +93,70 @@ def compare_and_print(subjects: Sequence[Path], common: Common, own: Own, config
     }
     if not own.force:
         _refuse_unlike(conditions)  # before the work
-    failures, paths = [], dict(zip(known, known, strict=True))
+    labels = [label.strip() for label in own.labels.split(",")] if own.labels else None
+    how: dict[str, Any] = {"labels": labels, "by": own.by or "", "names": names}
+    matching = own.match_loss or own.by_loss
+    bare = [known[path] if path in known else jobs[path].session.report({}) for path in subjects]
+    sides_of(bare, **how, matching=matching)  # refuses what cannot be grouped, before the work
     analyzers = configured(SHARPNESS, configuration) if jobs else []
     if not own.force:
         _refuse_other_settings(analyzers, known)
-    pair = pair if len(subjects) == len(jobs) == 2 else []
+    pair = pair if len(subjects) == len(jobs) == 2 and not own.by and names is None else []
     further = [a for a in configured(needed(pair), configuration) if a.name not in SHARPNESS]
-    contexts = []
-    for path, job in jobs.items():
-        if not common.quiet:
-            print(f"measuring {path}", file=sys.stderr)
-        contexts.append(job.context([*analyzers, *further]))
-        measured = job.measure(analyzers, contexts[-1])
-        known[path], paths[path] = measured.report, measured.path
-        failures += [measured.failure] if measured.failure else []
-    found = [known[path] for path in subjects]
-    labels = [label.strip() for label in own.labels.split(",")] if own.labels else None
-    both = _measure_together(list(jobs.values()), contexts, pair, labels)
-    compared = comparison.compare(found, labels=labels, force=own.force, together=both)
-    if own.output is not None:
+    work = Work(known, dict(zip(known, known, strict=True)), jobs, quiet=common.quiet)
+    wanted = list(jobs)
+    if matching and not own.by_loss:
+        # of all saved epochs the loss alone is needed to choose the few that are worth the rest
+        work.measure(wanted, [analyzer for analyzer in analyzers if analyzer.name == "gap"])
+        sides, _ = matched(sides_of([known[path] for path in subjects], **how, matching=True))
+        picked = [id(report) for side in sides for report in side.reports]
+        wanted = [path for path in jobs if id(known[path]) in picked]
+    work.measure(wanted, analyzers, further)
+    both = _measure_together(list(jobs.values()), list(work.contexts.values()), pair, labels)
+    compared = comparison.compare(
+        [known[path] for path in subjects],
+        **how,
+        force=own.force,
+        together=both,
+        match_loss=own.match_loss,
+        by_loss=own.by_loss,
+    )
+    _deliver(compared, common, own, work, [work.paths[path] for path in subjects])
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is known of the subjects: reports, where they are, and how to measure those that have none yet."""
+
+    known: "dict[Path, Report]"
+    paths: dict[Path, Path]
+    jobs: dict[Path, Job]
+    quiet: bool
+    contexts: "dict[Path, Context]" = field(default_factory=dict)
+    failures: list[GapscopeError] = field(default_factory=list)
+
+    def measure(self, wanted: Sequence[Path], analyzers: Sequence[Any], further: Sequence[Any] = ()) -> None:
+        """Measure and write these; what could not be written is a failure for later."""
+        for path in wanted:
+            if not self.quiet:
+                print(f"measuring {path}", file=sys.stderr)
+            self.contexts[path] = self.jobs[path].context([*analyzers, *further])
+            measured = self.jobs[path].measure(analyzers, self.contexts[path])
+            self.known[path], self.paths[path] = measured.report, measured.path
+            self.failures.extend([measured.failure] if measured.failure else [])
+
+
+def _deliver(compared: "Comparison", common: Common, own: Own, work: Work, reports: Sequence[Path]) -> None:
+    """Write the comparison and its page where asked, and print it; what cannot be written is shown all the same."""
+    from gapscope.report import file, page
+    from gapscope.report.sweep import BY_LOSS
+
+    failures = list(work.failures)
+    for path, write in ((own.output, file.write), (own.html, page.write)):
         try:
-            file.write(compared, own.output)
-        except ReportError as failure:  # shown all the same
+            if path is not None:
+                write(compared, path)
+        except ReportError as failure:
             failures.append(failure)
     if common.json:
         from gapscope.report.export import comparison_json, dumps
@@ -111,12 +168,31 @@ def compare_and_print(subjects: Sequence[Path], common: Common, own: Own, config
 
         output(comparison_document(compared, verbose=common.verbose))
         if not failures:
-            new: list[Any] = [result for context in contexts for result in context.results]
-            new += [] if both is None else list(both.results.values())
+            new: list[Any] = [result for context in work.contexts.values() for result in context.results]
+            new += [record for name, record in compared.results.items() if name != BY_LOSS]
             spent = sum(result.seconds for result in new), sum(result.matvecs for result in new)
-            say("", *_closing([paths[path] for path in subjects], own.output, spent))
+            say("", *_closing(reports, [path for path in (own.output, own.html) if path], spent))
     if failures:
         raise failures[0]
+
+
+def _named(subjects: Sequence[Path], own: Own) -> tuple[list[Path], list[str] | None]:
+    """Return the subjects, and the regime of each where patterns name them."""
+    patterns = {name: pattern for name in ("small", "large") if (pattern := getattr(own, name)) is not None}
+    if not patterns:
+        return list(subjects), None
+    if subjects or len(patterns) == 1 or own.by:
+        observed = f"{subjects[0]} stands beside" if subjects else "`--by` stands beside" if own.by else "There is only"
+        raise UsageError(
+            f"{observed} `--{next(iter(patterns))}`. Expected `--small` and `--large` and nothing else to name the "
+            "subjects. Quote the patterns: `--small 'runs/small-*.pt' --large 'runs/large-*.pt'`."
+        )
+    found = {name: sorted(map(Path, glob.glob(pattern, recursive=True))) for name, pattern in patterns.items()}
+    for name, paths in found.items():
+        if not paths:
+            raise UsageError(f"No file matches `--{name} {patterns[name]}`. Expected one or more. Mend the pattern.")
+    pairs = [(path, name) for name, paths in found.items() for path in paths]
+    return [path for path, _ in pairs], [name for _, name in pairs]
 
 
 def _measure_together(
@@ -140,12 +216,12 @@ def _measure_together(
     return found
 
 
-def _closing(paths: Sequence[Path], written: Path | None, spent: tuple[float, int]) -> list[str]:
+def _closing(paths: Sequence[Path], written: Sequence[Path], spent: tuple[float, int]) -> list[str]:
     seconds, products = spent
     names = ", ".join(map(str, dict.fromkeys(paths)))
     cost = f" · {seconds:.1f}\u00a0s, {products}\u00a0matvecs" if seconds else ""
     lines = [f"reports: {names}{cost} · `gapscope show FILE` for the rest"]
-    return lines + ([f"comparison: {written}"] if written else [])
+    return lines + [f"{'page' if path.suffix.startswith('.htm') else 'comparison'}: {path}" for path in written]
 
 
 def _refuse_unlike(conditions: "Mapping[Path, Mapping[str, Any]]") -> None:
@@ -155,7 +231,9 @@ def _refuse_unlike(conditions: "Mapping[Path, Mapping[str, Any]]") -> None:
     sides = list(conditions.values())
     keys = sorted({key for side in sides[1:] for key in differing(sides[0], side)})
     if keys:
-        said = "; ".join(f"{key}: {' / '.join(str(side.get(key, 'none')) for side in sides)}" for key in keys)
+        said = "; ".join(
+            f"{key}: {' / '.join(dict.fromkeys(str(side.get(key, 'none')) for side in sides))}" for key in keys
+        )
         raise ComparisonError(
             f"The subjects are not under the same conditions: {said}. Expected equal ones. Measure alike (`--split`, "
             "`--data`, `--limit`, `--dtype` ...), or compare all the same with `--force`."
@@ -182,20 +260,24 @@ def _refuse_other_settings(analyzers: "Sequence[Any]", known: "Mapping[Path, Rep
                     )
 
 
-def _refuse_missing(subjects: Sequence[Path], output: Path | None, labels: str | None) -> None:
+def _refuse_missing(subjects: Sequence[Path], own: Own) -> None:
     if len(subjects) < 2:
-        raise UsageError(f"There is only {subjects[0]} to compare. Expected two or more: `gapscope compare A B`.")
+        there = f"is only {subjects[0]}" if subjects else "is nothing"
+        raise UsageError(f"There {there} to compare. Expected two or more: `gapscope compare A B`.")
     for subject in subjects:
         if not subject.is_file():
             raise LoadError(f"{subject} is no file. Expected a checkpoint or a report. Mend the path.")
-    if labels is not None and len(set(labels.split(","))) != len(subjects):
+    labels = own.labels
+    if len(subjects) == 2 and labels is not None and len(set(labels.split(","))) != 2:  # of more, `regimes` judges
         raise UsageError(
             f"`--labels {labels}` names {len(set(labels.split(',')))} different columns for {len(subjects)} subjects. "
             "Expected one for each: `--labels small,large`."
         )
-    if output is not None:
-        refuse_unwritable(output)
-        _refuse_other(output)
+    if own.output is not None:
+        refuse_unwritable(own.output)
+        _refuse_other(own.output)
+    if own.html is not None:
+        refuse_unwritable(own.html)
 
 
 def _refuse_other(output: Path) -> None:

@@ -59,11 +59,12 @@ class Common:
 
 @dataclass(frozen=True)
 class Configuration:
-    """What the files say: values of common options, of each analyzer's, and of single commands."""
+    """What the files say: values of common options, of each analyzer's, of single commands, and the gate's limits."""
 
     common: Mapping[str, Any] = field(default_factory=dict)
     measure: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     commands: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    thresholds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by selector
 
 
 def read_configuration(folder: Path, commands: Mapping[str, type[Any]] | None = None) -> Configuration:
@@ -76,6 +77,7 @@ def read_configuration(folder: Path, commands: Mapping[str, type[Any]] | None = 
     common: dict[str, Any] = {}
     measure: dict[str, dict[str, Any]] = {}
     own: dict[str, dict[str, Any]] = {}
+    thresholds: dict[str, dict[str, Any]] = {}
     for source, table in (
         ("[tool.gapscope] of pyproject.toml", project),
         ("gapscope.toml", _table(folder / "gapscope.toml")),
@@ -85,6 +87,8 @@ def read_configuration(folder: Path, commands: Mapping[str, type[Any]] | None = 
             cls = _analyzer(name, source)
             checked = _checked(_as_table(settings, f"[measure.{name}]", source), cls, f"[measure.{name}] in {source}")
             measure[name] = measure.get(name, {}) | checked
+        for selector, limits in _thresholds(plain, source).items():
+            thresholds[selector] = {**thresholds.get(selector, {}), **limits}
         for name, cls in (commands or {}).items():
             checked = _checked(_as_table(plain.pop(name, {}), f"[{name}]", source), cls, f"[{name}] in {source}")
             own[name] = own.get(name, {}) | checked
@@ -92,7 +96,20 @@ def read_configuration(folder: Path, commands: Mapping[str, type[Any]] | None = 
         if "model_arg" in checked:  # arguments go by key: a later source adds to them
             checked["model_arg"] = [*common.get("model_arg", []), *checked["model_arg"]]
         common |= checked
-    return Configuration(common, measure, own)
+    return Configuration(common, measure, own, thresholds)
+
+
+def _thresholds(plain: dict[str, Any], source: str) -> Mapping[str, Mapping[str, Any]]:
+    """Take [gate.thresholds] out of the tables of a file; raises UsageError for limits that make no sense."""
+    if "gate" not in plain:
+        return {}
+    from gapscope.report.thresholds import threshold
+
+    plain["gate"] = dict(_as_table(plain["gate"], "[gate]", source))
+    found = _as_table(plain["gate"].pop("thresholds", {}), "[gate.thresholds]", source)
+    for selector, limits in found.items():
+        threshold(selector, limits, f"[gate.thresholds] of {source}")
+    return found
 
 
 def _as_table(found: Any, name: str, source: str) -> Mapping[str, Any]:

@@ -1,32 +1,75 @@
-"""`gapscope show`: print a report or a comparison; no torch."""
+"""`gapscope show`: print a report or a comparison, or write it as a page or a table; no torch."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from gapscope.report.records import Comparison, Report
 
 
 def show(
     report: Annotated[Path, typer.Argument(help="report or comparison to show", metavar="REPORT", show_default=False)],
     json: Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on stdout")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="write one self-contained page with figures", metavar="FILE")
+    ] = None,
+    csv: Annotated[
+        str | None, typer.Option("--csv", help="write one row per number; - for stdout", metavar="FILE")
+    ] = None,
+    cite: Annotated[
+        bool, typer.Option("--cite", help="print a methods paragraph and the BibTeX of its sources")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show every quantity; long arrays in part")] = False,
     # __main__ looks for this word by itself
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,  # noqa: ARG001
 ) -> None:
     """Show a report or a comparison that was written earlier."""
-    from gapscope.report.export import comparison_json, dumps, report_json
-    from gapscope.report.file import Comparison, read
+    from gapscope.errors import UsageError
+    from gapscope.report.file import read
 
+    asked = [name for name, given in (("--json", json), ("--csv -", csv == "-"), ("--cite", cite)) if given]
+    if len(asked) > 1:
+        raise UsageError(
+            f"{' and '.join(asked)} both print on stdout. Expected one of them. Give one command for each."
+        )
     found = read(report)
-    if json:
-        exported = comparison_json(found) if isinstance(found, Comparison) else report_json(found)
-        print(dumps(exported))
-        return
-    from gapscope.report.terminal import output
-    from gapscope.report.view import comparison_document, report_document
+    if html is not None:
+        from gapscope.report.page import write
 
-    output(
-        comparison_document(found, verbose=verbose)
-        if isinstance(found, Comparison)
-        else report_document(found, verbose=verbose)
-    )
+        write(found, html)
+    if csv not in (None, "-"):
+        _write_table(found, str(csv))
+    written = [name for name in (str(html or ""), csv or "") if name not in ("", "-")]
+    if not asked and written:
+        print(*written, sep="\n")
+        return
+    _print(found, asked[0] if asked else "", verbose)
+
+
+def _write_table(found: "Report | Comparison", path: str) -> None:
+    from gapscope.report.export import save, tabled
+
+    save(path, tabled(found), mark="path,", option="--csv")
+
+
+def _print(found: "Report | Comparison", what: str, verbose: bool) -> None:
+    from gapscope.report.export import comparison_json, dumps, report_json, tabled
+    from gapscope.report.records import Comparison
+
+    if what == "--json":
+        print(dumps(comparison_json(found) if isinstance(found, Comparison) else report_json(found)))
+    elif what == "--csv -":
+        sys.stdout.write(tabled(found))
+    elif what == "--cite":
+        from gapscope.report.sources import citation
+
+        print(citation(found))
+    else:
+        from gapscope.report.terminal import output
+        from gapscope.report.view import comparison_document, report_document
+
+        document = comparison_document if isinstance(found, Comparison) else report_document
+        output(document(found, verbose=verbose))  # type: ignore[arg-type]

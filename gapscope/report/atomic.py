@@ -8,16 +8,16 @@ from pathlib import Path
 from gapscope.errors import ReportError
 
 
-def replace(path: str | os.PathLike[str], content: bytes) -> None:
+def replace(path: str | os.PathLike[str], content: bytes, *, option: str = "--output") -> None:
     """Write under a temporary name in the same folder, fsync, rename over `path`, fsync the folder.
 
-    A symbolic link is followed.  A kill may leave a `.*.gapscope.tmp` behind; everything else cleans up after itself.
+    A symbolic link is followed.  `option` is what names the place, for messages.  A kill may leave a `.*.gapscope.tmp` behind; everything else cleans up after itself.
 
     Raises: ReportError if the place cannot be written; what was there is then unchanged.
     """
     path = Path(os.path.realpath(path))
     if os.path.exists(path) and not os.path.isfile(path):  # renaming onto /dev/null would delete the device
-        raise ReportError(f"{path} is not a regular file. Expected a place for a report. Name one with `--output`.")
+        raise ReportError(f"{path} is not a regular file. Expected a regular file. Name one with `{option}`.")
     temporary = path.with_name(f".{secrets.token_hex(8)}.gapscope.tmp")
     try:
         with open(temporary, "xb") as stream:
@@ -29,7 +29,7 @@ def replace(path: str | os.PathLike[str], content: bytes) -> None:
         _discard(temporary)
         raise ReportError(
             f"{path} cannot be written: {error.strerror or error}. Nothing was lost: what was there is unchanged. "
-            "Make room or mend the folder, or name another place with `--output`."
+            f"Make room or mend the folder, or name another place with `{option}`."
         ) from error
     except BaseException:
         _discard(temporary)

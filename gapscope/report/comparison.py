@@ -2,20 +2,22 @@
 
 Two reports are comparable when /subject/conditions agree and when each shared analyzer ran in the same version with
 the same settings (all but `seed`: a different start of an estimator measures the same thing).  Anything else is
-refused, or forced and marked.  What the rows mean together is said in `reading`.
+refused, or forced and marked.  A side is one report, or the runs of one regime (`groups`).  What the rows mean
+together is said in `reading`.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 from gapscope.errors import ComparisonError, UsageError
 from gapscope.report import contrasts
+from gapscope.report.groups import matched, sides_of, singles
 from gapscope.report.reading import losses_differ, reading
 from gapscope.report.records import Comparison, Record, Report, Row, RowVerdict, Subject, differing
+from gapscope.report.sweep import BY_LOSS, against_loss
 from gapscope.report.titles import place, title
 from gapscope.results import Quantity, Status
 
@@ -31,28 +33,40 @@ def compare(
     labels: Sequence[str] | None = None,
     force: bool = False,
     together: Comparison | None = None,
+    by: str = "",
+    names: Sequence[str] | None = None,
+    match_loss: bool = False,
+    by_loss: bool = False,
 ) -> Comparison:
-    """Compare two or more reports; with more, the contrast is the last against the first.
+    """Compare two or more reports or regimes; with more, the contrast is the last against the first.
 
-    Without labels, subjects whose recorded batch sizes all differ are ordered and named by them.  `together` holds
-    what was measured on the same subjects together.
+    Several reports of one recorded batch size are the runs of one regime, unless there is a label for each report.
+    `by` groups by another recorded key, `names` (one per report) by the caller's word.  Single reports without labels
+    are ordered and named by their batch sizes if these all differ.  `together` holds what was measured on the same
+    subjects together.
 
-    Raises: UsageError for fewer than two reports or unfit labels; ComparisonError, unless forced, if the reports do
-    not measure the same thing, and always if they share no analyzer.
+    `match_loss` compares, of the saved epochs of each run, those nearest in training loss (see `groups`); `by_loss`
+    does so too, and keeps every number of every saved epoch as the result "by-loss".
+
+    Raises: UsageError for fewer than two reports or unfit labels or regimes; ComparisonError, unless forced, if the
+    reports do not measure the same thing, and always if they share no analyzer or count one run twice.
     """
     if len(reports) < 2:
         raise UsageError(f"{len(reports)} report to compare; expected at least two: `gapscope compare A B`.")
-    ordered, subjects = arranged(reports, labels)
-    shared = [name for name in sorted(ordered[0].results, key=place) if all(_measured(name, one) for one in ordered)]
+    matching = match_loss or by_loss
+    saved = sides_of(reports, labels=labels, by=by, names=names, matching=matching)
+    sides, note = matched(saved) if matching else (saved, "")
+    subjects = tuple(side.subject() for side in sides)
+    runs = [side.reports for side in sides]
+    every = [report for side in runs for report in side]
+    shared = [name for name in sorted(every[0].results, key=place) if all(_measured(name, one) for one in every)]
     if not shared:
-        measured = "; ".join(
-            f"{s.label}: {', '.join(r.results) or 'none'}" for s, r in zip(subjects, ordered, strict=True)
-        )
+        measured = "; ".join(f"{side.label}: {', '.join(side.reports[0].results) or 'none'}" for side in sides)
         raise ComparisonError(
             f"The reports share no analyzer ({measured}). Expected at least one in all of them. "
             "Measure alike: `gapscope sharpness CHECKPOINT` for each."
         )
-    differences = _differences(ordered, shared)
+    differences = _differences(every, shared)
     if differences and not force:
         said = "; ".join(f"{key}: {values}" for key, values in differences.items())
         raise ComparisonError(
@@ -60,13 +74,20 @@ def compare(
             "Measure alike, or compare all the same with `--force`."
         )
     paired = not any(key.startswith(DATA_KEYS) for key in differences)
-    blocked = losses_differ(ordered[0], ordered[-1])
-    rows = tuple(row for name in shared for row in _rows(name, ordered, paired=paired, blocked=bool(blocked)))
+    blocked = losses_differ(runs[0], runs[-1])
+    rows = tuple(row for name in shared for row in _rows(name, runs, paired=paired, blocked=bool(blocked)))
     forced = tuple(differences)
-    sentences = reading(ordered, subjects, rows, blocked=blocked, forced=forced)
+    sentences = reading(runs, subjects, rows, blocked=blocked, forced=forced)
     results, environment = (together.results, together.environment) if together else ({}, {})
+    if by_loss:
+        results = {**results, BY_LOSS: against_loss(saved, rows)}
     return Comparison(
-        subjects=subjects, rows=rows, reading=sentences, forced=forced, results=results, environment=environment
+        subjects=subjects,
+        rows=rows,
+        reading=(*sentences, note) if note else sentences,
+        forced=forced,
+        results=results,
+        environment=environment,
     )
 
 
@@ -78,7 +99,7 @@ def _differences(reports: Sequence[Report], shared: Sequence[str]) -> dict[str, 
     """Return "a / b" for each condition and setting that does not agree, by key."""
     sides = [_preconditions(report, shared) for report in reports]
     keys = sorted({key for side in sides[1:] for key in differing(sides[0], side)})
-    return {key: " / ".join(str(side.get(key, "none")) for side in sides) for key in keys}
+    return {key: " / ".join(dict.fromkeys(str(side.get(key, "none")) for side in sides)) for key in keys}
 
 
 def _preconditions(report: Report, shared: Sequence[str]) -> dict[str, Any]:
@@ -93,62 +114,29 @@ def _preconditions(report: Report, shared: Sequence[str]) -> dict[str, Any]:
 def arranged(
     reports: Sequence[Report], labels: Sequence[str] | None = None
 ) -> tuple[tuple[Report, ...], tuple[Subject, ...]]:
-    """Return the reports in the order in which `compare` shows them, each with its label.
+    """Return single reports in the order in which `compare` shows them, each as a subject with its label.
 
     Raises: UsageError for unfit labels.
     """
-    sizes = [report.training.get("batch_size") for report in reports]
-    names: Sequence[tuple[str, str]]
-    if labels is not None:
-        if len(labels) != len(reports) or len(set(labels)) != len(labels):
-            raise UsageError(
-                f"{len(labels)} labels ({', '.join(labels)}) for {len(reports)} reports; "
-                "expected one for each, all different: `--labels small,large`."
-            )
-        names = [(label, label) for label in labels]
-    elif all(isinstance(size, int) for size in sizes) and len(set(sizes)) == len(sizes):
-        reports = sorted(reports, key=lambda report: int(report.training["batch_size"]))
-        names = _batch_names([int(report.training["batch_size"]) for report in reports])
-    else:
-        names = [(name, name) for name in _stems(reports)]
-    subjects = tuple(
-        Subject(
-            label=label,
-            short=short,
-            identity=report.identity,
-            training=report.training,
-            conditions=report.conditions,
-        )
-        for (label, short), report in zip(names, reports, strict=True)
-    )
-    return tuple(reports), subjects
+    sides = singles(reports, labels)
+    return tuple(side.reports[0] for side in sides), tuple(side.subject() for side in sides)
 
 
-def _batch_names(sizes: Sequence[int]) -> list[tuple[str, str]]:
-    if len(sizes) == 2:
-        return [(f"small batch {sizes[0]}", "small"), (f"large batch {sizes[1]}", "large")]
-    return [(f"batch {size}", f"batch {size}") for size in sizes]
-
-
-def _stems(reports: Sequence[Report]) -> list[str]:
-    stems = [PurePath(str(report.identity.get("checkpoint", "report"))).stem for report in reports]
-    return [f"{stem} ({stems[:i].count(stem) + 1})" if stems.count(stem) > 1 else stem for i, stem in enumerate(stems)]
-
-
-def _rows(name: str, reports: Sequence[Report], *, paired: bool, blocked: bool) -> Iterator[Row]:
-    records = [report.results[name] for report in reports]
-    for key, declared in records[0].quantities.items():
-        quantities = [record.quantities.get(key) for record in records]
-        alike = [
-            q
-            for q in quantities
-            if q is not None and q.dims == declared.dims and dict(q.labels) == dict(declared.labels)
-        ]
-        if len(alike) != len(records) or declared.value.size > MOST:
+def _rows(name: str, sides: Sequence[Sequence[Report]], *, paired: bool, blocked: bool) -> Iterator[Row]:
+    records = [[report.results[name] for report in side] for side in sides]
+    every = [record for side in records for record in side]
+    for key, declared in every[0].quantities.items():
+        quantities = [[record.quantities.get(key) for record in side] for side in records]
+        alike = [[q for q in side if q is not None and _alike(q, declared)] for side in quantities]
+        if sum(map(len, alike)) != len(every) or declared.value.size > MOST:
             continue
-        unproven = any(_unproven(record, quantity) for record, quantity in zip(records, alike, strict=True))
+        unproven = any(_unproven(record, record.quantities[key]) for record in every)
         for index in np.ndindex(declared.value.shape):
             yield _row(f"{name}/{key}", alike, index, paired=paired, blocked=blocked, unproven=unproven)
+
+
+def _alike(one: Quantity, other: Quantity) -> bool:
+    return one.dims == other.dims and dict(one.labels) == dict(other.labels)
 
 
 def _unproven(record: Record, quantity: Quantity) -> bool:
@@ -159,23 +147,27 @@ def _unproven(record: Record, quantity: Quantity) -> bool:
 
 
 def _row(
-    path: str, quantities: Sequence[Quantity], index: tuple[int, ...], *, paired: bool, blocked: bool, unproven: bool
+    path: str,
+    sides: Sequence[Sequence[Quantity]],
+    index: tuple[int, ...],
+    *,
+    paired: bool,
+    blocked: bool,
+    unproven: bool,
 ) -> Row:
-    declared, elements = quantities[0], [_element(quantity, index) for quantity in quantities]
+    declared, elements = sides[0][0], [[_element(quantity, index) for quantity in side] for side in sides]
     entries = [declared.labels[dim][i] for dim, i in zip(declared.dims, index, strict=True)]
     first, last = elements[0], elements[-1]
-    if declared.contrast == "ratio":
-        estimate, interval = contrasts.ratio(first, last, paired=paired)
-    else:
-        outcome = 100.0 if declared.unit in ("%", "points") else 1.0
-        estimate, interval = contrasts.difference(first, last, paired=paired, outcome=outcome)
+    several = any(len(side) > 1 for side in elements)
+    judged = declared.better != "none"
+    estimate, interval = _contrast(declared, first, last, paired=paired)
     blind = unproven or (blocked and declared.contrast == "ratio" and declared.higher_is == "sharper")
     return Row(
         path=path + (f"[{','.join(entries)}]" if entries else ""),
         title=", ".join([title(*path.split("/")), *entries]),
         unit=declared.unit,
-        values=tuple(element.value for element in elements),
-        errors=tuple(element.error for element in elements),
+        values=tuple(_mean(side) for side in elements),
+        errors=tuple(_error(side) for side in elements),
         contrast=declared.contrast,
         estimate=estimate,
         interval=interval,
@@ -185,7 +177,30 @@ def _row(
         drawn=declared.drawn,
         dims=declared.dims,
         entries=tuple(entries),
+        p=contrasts.permutation(first, last, declared.contrast) if several and judged else math.nan,
+        runs=tuple(tuple(run.value for run in side) for side in elements) if several else (),
     )
+
+
+def _contrast(
+    declared: Quantity, first: Sequence[contrasts.Scalar], last: Sequence[contrasts.Scalar], *, paired: bool
+) -> contrasts.Contrasted:
+    """Contrast two groups over seeds, or two single runs over the data."""
+    if len(first) > 1 or len(last) > 1:
+        return contrasts.between(first, last, declared.contrast)
+    if declared.contrast == "ratio":
+        return contrasts.ratio(first[0], last[0], paired=paired)
+    outcome = 100.0 if declared.unit in ("%", "points") else 1.0
+    return contrasts.difference(first[0], last[0], paired=paired, outcome=outcome)
+
+
+def _mean(side: Sequence[contrasts.Scalar]) -> float:
+    with np.errstate(invalid="ignore"):  # infinite values of both signs
+        return float(np.mean([run.value for run in side]))
+
+
+def _error(side: Sequence[contrasts.Scalar]) -> float:
+    return contrasts.deviation(np.array([run.value for run in side])) if len(side) > 1 else side[0].error
 
 
 def _verdict(quantity: Quantity, estimate: float, interval: tuple[float, float], *, blind: bool) -> RowVerdict:

@@ -20,12 +20,14 @@ A report is an HDF5 file.  MUST, SHOULD and MAY are meant as in RFC 2119; string
 A comparison has the same root, and
 
     /subjects/0, /subjects/1 ...  attrs label, short;  groups identity, training, conditions as above
+    /subjects/0/runs/0 ...   the same of each training run, where a subject is a regime of several
     /environment, /results/NAME   as above: what was measured on the subjects together
     /results/comparison      attrs  reading, forced: arrays of strings, MAY be empty; `order` does not name it
         path (rows,), subject, bound                       dimension scales of strings; there MAY be no rows
         values, errors (path, subject);  interval (path, bound);  estimate (path,)              float64
         title, unit, contrast, verdict, better, higher_is, drawn (path,)                        strings
         dims, entries (path,): which element of which array a row is                            JSON arrays of strings
+        p (path,);  runs (path, run): those of the first subject, of the second ...             float64, with runs only
 
 Rules
 - `format` MUST be "gapscope-report" or "gapscope-comparison" and `format_version` an integer.  A reader MUST refuse a
@@ -51,7 +53,7 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -62,12 +64,13 @@ from gapscope.errors import ReportError
 from gapscope.report import hdf5
 from gapscope.report.atomic import replace
 from gapscope.report.records import Comparison as Comparison
-from gapscope.report.records import Facts, RowVerdict, Subject
+from gapscope.report.records import Facts, Subject
 from gapscope.report.records import Record as Record
 from gapscope.report.records import Report as Report
 from gapscope.report.records import Row as Row
 from gapscope.report.records import merge as merge
 from gapscope.report.records import merge_comparison as merge_comparison
+from gapscope.report.rows import get_rows, put_rows
 from gapscope.results import CHUNKS, Better, Bound, Contrast, Drawn, Quantity, Status
 
 FORMAT_VERSION = 1
@@ -79,12 +82,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "drawn": get_args(Drawn),
     "contrast": get_args(Contrast),
     "better": get_args(Better),
-    "verdict": get_args(RowVerdict),
 }
 QUANTITY_TEXTS = ("unit", "better", "bound", "contrast", "higher_is", "drawn", "doc")
-ROW_TEXTS = ("path", "title", "unit", "contrast", "verdict", "better", "higher_is", "drawn")
-ROW_LISTS = ("dims", "entries")
-ROW_NUMBERS = ("values", "errors", "interval", "estimate")
 
 
 # Writing
@@ -132,6 +131,15 @@ def _put_results(file: h5py.File, content: Report | Comparison) -> None:
 def _put_subject(group: h5py.Group, subject: Report | Subject) -> None:
     for part in PARTS:
         hdf5.put_facts(group.create_group(part), getattr(subject, part))
+
+
+def _put_subjects(group: h5py.Group, subjects: Sequence[Subject]) -> None:
+    for index, subject in enumerate(subjects):
+        side = group.create_group(str(index))
+        side.attrs.update(label=hdf5.text(subject.label), short=hdf5.text(subject.short))
+        _put_subject(side, subject)
+        if subject.runs:
+            _put_subjects(side.create_group("runs"), subject.runs)
 
 
 def _check_name(group: h5py.Group, name: str) -> None:
@@ -196,11 +204,7 @@ def _put_quantity(group: h5py.Group, name: str, quantity: Quantity, scales: Mapp
 
 
 def _put_comparison(file: h5py.File, comparison: Comparison) -> None:
-    subjects = file.create_group("subjects")
-    for index, subject in enumerate(comparison.subjects):
-        group = subjects.create_group(str(index))
-        group.attrs.update(label=hdf5.text(subject.label), short=hdf5.text(subject.short))
-        _put_subject(group, subject)
+    _put_subjects(file.create_group("subjects"), comparison.subjects)
     _put_results(file, comparison)
     if comparison.rows or not comparison.results:
         file["results"].attrs["default"] = "comparison"
@@ -208,18 +212,7 @@ def _put_comparison(file: h5py.File, comparison: Comparison) -> None:
     table.attrs.update(NX_class="NXdata", signal="values")
     hdf5.put_texts(table, "reading", comparison.reading)
     hdf5.put_texts(table, "forced", comparison.forced)
-    rows = comparison.rows
-    path = hdf5.put_scale(table, "path", tuple(row.path for row in rows))
-    labels = hdf5.put_scale(table, "subject", tuple(subject.label for subject in comparison.subjects))
-    bound = hdf5.put_scale(table, "bound", ("low", "high"))
-    axes = {"values": (path, labels), "errors": (path, labels), "interval": (path, bound), "estimate": (path,)}
-    for name, scales in axes.items():
-        data = np.array([getattr(row, name) for row in rows], dtype=np.float64)
-        hdf5.put_array(table, name, data.reshape([scale.size for scale in scales]), scales)
-    for name in ROW_TEXTS[1:]:
-        hdf5.put_array(table, name, hdf5.texts([getattr(row, name) for row in rows]), [path])
-    for name in ROW_LISTS:
-        hdf5.put_array(table, name, hdf5.texts([json.dumps(getattr(row, name)) for row in rows]), [path])
+    put_rows(table, comparison)
 
 
 # Reading
@@ -358,39 +351,27 @@ def _get_quantity(group: h5py.Group, name: str) -> Quantity:
 
 
 def _get_comparison(path: Path, file: h5py.File) -> Comparison:
-    sides, subjects = hdf5.member(file, "subjects", h5py.Group), []
-    for index in range(len(sides)):
-        with _at(path, f"/subjects/{index}"):
-            side = hdf5.member(sides, str(index), h5py.Group)
-            label, short = hdf5.get_text(side, "label"), hdf5.get_text(side, "short")
-            subjects.append(Subject(label=label, short=short, **_get_subject(path, side)))
+    subjects = _get_subjects(path, hdf5.member(file, "subjects", h5py.Group))
     results = _get_results(path, file)
     with _at(path, "/results/comparison"):
         table = hdf5.member(hdf5.member(file, "results", h5py.Group), "comparison", h5py.Group)
         return Comparison(
-            subjects=tuple(subjects),
-            rows=_get_rows(table),
+            subjects=subjects,
+            rows=get_rows(table, [subject.size for subject in subjects]),
             reading=hdf5.get_texts(table, "reading"),
             forced=hdf5.get_texts(table, "forced"),
             **results,
         )
 
 
-def _get_rows(table: h5py.Group) -> tuple[Row, ...]:
-    columns: dict[str, Any] = {name: hdf5.get_strings(table, name) for name in ROW_TEXTS}
-    for name, choices in CHOICES.items():
-        if unknown := set(columns.get(name, ())) - set(choices):
-            raise ValueError(f"`{name}` holds {sorted(unknown)}, not only {', '.join(choices)}")
-    for name in ROW_LISTS:
-        columns[name] = [_strings(name, text) for text in hdf5.get_strings(table, name)]
-    for name in ROW_NUMBERS:
-        numbers = hdf5.get_array(table, name).tolist()
-        columns[name] = numbers if name == "estimate" else [tuple(row) for row in numbers]
-    return tuple(Row(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
-
-
-def _strings(name: str, text: str) -> tuple[str, ...]:
-    found = json.loads(text)
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise ValueError(f"`{name}` holds {text!r}, not a JSON array of strings")
+def _get_subjects(path: Path, sides: h5py.Group, *, grouped: bool = True) -> tuple[Subject, ...]:
+    """Return the subjects; those of several runs with each run, which has none itself."""
+    found = []
+    for index in range(len(sides)):
+        with _at(path, f"{sides.name}/{index}"):
+            side = hdf5.member(sides, str(index), h5py.Group)
+            nested = grouped and hdf5.has(side, "runs")
+            runs = _get_subjects(path, hdf5.member(side, "runs", h5py.Group), grouped=False) if nested else ()
+            label, short = hdf5.get_text(side, "label"), hdf5.get_text(side, "short")
+            found.append(Subject(label=label, short=short, runs=runs, **_get_subject(path, side)))
     return tuple(found)

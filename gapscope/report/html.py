@@ -1,9 +1,11 @@
 """Draw a `Document` as plain HTML, for notebooks and pages: headings, tables, lists, and drawings as text.
 
-Strings come from files that anybody may have written: every one is escaped, and none becomes an attribute.
+Strings come from files that anybody may have written: every one is escaped.  The only attribute that any becomes is
+`data-label`, which repeats a column's header for windows too narrow for columns.
 """
 
 import html
+import re
 from collections.abc import Iterator, Sequence
 
 from gapscope.report.canvas import Canvas, Span
@@ -12,14 +14,26 @@ from gapscope.report.drawing import draw
 from gapscope.report.terminal import printable
 
 CANVAS = Canvas(width=100, colours=True)
+POWER = re.compile(r"[^\s<>&;]*\de-\d+")
+WIDE = 4  # columns that fit beside another table
 RIGHT = ' style="text-align:right"'
 INDENT = ' style="padding-left:1.5em"'
 
 
 def fragment(document: Document) -> str:
     """Return one `div` without styles of its own; tones are classes of the cells and paragraphs."""
-    blocks = ("\n".join(("<section>", *_block(block), "</section>")) for block in document.blocks if block)
+    blocks = ("\n".join((_opened(block), *_block(block), "</section>")) for block in document.blocks if block)
     return "\n".join(('<div class="gapscope">', *blocks, "</div>"))
+
+
+def _opened(block: Sequence[Item]) -> str:
+    widest = max((len(item.columns) for item in block if isinstance(item, Table)), default=0)
+    return '<section class="wide">' if widest > WIDE else "<section>"
+
+
+def table(content: Table) -> str:
+    """Return one table."""
+    return "\n".join(_table(content))
 
 
 def _block(block: Sequence[Item]) -> Iterator[str]:
@@ -31,9 +45,7 @@ def _block(block: Sequence[Item]) -> Iterator[str]:
             yield "<ul>" if bullet else "</ul>"
         listed = bullet
         yield (
-            _note(item)
-            if isinstance(item, Note)
-            else "\n".join(_table(item) if isinstance(item, Table) else _pre(item))
+            _note(item) if isinstance(item, Note) else table(item) if isinstance(item, Table) else "\n".join(_pre(item))
         )
     if listed:
         yield "</ul>"
@@ -43,20 +55,25 @@ def _text(text: str) -> str:
     return html.escape(printable(text))
 
 
+def _head(text: str) -> str:
+    """Return a header whose numbers do not break after their minus."""
+    return POWER.sub(r'<span style="white-space:nowrap">\g<0></span>', _text(text))
+
+
 def _note(note: Note) -> str:
     name = "li" if note.bullet else "h4" if note.tone == "heading" else "p"
     return f'<{name} class="{note.tone}">{_text(note.text)}</{name}>'
 
 
-def _table(table: Table) -> Iterator[str]:
+def _table(content: Table) -> Iterator[str]:
     yield "<table>"
-    if table.caption:
-        yield f"<caption>{_text(table.caption)}</caption>"
-    if any(column.header for column in table.columns):
-        heads = "".join(f'<th scope="col"{_side(column)}>{_text(column.header)}</th>' for column in table.columns)
+    if content.caption:
+        yield f"<caption>{_text(content.caption)}</caption>"
+    if any(column.header for column in content.columns):
+        heads = "".join(f'<th scope="col"{_side(column)}>{_head(column.header)}</th>' for column in content.columns)
         yield f"<thead><tr>{heads}</tr></thead>"
     yield "<tbody>"
-    yield from (f"<tr>{_cells(table.columns, line)}</tr>" for line in table.lines)
+    yield from (f"<tr>{_cells(content.columns, line)}</tr>" for line in content.lines)
     yield "</tbody>"
     yield "</table>"
 
@@ -72,7 +89,8 @@ def _cells(columns: Sequence[Column], line: Line) -> str:
     cells = [f'<th scope="row"{INDENT if line.level else ""}>{_text(first)}</th>']
     for position, (column, cell) in enumerate(zip(columns[1:], others, strict=True), start=2):
         tone = f' class="{line.tone}"' if position == len(columns) or line.tone == "dim" else ""
-        cells.append(f"<td{tone}{_side(column)}>{_text(cell)}</td>")
+        label = f' data-label="{_text(column.header)}"' if column.header else ""
+        cells.append(f"<td{tone}{_side(column)}{label}>{_text(cell)}</td>")
     return "".join(cells)
 
 

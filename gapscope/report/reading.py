@@ -3,7 +3,7 @@
 The one place of the reporting half that knows analyzers by name.  Reasons: raw sharpness follows the loss level (an
 under-trained network looks sharper) and the scale of the layers, so a contrast counts only at equal training loss and
 beside a scale-aware measure; and one run per recipe has a spread of 5 to 34 % over training seeds that no error bar
-here contains.
+of a single run contains.  A side is one report or the runs of one regime.
 """
 
 import math
@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from gapscope.report.contrasts import MOST_SPLITS, smallest_p
 from gapscope.report.figures import contrast_unit, figure, number, spread
+from gapscope.report.groups import LOSS, recipe, stems
 from gapscope.report.records import Comparison, Record, Report, Row, Subject
 from gapscope.results import Status
 
-TOP, LOSS = "eigenvalues/top", "gap/train_loss"
+TOP = "eigenvalues/top"
 SAME_LOSS = 2.0  # beyond this ratio of training losses a sharpness contrast cannot tell
 SLOPE = 0.01  # at a minimum no gradient step may promise more than this share of the loss ...
 SADDLE = 0.05  # ... and the smallest eigenvalue may not reach below this share of the largest
@@ -23,10 +25,12 @@ SCALE_AWARE = tuple(f"adaptive-sharpness/{name}" for name in ("worst_l2", "worst
 BARRIER = "barrier"
 FINISHED = (Status.EXACT, Status.CONVERGED)
 
+Side = Sequence[Report]
 
-def losses_differ(first: Report, last: Report) -> str:
-    """Return why the training losses forbid a sharpness contrast, or an empty string."""
-    a, b = _scalar(first, LOSS), _scalar(last, LOSS)
+
+def losses_differ(first: Side, last: Side) -> str:
+    """Return why the (mean) training losses forbid a sharpness contrast, or an empty string."""
+    a, b = _mean(first, LOSS), _mean(last, LOSS)
     if a is None or b is None:
         return ""
     if a == b == 0:
@@ -36,11 +40,12 @@ def losses_differ(first: Report, last: Report) -> str:
     if fold <= SAME_LOSS:
         return ""
     said = f"differ {number(fold, 2)}-fold" if comparable else "have no ratio"
-    return f"The training losses {said} ({number(a, 3)} and {number(b, 3)})"
+    mean = "mean " if len(first) > 1 or len(last) > 1 else ""
+    return f"The {mean}training losses {said} ({number(a, 3)} and {number(b, 3)})"
 
 
 def reading(
-    reports: Sequence[Report],
+    sides: Sequence[Side],
     subjects: Sequence[Subject],
     rows: Sequence[Row],
     *,
@@ -54,12 +59,14 @@ def reading(
     sentences = [
         _same(subjects),
         f"Forced: {', '.join(forced)} should agree and do not, so the contrasts may measure that." if forced else "",
-        _sharpness(reports, (first, last), table, blocked) if judged else "",
+        _sharpness(sides, (first, last), table, blocked) if judged else "",
+        _chance(rows, (first, last)) if judged and not blocked else "",
         _scale(table, (first, last)) if judged and not blocked else "",
-        _apart(reports) if judged and not blocked else "",
-        _slopes(reports, subjects),
-        _accuracy(reports, (first, last), table),
-        _limits(reports, subjects),
+        _apart(sides) if judged and not blocked else "",
+        _slopes(sides, subjects),
+        _accuracy(sides, (first, last), table),
+        _limits(sides, subjects),
+        recipe(subjects),
         " ".join(part for part in (_companion(table) if judged else "", _seeds(subjects)) if part),
     ]
     return tuple(sentence for sentence in sentences if sentence)
@@ -73,10 +80,10 @@ def _same(subjects: Sequence[Subject]) -> str:
     return f"{both} are the same checkpoint: the contrasts measure nothing."
 
 
-def _apart(reports: Sequence[Report]) -> str:
+def _apart(sides: Sequence[Side]) -> str:
     """Say that subjects between the first and the last are at another loss: their sharpness is shown all the same."""
-    losses = [loss for report in reports[1:-1] if (loss := _scalar(report, LOSS)) is not None]
-    ends = [loss for report in (reports[0], reports[-1]) if (loss := _scalar(report, LOSS)) is not None]
+    losses = [loss for side in sides[1:-1] if (loss := _mean(side, LOSS)) is not None]
+    ends = [loss for side in (sides[0], sides[-1]) if (loss := _mean(side, LOSS)) is not None]
     if not losses or not ends or (max(losses) <= SAME_LOSS * min(ends) and max(ends) <= SAME_LOSS * min(losses)):
         return ""
     return (
@@ -84,25 +91,30 @@ def _apart(reports: Sequence[Report]) -> str:
     )
 
 
-def _scalar(report: Report, path: str) -> float | None:
-    analyzer, name = path.split("/")
-    record = report.results.get(analyzer)
-    quantity = record.quantities.get(name) if record else None
-    return float(quantity.value) if quantity is not None and not quantity.dims else None
+def _mean(side: Side, path: str) -> float | None:
+    values = [value for report in side if (value := report.number(path)) is not None]
+    return math.fsum(values) / len(values) if len(values) == len(side) else None
 
 
-def _sharpness(reports: Sequence[Report], ends: tuple[Subject, Subject], rows: Mapping[str, Row], blocked: str) -> str:
+def _over(ends: tuple[Subject, Subject]) -> str:
+    """Say what an interval is over, where it is not over the data."""
+    sizes = ends[0].size, ends[1].size
+    return "" if sizes == (1, 1) else f" over seeds, {sizes[0]} and {sizes[1]} runs"
+
+
+def _sharpness(sides: Sequence[Side], ends: tuple[Subject, Subject], rows: Mapping[str, Row], blocked: str) -> str:
     if blocked:
         return (
             f"{blocked}: the runs are not at the same loss, so the sharpness contrast cannot tell. Train to equal loss."
         )
-    losses = [_scalar(report, LOSS) for report in (reports[0], reports[-1])]
+    losses = [_mean(side, LOSS) for side in (sides[0], sides[-1])]
+    mean = "mean " if _over(ends) else ""
     at = "The training losses were not measured, so equal loss is not established: "
     if losses[0] == losses[1] == 0:
-        at = "At training losses of 0, "
+        at = f"At {mean}training losses of 0, "
     elif losses[0] and losses[1]:
         percent = max(1, math.ceil(100 * (max(losses[0], losses[1]) / min(losses[0], losses[1]) - 1)))
-        at = f"At training losses within {percent} % of each other, "
+        at = f"At {mean}training losses within {percent} % of each other, "
     top = rows.get(TOP)
     if top is None:
         judged = [row for row in rows.values() if row.higher_is == "sharper"]
@@ -110,8 +122,8 @@ def _sharpness(reports: Sequence[Report], ends: tuple[Subject, Subject], rows: M
         if whole is None:
             return f"{at}{_layers(judged, ends)}."
         return f"{at}{_compared(whole, ends, whole.title)}."
-    flat = all(_stationary(report) for report in (reports[0], reports[-1]))
-    by = f"the top eigenvalue{_other_operator(reports[0])}"
+    flat = all(_stationary(report) for report in (*sides[0], *sides[-1]))
+    by = f"the top eigenvalue{_other_operator(sides[0][0])}"
     return f"{at}{_compared(top, ends, by, flat=flat)}{_agreement(top, rows)}."
 
 
@@ -125,11 +137,13 @@ def _other_operator(report: Report) -> str:
 def _compared(row: Row, ends: tuple[Subject, Subject], by: str, *, flat: bool = False) -> str:
     estimate, interval = row.estimate, row.interval
     if math.isnan(interval[0]):
-        return f"the ratio of {ends[1].label} to {ends[0].label} is {number(estimate, 3)} by {by}, without an interval"
+        without = "without an interval" + " over seeds" * bool(_over(ends))
+        return f"the ratio of {ends[1].label} to {ends[0].label} is {number(estimate, 3)} by {by}, {without}"
     if row.verdict not in ("higher", "lower"):
         shown, between = spread(estimate, interval)
         return (
-            f"{ends[0].label} and {ends[1].label} cannot be told apart by {by} (ratio {shown}, 95 % interval {between})"
+            f"{ends[0].label} and {ends[1].label} cannot be told apart by {by} (ratio {shown}, 95 % interval {between}"
+            f"{_over(ends)})"
         )
     flatter, sharper = ends
     if row.verdict == "lower":
@@ -137,7 +151,23 @@ def _compared(row: Row, ends: tuple[Subject, Subject], by: str, *, flat: bool = 
         estimate, interval = 1 / estimate, (1 / interval[1], 1 / interval[0])
     shown, between = spread(estimate, interval)
     verb, owner = ("sits in a minimum", "'s") if flat else ("is", "")
-    return f"{sharper.label} {verb} {shown} times sharper than {flatter.label}{owner} by {by} (95 % interval {between})"
+    said = f"{sharper.label} {verb} {shown} times sharper than {flatter.label}{owner} by {by}"
+    return f"{said} (95 % interval {between}{_over(ends)})"
+
+
+def _chance(rows: Sequence[Row], ends: tuple[Subject, Subject]) -> str:
+    """Return what the exact permutation test says of the leading row, and what it could say at most."""
+    row = next((row for row in rows if row.path == TOP), None)
+    row = row or next((row for row in rows if row.higher_is == "sharper" and "layer" not in row.dims), None)
+    sizes = ends[0].size, ends[1].size
+    if row is None or not _over(ends) or math.isnan(row.estimate):
+        return ""
+    runs = f"{sizes[0]} against {sizes[1]} runs"
+    if math.isnan(row.p):
+        return f"No exact permutation test: {runs} can be dealt in more than {MOST_SPLITS:,} ways."
+    least = smallest_p(*sizes)
+    small = f"{runs} reach no smaller one than {number(least, 2)}"
+    return f"An exact permutation test of the {row.title} gives p = {number(row.p, 2)}; {small}."
 
 
 def _layers(judged: Sequence[Row], ends: tuple[Subject, Subject]) -> str:
@@ -257,7 +287,7 @@ def _moving(report: Report) -> str | None:
     A gradient step of length 1/lambda lowers a quadratic by |g|^2 / (2 lambda).
     """
     paths = (TOP, "eigenvalues/bottom", "eigenvalues/gradient_norm", LOSS)
-    top, bottom, slope, loss = (_scalar(report, path) for path in paths)
+    top, bottom, slope, loss = map(report.number, paths)
     if top is None or bottom is None or slope is None or loss is None or _other_operator(report):
         return None
     if not all(map(math.isfinite, (top, bottom, slope, loss))):
@@ -276,38 +306,49 @@ def _moving(report: Report) -> str | None:
     return ", and ".join(said)
 
 
-def _slopes(reports: Sequence[Report], subjects: Sequence[Subject]) -> str:
-    pairs = zip(reports, subjects, strict=True)
-    moving = [f"{subject.label} {why}" for report, subject in pairs if (why := _moving(report))]
-    return f"{'; '.join(moving)}." if moving else ""
+def _slopes(sides: Sequence[Side], subjects: Sequence[Subject]) -> str:
+    """Name every single run that is at no minimum; of regimes count them and quote the first."""
+    said, counts, example = [], [], ""
+    for side, subject in zip(sides, subjects, strict=True):
+        moving = [(name, why) for name, report in zip(stems(side), side, strict=True) if (why := _moving(report))]
+        if moving and subject.size == 1:
+            said.append(f"{subject.label} {moving[0][1]}")
+        elif moving:
+            counts.append(f"{len(moving)} of {len(side)} runs of {subject.label}")
+            example = example or " ".join(moving[0])
+    if counts:
+        said.append(f"{' and '.join(counts)} are at no minimum ({example})")
+    return f"{'; '.join(said)}." if said else ""
 
 
-def _accuracy(reports: Sequence[Report], ends: tuple[Subject, Subject], rows: Mapping[str, Row]) -> str:
+def _accuracy(sides: Sequence[Side], ends: tuple[Subject, Subject], rows: Mapping[str, Row]) -> str:
     row = rows.get("gap/test_accuracy")
     if row is None or math.isnan(row.estimate):
         return (
             "" if "gap/train_loss" not in rows else "No test data were measured: nothing here is about generalization."
         )
-    samples = reports[0].results["gap"].quantities["test_accuracy"].samples
+    samples = sides[0][0].results["gap"].quantities["test_accuracy"].samples
     on = "" if samples is None else f" on {samples.size:,} test samples"
     shown, between = spread(row.estimate, row.interval)
-    unit = contrast_unit(row.contrast, row.unit)
+    unit, over = contrast_unit(row.contrast, row.unit), _over(ends)
+    if over and math.isnan(row.interval[0]):
+        return ""
     if row.verdict not in ("higher", "lower"):
-        return f"The test accuracies cannot be told apart{on} ({shown} {unit}, 95 % interval {between})."
+        return f"The test accuracies cannot be told apart{on} ({shown} {unit}, 95 % interval {between}{over})."
     shown, between = spread(abs(row.estimate), tuple(sorted(map(abs, row.interval))))  # type: ignore[arg-type]
     better = ends[1] if row.verdict == "higher" else ends[0]
-    return f"{better.label} has the higher test accuracy{on}, by {shown} {unit} (95 % interval {between})."
+    return f"{better.label} has the higher test accuracy{on}, by {shown} {unit} (95 % interval {between}{over})."
 
 
-def _limits(reports: Sequence[Report], subjects: Sequence[Subject]) -> str:
+def _limits(sides: Sequence[Side], subjects: Sequence[Subject]) -> str:
     """Say what did not converge and whether a subset was measured."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for report, subject in zip(reports, subjects, strict=True):
-        for name, record in report.results.items():
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for side, subject in zip(sides, subjects, strict=True):
+        for name, record in ((name, record) for report in side for name, record in report.results.items()):
             if record.status not in (*FINISHED, Status.NO_TEST_DATA):  # `_accuracy` speaks of those
-                found.setdefault((name, record.message), []).append(subject.label)
+                found.setdefault((name, record.message), {})[subject.label] = None
     said = [f"{name} of {' and '.join(labels)} ({message})" for (name, message), labels in found.items()]
-    if any(report.conditions.get("limit") for report in reports):
+    if any(report.conditions.get("limit") for side in sides for report in side):
         said.append("that this is a subset of the data, and subsets overstate lambda_max")
     return f"Mind {'; '.join(said)}." if said else ""
 
@@ -319,6 +360,13 @@ def _companion(rows: Mapping[str, Row]) -> str:
 
 
 def _seeds(subjects: Sequence[Subject]) -> str:
+    ends = subjects[0], subjects[-1]
+    if _over(ends):
+        alone = [end.label for end in ends if end.size == 1]
+        if alone:
+            return f"One run of {alone[0]} shows no spread over seeds, so no interval can be had: train a second one."
+        runs = f"{ends[0].size} and {ends[1].size} runs"
+        return f"The intervals are over seeds ({runs}) on these data: right for new seeds, silent on new data."
     sizes = [subject.training.get("batch_size") for subject in subjects]
     if None in sizes or len(set(sizes)) == 1:
         return "One checkpoint of each kind proves nothing about how they were made: compare several."

@@ -1,5 +1,6 @@
 """What the reporting half handles: a `Report` of `Record`s, and a `Comparison` of reports in `Row`s."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -41,6 +42,13 @@ class Report:
     environment: Facts
     results: Mapping[str, Record]
 
+    def number(self, path: str) -> float | None:
+        """Return the single number at "analyzer/quantity", None where there is none."""
+        analyzer, name = path.split("/")
+        record = self.results.get(analyzer)
+        quantity = record.quantities.get(name) if record else None
+        return float(quantity.value) if quantity is not None and not quantity.dims else None
+
     def __repr__(self) -> str:
         return f"Report({self.identity.get('checkpoint', 'model')}: {', '.join(self.results) or 'nothing'})"
 
@@ -61,13 +69,23 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One side of a comparison; `short` is its label inside a sentence."""
+    """One side of a comparison; `short` is its label inside a sentence.
+
+    Several training runs of one regime are one side: then the facts are those that all of them share, and `runs` has
+    each run by itself.
+    """
 
     label: str
     short: str
     identity: Facts
     training: Facts
     conditions: Facts
+    runs: tuple["Subject", ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many training runs it stands for."""
+        return len(self.runs) or 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +94,10 @@ class Row:
 
     `errors` are one standard error, sampling and numerical combined, NaN where unknown.  `interval` covers the
     contrast with 95 % confidence, (NaN, NaN) where unknown.  `verdict` is that of the last against the first.
+
+    Of a side of several runs the value is their mean, the error their standard deviation, and `runs` has each number.
+    Between such sides a ratio is one of geometric means, the interval is over seeds, and `p` is that of the exact
+    permutation test; NaN where there is none.
     """
 
     path: str
@@ -92,6 +114,8 @@ class Row:
     drawn: Drawn = "numbers"
     dims: tuple[str, ...] = ()
     entries: tuple[str, ...] = ()  # the labels along dims: which element of an array this is
+    p: float = math.nan
+    runs: tuple[tuple[float, ...], ...] = ()  # (subjects, runs of each); empty where every side is one run
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -107,6 +131,12 @@ class Comparison:
     forced: tuple[str, ...] = ()
     results: Mapping[str, Record] = field(default_factory=dict)
     environment: Facts = field(default_factory=dict)
+
+    @property
+    def over(self) -> str:
+        """What the intervals are over: of new seeds and of new data, an interval is right about one only."""
+        ends = self.subjects[0].size, self.subjects[-1].size
+        return "over the data (one run each)" if ends == (1, 1) else f"over seeds ({ends[0]} and {ends[1]} runs)"
 
     def __repr__(self) -> str:
         names = " and ".join(subject.label for subject in self.subjects)

@@ -35,7 +35,7 @@ def row_tables(comparison: Comparison, verbose: bool) -> tuple[tuple[Item, ...],
             rest.append(group)
     subjects = comparison.subjects
     first, last = subjects[0].short, subjects[-1].short
-    legend = Note(text=f"ratio: {last} / {first}; with a sign: {last} - {first}", tone="dim")
+    legend = Note(text=_legend(comparison), tone="dim")
     blocks: list[tuple[Item, ...]] = []
     if main:
         lines = tuple((_row_lines if verbose else _brief_lines)(main, first, last))
@@ -51,6 +51,18 @@ def row_tables(comparison: Comparison, verbose: bool) -> tuple[tuple[Item, ...],
     if not main and blocks:
         blocks[-1] = (*blocks[-1], legend)
     return tuple(blocks)
+
+
+def _legend(comparison: Comparison) -> str:
+    """Say what the contrasts are, and of runs what stands beside ± and what the intervals are over."""
+    first, last = comparison.subjects[0].short, comparison.subjects[-1].short
+    ratio, difference = f"ratio: {last} / {first}", f"with a sign: {last} - {first}"
+    if not any(subject.runs for subject in comparison.subjects):
+        return f"{ratio}; {difference}"
+    return (
+        f"mean ± standard deviation over runs; {ratio} of geometric means; {difference}; "
+        f"95 % interval: {comparison.over}"
+    )
 
 
 def _quantity(row: Row) -> str:

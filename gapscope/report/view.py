@@ -4,8 +4,7 @@ Known keys of /subject/identity: checkpoint, data, model, model_args, parameters
 samples, loss, batchnorm, dtype, limit.  Others are stored and compared, and shown with `verbose` only.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from gapscope.report.document import Column as Column
 from gapscope.report.document import Document as Document
@@ -14,10 +13,12 @@ from gapscope.report.document import Line as Line
 from gapscope.report.document import Note as Note
 from gapscope.report.document import Table as Table
 from gapscope.report.figures import count
+from gapscope.report.groups import shared
 from gapscope.report.reading import whole_reading
 from gapscope.report.record_view import facts_line, record_block
-from gapscope.report.records import Comparison, Facts, Report, differing
+from gapscope.report.records import Comparison, Facts, Report
 from gapscope.report.row_view import row_tables
+from gapscope.report.sweep import BY_LOSS, loss_block, sweep_blocks
 
 FEW = 3  # records of which every number is explained: of more, the explanations would be longer than the numbers
 EXPLAINED = Note(text="What each number means: --json, or --verbose of a single analyzer.", tone="dim")
@@ -44,27 +45,25 @@ def report_document(report: Report, verbose: bool = False, *, only: Sequence[str
 def comparison_document(comparison: Comparison, verbose: bool = False) -> Document:
     """Show a comparison: values, the contrast with its interval, who is what, and the reading."""
     subjects = comparison.subjects
-    conditions = _shared([subject.conditions for subject in subjects])
+    conditions = shared([subject.conditions for subject in subjects])
     head: list[Item] = []
     if not comparison.rows:  # whose headers would name them
         head.append(Note(text=", ".join(subject.label for subject in subjects), tone="heading"))
-    head += _subject_notes(conditions, _shared([subject.identity for subject in subjects]))
+    head += _subject_notes(conditions, shared([subject.identity for subject in subjects]))
     if comparison.forced:
         text = f"Forced: these keys should agree and do not: {', '.join(comparison.forced)}"
         head.append(Note(text=text, tone="warning"))
     explained = not comparison.rows and len(comparison.results) <= FEW
     if verbose and not explained:
         head.append(EXPLAINED)
-    records = comparison.results.values()
-    together = [record_block(record, verbose, explained=explained) for record in records]
+    together = [
+        loss_block(comparison, verbose) if name == BY_LOSS else record_block(record, verbose, explained=explained)
+        for name, record in comparison.results.items()
+    ]
     sentences = [Note(text=said.replace(" %", "\u00a0%"), bullet=True) for said in whole_reading(comparison)]
     reading = (Note(text="Reading", tone="heading"), *sentences) if sentences else ()
-    return Document(blocks=(tuple(head), *row_tables(comparison, verbose), *together, reading))
-
-
-def _shared(sides: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    unlike = {key for side in sides[1:] for key in differing(sides[0], side)}
-    return {key: value for key, value in sides[0].items() if key not in unlike}
+    blocks = (*sweep_blocks(comparison, verbose), *row_tables(comparison, verbose))
+    return Document(blocks=(tuple(head), *blocks, *together, reading))
 
 
 def _subject_notes(conditions: Facts, identity: Facts) -> list[Item]:

@@ -1,8 +1,15 @@
+import itertools
 import json
 
 import pytest
 
+from gapscope.cli import compare
+from gapscope.measure.loading.datasets.data import load_data
+from gapscope.measure.loading.losses import infer_loss
+from gapscope.measure.loading.networks import NETWORKS
+from gapscope.measure.loading.trust import Trust
 from gapscope.report.file import Comparison, read
+from gapscope.training.trainer import Recipe, save, train
 
 
 @pytest.fixture
@@ -69,8 +76,6 @@ def test_force_compares_all_the_same_and_says_so(run, reports, small, tmp_path):
 def test_two_checkpoints_of_one_name_get_two_reports(run, small, large, tmp_path, monkeypatch):
     import shutil
 
-    from gapscope.cli import compare
-
     monkeypatch.setattr(compare, "SHARPNESS", ("gap",))
     for folder, source in (("a", small), ("b", large)):
         (tmp_path / folder).mkdir()
@@ -116,3 +121,115 @@ def test_other_settings_are_refused_before_any_measurement(run, small, large, tm
     assert "digits-small-batch.report.h5 was measured with eigenvalues.k = 2, and 1 would be used now" in outcome.err
     assert "[measure.eigenvalues] of gapscope.toml" in outcome.err
     assert "measuring" not in outcome.err
+
+
+# Regimes of several runs
+
+
+STEPS = {16: (60, 120), 650: (80, 160)}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three seeds of two batch sizes, each saved twice: a small network on the digits, a second of training."""
+    folder = tmp_path_factory.mktemp("runs")
+    data = load_data("digits", "train", recorded=False, trust=Trust())
+    loss = infer_loss(data.targets)
+    model = {"inputs": 64, "hidden": [8], "outputs": 10}
+    for size, seed in itertools.product(STEPS, (1, 2, 3)):
+        for steps in STEPS[size]:
+            recipe = Recipe(batch_size=size, lr=0.2, steps=steps, seed=seed)
+            trained = train(lambda: NETWORKS["mlp"](**model), data, loss, recipe)
+            path = folder / f"b{size}-seed{seed}-{steps}.pt"
+            save(trained, path, factory="mlp", model_args=model, data="digits", loss=loss.name)
+    return folder
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Only the cheap analyzers, to the same effect."""
+    monkeypatch.setattr(compare, "SHARPNESS", ("eigenvalues", "gap"))
+
+
+def last_epochs(runs):
+    return [runs / f"b{size}-seed{seed}-{STEPS[size][-1]}.pt" for size in STEPS for seed in (1, 2, 3)]
+
+
+QUICK = ("--limit", "200", "-q")
+
+
+def test_checkpoints_of_two_batch_sizes_are_compared_over_their_seeds(run, runs, few, tmp_path):
+    outcome = run("compare", *last_epochs(runs), *QUICK, "-o", "groups.h5", "--html", "groups.html")
+    assert outcome.code == 0, outcome.err
+    assert "small batch 16 large batch 650" in outcome.out
+    assert "95 % interval: over seeds (3 and 3 runs)" in " ".join(outcome.out.split())
+    first, *_ = " ".join(outcome.out.partition("Reading")[2].split()).split(" · ")
+    assert "large batch 650" in first
+    assert "over seeds, 3 and 3 runs)" in first
+    assert "3 against 3 runs reach no smaller one than 0.1." in " ".join(outcome.out.split())
+    assert outcome.out.endswith("comparison: groups.h5\npage: groups.html\n")
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    shown = run("show", "groups.h5").out
+    assert outcome.out.startswith(shown.rstrip("\n"))
+    assert "over seeds" in (tmp_path / "groups.html").read_text()
+    again = run("compare", *sorted(tmp_path.glob("*.report.h5")), "-q").out  # from reports alone: the same numbers
+    assert again.startswith(shown.rstrip("\n"))
+
+
+def test_several_epochs_of_a_run_are_refused_before_any_measurement(run, runs, few):
+    outcome = run("compare", *sorted(runs.glob("*.pt")))
+    assert outcome.code == 2
+    assert "record the same recipe and seed: saved epochs of one run" in outcome.err
+    assert "measuring" not in outcome.err
+
+
+def test_matching_by_loss_measures_only_the_loss_of_what_it_leaves_out(run, runs, few, tmp_path):
+    outcome = run("compare", *sorted(runs.glob("*.pt")), *QUICK, "--match-loss")
+    assert outcome.code == 0, outcome.err
+    assert "95 % interval: over seeds (3 and 3 runs)" in " ".join(outcome.out.split())
+    assert "those nearest in training loss are compared" in " ".join(outcome.out.split())
+    held = [tuple(read(path).results) for path in tmp_path.glob("*.report.h5")]
+    assert (len(held), held.count(("gap",))) == (12, 6)
+
+
+def test_by_loss_shows_every_saved_epoch(run, runs, few):
+    outcome = run("compare", *sorted(runs.glob("*seed1*.pt")), *QUICK, "--by-loss", "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)["results"]["by-loss"]["quantities"]
+    assert len(found["eigenvalues top"]["value"]) == 4
+    assert found["gap train_loss"]["value"] == sorted(found["gap train_loss"]["value"], reverse=True)
+
+
+def test_patterns_name_the_regimes(run, runs, few):
+    early, late = (str(runs / f"b{size}-*-{STEPS[size][1]}.pt") for size in (16, 650))
+    outcome = run("compare", "--small", early, "--large", late, *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert "small batch 16 large batch 650" in outcome.out
+
+
+def test_a_recorded_key_makes_regimes_of_a_pair_too(run, runs, few):
+    outcome = run("compare", *(runs / f"b16-seed1-{steps}.pt" for steps in STEPS[16]), "--by", "steps", *QUICK)
+    assert outcome.code == 0, outcome.err
+    header = next(line for line in outcome.out.splitlines() if "steps" in line)
+    assert header.index("steps 60") < header.index("steps 120")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "There is nothing to compare. Expected two or more: `gapscope compare A B`."),
+        (("--small", "*.h5"), "There is only `--small`. Expected `--small` and `--large` and nothing else"),
+        (("REPORT", "--small", "*", "--large", "*"), "stands beside `--small`. Expected `--small` and `--large`"),
+        (("--small", "*", "--large", "*", "--by", "lr"), "`--by` stands beside `--small`. Expected"),
+        (("--small", "*.h5", "--large", "*.xyz"), "No file matches `--large *.xyz`. Expected one or more. Mend the"),
+        (("REPORT", "OTHER", "--by", "rate"), "records no `rate` of its training, only:"),
+        (("REPORT", "OTHER", "--match-loss"), "The 2 subjects are no saved epochs of two regimes."),
+        (("REPORT", "OTHER", "--html", "no/where.html"), "The folder of no/where.html does not exist."),
+    ],
+)
+def test_regimes_that_make_no_sense_are_refused(run, reports, words, message):
+    names = {"REPORT": str(reports[0]), "OTHER": str(reports[1])}
+    outcome = run("compare", *[names.get(word, word) for word in words])
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.out == ""

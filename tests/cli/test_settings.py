@@ -31,6 +31,15 @@ def test_gapscope_toml_wins_over_pyproject_key_by_key(read):
     assert found.commands["compare"] == {"labels": "a,b"}
 
 
+def test_limits_of_both_files_add_up_key_by_key(read):
+    found = read(
+        '[gate]\nbaseline = "b.h5"\n[gate.thresholds]\n"eigenvalues/top" = { max = 50 }',
+        '[tool.gapscope.gate.thresholds]\n"eigenvalues/top" = { max = 9, level = "warn" }\n"gap/*" = { min = 0 }',
+    )
+    assert found.thresholds == {"eigenvalues/top": {"max": 50, "level": "warn"}, "gap/*": {"min": 0}}
+    assert found.commands["gate"] == {"baseline": "b.h5"}
+
+
 def test_a_model_arg_table_is_a_list_of_arguments(read):
     found = read('model-arg = { hidden = [32, 16], activation = "tanh", bias = true, x = 1.5 }')
     assert found.common["model_arg"] == ["hidden=[32, 16]", 'activation="tanh"', "bias=true", "x=1.5"]
@@ -66,6 +75,10 @@ def test_other_tables_of_pyproject_are_none_of_our_business(read):
         ("measure = 3", "gapscope.toml has 3 where a table is due. Expected [measure.NAME]."),
         ("[measure]\ngap = 3", "Expected [measure.gap]."),
         ("model-arg = { when = 1979-05-27 }", 'has `"1979-05-27"` for the model. Expected a number'),
+        ("gate = 3", "gapscope.toml has 3 where a table is due. Expected [gate]."),
+        ("[gate]\nthresholds = 3", "Expected [gate.thresholds]."),
+        ("[gate]\nbase = 3", "[gate] in gapscope.toml has an unknown key `base`"),
+        ('[gate.thresholds]\n"a/b" = 3', '"a/b" in [gate.thresholds] of gapscope.toml is 3. Expected a table'),
         ("limit = =", "gapscope.toml cannot be read"),
     ],
 )

@@ -42,3 +42,33 @@ def test_no_control_character_of_a_file_reaches_the_terminal(run, small, tmp_pat
     for text in (shown.out, run("gap", small, "-o", path).err):
         assert "\x1b" not in text
         assert "\u202e" not in text
+
+
+def test_a_page_and_a_table_are_written_and_named(run, small, tmp_path):
+    run("gap", small, "-q")
+    done = run("show", "digits-small-batch.report.h5", "--html", "out.html", "--csv", "out.csv")
+    assert (done.code, done.out.split()) == (0, ["out.html", "out.csv"])
+    assert (tmp_path / "out.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "out.csv").read_text().startswith("path,")
+    assert run("show", "digits-small-batch.report.h5", "--csv", "-").out == (tmp_path / "out.csv").read_text()
+    assert run("show", "digits-small-batch.report.h5", "--html", "out.html").code == 0
+    (tmp_path / "out.html").write_text("<p>mine</p>")
+    refused = run("show", "digits-small-batch.report.h5", "--html", "out.html")
+    assert refused.code == 2
+    assert "was not written by `--html`" in refused.err
+
+
+def test_a_report_is_cited(run, small):
+    run("gap", small, "-q")
+    run("eigenvalues", small, "-q")
+    cited = run("show", "digits-small-batch.report.h5", "--cite")
+    assert "1,300 train samples" in cited.out
+    assert "@inproceedings{cohen2021gradient," in cited.out
+    assert "keskar" not in cited.out
+
+
+def test_two_things_do_not_share_stdout(run, small):
+    run("gap", small, "-q")
+    refused = run("show", "digits-small-batch.report.h5", "--json", "--csv", "-")
+    assert refused.code == 2
+    assert "--json and --csv - both print on stdout. Expected one of them. Give one command for each." in refused.err

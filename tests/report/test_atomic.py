@@ -32,7 +32,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, path):
 @pytest.mark.skipif(not os.path.exists("/dev/null"), reason="needs a device file")
 def test_devices_and_folders_are_not_replaced(tmp_path):
     for place in ("/dev/null", tmp_path):
-        with pytest.raises(ReportError, match=r"is not a regular file\. Expected a place for a report"):
+        with pytest.raises(ReportError, match=r"is not a regular file\. Expected a regular file"):
             write(report(), place)
     assert not Path("/dev/null").is_file()
 

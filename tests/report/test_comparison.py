@@ -252,7 +252,7 @@ def test_the_reading_says_what_the_numbers_cannot():
     assert "Raw sharpness changes under rescaling of layers; no scale-aware measure is in these reports." in said
     assert "One seed per batch size proves nothing about the recipe" in said
     assert "One checkpoint of each kind proves nothing" in reading(report(batch_size=None), large(batch_size=None))
-    several = reading(report(), report(), large(), large())
+    several = reading(report(), report(checkpoint="b.pt"), large(), large(checkpoint="d.pt"))
     assert "proves nothing" not in several
 
 

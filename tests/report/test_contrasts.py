@@ -4,8 +4,19 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import xlogy
+from scipy.stats import permutation_test, ttest_ind
 
-from gapscope.report.contrasts import Scalar, Z, difference, paired_rates, ratio
+from gapscope.report.contrasts import (
+    MOST_SPLITS,
+    Scalar,
+    Z,
+    between,
+    difference,
+    paired_rates,
+    permutation,
+    ratio,
+    smallest_p,
+)
 from gapscope.results import CHUNKS
 
 
@@ -131,3 +142,70 @@ def test_rates_count_in_the_unit_of_the_quantity():
 
 def test_no_samples_have_no_interval():
     assert all(map(math.isnan, paired_rates(np.zeros(0, np.uint8), np.zeros(0, np.uint8))))
+
+
+# Groups of runs
+
+
+def runs(*values, numerical=math.nan):
+    return [Scalar(value=value, numerical=numerical) for value in values]
+
+
+A, B = (1.0, 1.2, 0.9, 1.1), (2.1, 1.7, 2.6)
+
+
+def test_the_interval_of_groups_is_welch_s():
+    estimate, interval = between(runs(*A), runs(*B), "difference")
+    referee = ttest_ind(B, A, equal_var=False).confidence_interval(0.95)
+    assert estimate == pytest.approx(np.mean(B) - np.mean(A))
+    assert interval == pytest.approx((referee.low, referee.high))
+    estimate, interval = between(runs(*A), runs(*B), "ratio")
+    referee = ttest_ind(np.log(B), np.log(A), equal_var=False).confidence_interval(0.95)
+    assert estimate == pytest.approx(np.exp(np.mean(np.log(B)) - np.mean(np.log(A))))
+    assert interval == pytest.approx((math.exp(referee.low), math.exp(referee.high)))
+
+
+def test_numerical_errors_widen_the_interval_of_groups_linearly():
+    narrow = between(runs(*A), runs(*B), "difference")[1]
+    wide = between(runs(*A, numerical=0.1), runs(*B, numerical=0.3), "difference")[1]
+    assert wide == pytest.approx((narrow[0] - 0.4, narrow[1] + 0.4))
+    narrow = between(runs(*A), runs(*B), "ratio")[1]
+    wide = between(runs(*A, numerical=0.1), runs(*B), "ratio")[1]
+    assert wide[1] / narrow[1] == pytest.approx(math.exp(np.mean(0.1 / np.array(A))))
+
+
+@pytest.mark.parametrize(("first", "last"), [(A, (2.0,)), ((1.0,), B), ((1.0, 1.0), (2.0, 2.0))])
+def test_a_single_run_and_runs_that_all_agree_have_no_interval_over_seeds(first, last):
+    for kind in ("ratio", "difference"):
+        estimate, interval = between(runs(*first), runs(*last), kind)
+        assert estimate > 0
+        assert all(map(math.isnan, interval))
+
+
+def test_groups_with_a_value_that_has_no_logarithm_have_no_ratio():
+    for odd in (0.0, -1.0, math.nan, math.inf):
+        assert math.isnan(between(runs(1.0, odd), runs(*B), "ratio")[0])
+        assert math.isnan(permutation(runs(1.0, odd), runs(*B), "ratio"))
+    assert between(runs(1.0, -1.0), runs(*B), "difference")[0] > 0
+
+
+@pytest.mark.parametrize("kind", ["ratio", "difference"])
+@pytest.mark.parametrize(("first", "last"), [(A, B), (A, (1.05, 0.8, 1.3)), (A, A), ((1.0, 2.0), B)])
+def test_the_permutation_test_is_exact(kind, first, last):
+    scale = np.log if kind == "ratio" else np.asarray
+    referee = permutation_test(
+        (scale(first), scale(last)), lambda a, b: abs(np.mean(a) - np.mean(b)), alternative="greater"
+    )
+    assert permutation(runs(*first), runs(*last), kind) == pytest.approx(referee.pvalue)
+
+
+@pytest.mark.parametrize(("a", "b", "least"), [(3, 3, 0.1), (5, 5, 2 / 252), (3, 2, 0.1), (1, 4, 0.2)])
+def test_the_smallest_p_is_reached_by_groups_far_apart(a, b, least):
+    first, last = np.arange(a) / 100, 10.0 + np.arange(b) ** 2
+    assert smallest_p(a, b) == pytest.approx(least)
+    assert permutation(runs(*first), runs(*last), "difference") == pytest.approx(least)
+
+
+def test_more_ways_than_can_be_tried_have_no_exact_test():
+    assert math.comb(20, 10) < MOST_SPLITS < math.comb(22, 11)
+    assert math.isnan(permutation(runs(*range(11)), runs(*range(11)), "difference"))

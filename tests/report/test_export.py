@@ -1,12 +1,16 @@
+import csv
+import io
 import json
 import math
 from dataclasses import replace
 
-from example_reports import eigenvalues, large, path, plane, report, with_quantity
+import pytest
+from example_reports import eigenvalues, large, near_rank, path, plane, report, together, with_quantity
 
+from gapscope.errors import ReportError
 from gapscope.report.comparison import compare
-from gapscope.report.export import comparison_json, dumps, report_json
-from gapscope.results import Status
+from gapscope.report.export import comparison_json, dumps, report_json, save, tabled
+from gapscope.results import Quantity, Status
 
 
 def test_a_report_has_the_promised_shape():
@@ -62,3 +66,65 @@ def test_nan_and_infinity_are_null():
         [None, None],
         "cannot tell",
     )
+
+
+def rows(content):
+    return list(csv.DictReader(io.StringIO(tabled(content))))
+
+
+def test_a_table_has_one_row_per_number_of_a_report():
+    content = report(eigenvalues(), near_rank(), path())
+    found = rows(content)
+    assert len(found) == sum(q.value.size for r in content.results.values() for q in r.quantities.values())
+    assert found[0] == {
+        **dict.fromkeys(found[0], ""),
+        "path": "eigenvalues/top",
+        "value": "0.154",
+        "numerical_error": "1e-06",
+        "sampling_error": repr(0.07 * 0.154),
+        "status": "CONVERGED",
+    }
+    ranks = {(row["layer"], row["cut"]): float(row["value"]) for row in found if row["path"] == "near-rank/near_rank"}
+    quantity = content.results["near-rank"].quantities["near_rank"]
+    assert ranks[("fc2", "rel:1e-2")] == quantity.value[1, quantity.labels["cut"].index("rel:1e-2")]
+    assert [row["value"] for row in found if row["path"] == "eigenvalues/residuals"] == ["1e-07", ""]
+
+
+def test_dimensions_named_like_a_column_keep_their_own():
+    loss = Quantity(value=[1, 2], doc="", dims=("path",), labels={"path": ("linear", "curved")})
+    found = rows(report(replace(path(), quantities={"loss": loss})))
+    assert [(row["path"], row["path_"]) for row in found] == [("path/loss", "linear"), ("path/loss", "curved")]
+
+
+def test_a_table_of_a_comparison_has_subjects_and_contrasts():
+    found = rows(together())
+    first, last, ratio = [row for row in found if row["path"] == "eigenvalues/top"]
+    assert [first["subject"], last["subject"], ratio["subject"]] == ["small batch 32", "large batch 650", "ratio"]
+    assert float(ratio["value"]) == float(last["value"]) / float(first["value"])
+    assert float(ratio["low"]) < float(ratio["value"]) < float(ratio["high"])
+    assert ratio["status"] == "higher"
+    accuracy = [row for row in found if row["path"] == "gap/test_accuracy"][-1]
+    assert (accuracy["subject"], accuracy["unit"]) == ("difference", "points")
+    assert [row for row in found if row["path"] == "path/loss"]
+
+
+def test_no_cell_of_a_table_is_a_formula():
+    quantity = eigenvalues().quantities["values"]
+    evil = replace(quantity, labels={"rank": ("=1+1\x1b", "@cmd")})
+    found = [row for row in rows(report(with_quantity(eigenvalues(), values=evil))) if row["path"].endswith("/values")]
+    assert [row["rank"] for row in found] == ["'=1+1", "'@cmd"]
+    places = replace(quantity, labels={"rank": ("-1", "+2")})
+    numbered = report(with_quantity(eigenvalues(), values=places))
+    found = [row for row in rows(numbered) if row["path"].endswith("/values")]
+    assert [row["rank"] for row in found] == ["-1", "+2"]
+
+
+def test_only_an_earlier_output_is_replaced(tmp_path):
+    place = tmp_path / "out.csv"
+    for text in ("path,value\n1\n", "path,value\n2\n"):
+        save(place, text, mark="path,", option="--csv")
+    assert place.read_text() == "path,value\n2\n"
+    place.write_text("dear diary")
+    with pytest.raises(ReportError, match=r"exists and was not written by `--csv`. Expected a new name .*place"):
+        save(place, "path,value\n", mark="path,", option="--csv")
+    assert place.read_text() == "dear diary"

@@ -40,7 +40,8 @@ def test_captions_heads_levels_and_lists():
     assert "<caption>what</caption>" in shown
     assert '<th scope="col" style="text-align:right">n</th>' in shown
     assert '<th scope="rowgroup" colspan="2" class="plain">group</th>' in shown
-    assert '<th scope="row" style="padding-left:1.5em">a</th><td class="worse" style="text-align:right">1</td>' in shown
+    row = '<th scope="row" style="padding-left:1.5em">a</th>'
+    assert f'{row}<td class="worse" style="text-align:right" data-label="n">1</td>' in shown
     assert '<ul>\n<li class="plain">one</li>\n<li class="plain">two</li>\n</ul>\n<p class="warning">end</p>' in shown
 
 
@@ -66,5 +67,16 @@ def test_hostile_strings_are_harmless():
         assert "script" not in {element.tag for element in root.iter()}
         assert "&lt;script&gt;" in page
         assert not re.search("[\x1b\u202e]", page)
-        assert {key for element in root.iter() for key in element.attrib} <= {"class", "style", "scope", "colspan"}
-        assert not any("script" in value for element in root.iter() for value in element.attrib.values())
+        assert {key for element in root.iter() for key in element.attrib} <= {
+            *("class", "style", "scope", "colspan", "data-label")
+        }
+        attributes = {(key, value) for element in root.iter() for key, value in element.attrib.items()}
+        assert not [value for key, value in attributes if "script" in value and key != "data-label"]
+
+
+def test_powers_of_ten_in_headers_do_not_break_and_wide_tables_say_so():
+    columns = tuple(Column(header=f"rel:1e-{i}") for i in range(6))
+    wide = fragment(Document(blocks=((Table(columns=columns, lines=()),),)))
+    assert '<span style="white-space:nowrap">rel:1e-2</span></th>' in wide
+    assert wide.count('<section class="wide">') == 1
+    assert '<section class="wide">' not in fragment(Document(blocks=((Table(columns=columns[:4], lines=()),),)))

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 from example_reports import adaptive_sharpness, eigenvalues, gap, large, path, report, together, with_quantity
+from test_groups import groups, run
 
 from gapscope.report.comparison import compare
 from gapscope.report.reading import whole_reading
@@ -170,3 +171,70 @@ def test_other_operators_are_named_and_prove_no_minimum(setting, words):
     assert f"by the top eigenvalue {words}" in said
     assert "sits in a minimum" not in said
     assert "slope" not in said
+
+
+# Regimes of several runs
+
+
+def test_of_regimes_the_first_sentence_says_how_much_sharper_and_over_how_many_seeds():
+    said = compare(groups()).reading
+    assert said[0].startswith(
+        "At mean training losses within 1 % of each other, large batch 650 sits in a minimum 2.07 times sharper than "
+        "small batch 32's by the top eigenvalue (95 % interval 1.78 to 2.40 over seeds, 3 and 3 runs)"
+    )
+    assert said[1] == (
+        "An exact permutation test of the top eigenvalue gives p = 0.1; 3 against 3 runs reach no smaller one than 0.1."
+    )
+    assert said[-1].endswith(
+        "The intervals are over seeds (3 and 3 runs) on these data: right for new seeds, silent on new data."
+    )
+    assert "proves nothing" not in " ".join(said)
+
+
+def test_regimes_that_cannot_be_told_apart_are_said_so_with_their_seeds():
+    said = compare(groups((0.1, 0.2), (0.12, 0.19))).reading[0]
+    assert "cannot be told apart by the top eigenvalue (ratio 1.1, 95 % interval" in said
+    assert "over seeds, 2 and 2 runs)" in said
+
+
+def test_mean_losses_more_than_two_fold_apart_forbid_a_verdict_on_sharpness():
+    small = [run(f"s{seed}", seed=seed) for seed in range(2)]
+    late = [run(f"l{seed}", 0.5, loss, batch_size=650, seed=seed) for seed, loss in enumerate((0.012, 0.05))]
+    comparison = compare([*small, *late])
+    assert {row.verdict for row in comparison.rows if row.higher_is == "sharper"} == {"cannot tell"}
+    assert comparison.reading[0].startswith("The mean training losses differ 2.6-fold (0.012 and 0.031)")
+    assert not [said for said in comparison.reading if "permutation" in said]
+
+
+def test_too_many_runs_for_an_exact_test_are_said_so():
+    said = compare(groups([0.1 + i / 100 for i in range(11)], [0.2 + i / 100 for i in range(11)])).reading
+    assert "No exact permutation test: 11 against 11 runs can be dealt in more than 200,000 ways." in said
+
+
+def test_of_runs_at_no_minimum_there_is_one_example():
+    def side(word, size):
+        moving = [run(f"{word}{seed}", batch_size=size, seed=seed) for seed in range(2)]
+        return [replace(one, results={**one.results, "eigenvalues": eigenvalues(gradient_norm=0.02)}) for one in moving]
+
+    said = compare([*side("s", 32)[:1], *groups()[1:3], *side("l", 650)]).reading
+    assert (
+        "1 of 3 runs of small batch 32 and 2 of 2 runs of large batch 650 are at no minimum (s0 is still on a slope: a "
+        "gradient step promises 11 % of its loss)."
+    ) in said
+
+
+def test_the_accuracies_of_regimes_differ_over_seeds():
+    small = [run(f"s{seed}", seed=seed, wrong=20 + seed) for seed in range(3)]
+    large = [run(f"l{seed}", batch_size=650, seed=seed, wrong=60 + seed) for seed in range(3)]
+    said = " ".join(compare([*small, *large]).reading)
+    assert "small batch 32 has the higher test accuracy on 497 test samples, by 8.05 points (95 % interval" in said
+    assert "over seeds, 3 and 3 runs)." in said
+
+
+def test_what_did_not_converge_is_named_once_per_regime():
+    poor = [
+        replace(one, results={**one.results, "eigenvalues": eigenvalues(0.2, status=Status.BUDGET_SPENT)})
+        for one in groups()
+    ]
+    said = compare(poor).reading
+    assert f"Mind eigenvalues of small batch 32 and large batch 650 ({Status.BUDGET_SPENT.value})." in said

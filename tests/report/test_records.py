@@ -76,3 +76,9 @@ def test_a_quantity_is_one_line():
     assert repr(quantity) == "Quantity(0.5 %, sampling error 0.01, numerical error 1e-05)"
     array = Quantity(value=np.zeros((2, 3)), dims=("a", "b"), labels={"a": ("x", "y"), "b": ("1", "2", "3")}, doc="")
     assert repr(array) == "Quantity(2 a x 3 b)"
+
+
+def test_a_report_gives_its_single_numbers_by_path():
+    assert report().number("eigenvalues/top") == 0.154
+    for absent in ("eigenvalues/values", "eigenvalues/nothing", "nothing/top"):
+        assert report().number(absent) is None

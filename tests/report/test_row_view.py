@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 from example_reports import adaptive_sharpness, curvature, eigenvalues, gap, large, near_rank, report, with_quantity
+from test_groups import groups
 
 from gapscope.report.comparison import compare
 from gapscope.report.document import Note, Table
@@ -189,3 +190,16 @@ def test_the_letters_of_long_verdicts_may_part():
         for r in (report(), large())
     ]
     assert tables(*sides)[0].lines[0].cells[-1] == "digits-650 sharper"
+
+
+def test_of_runs_the_legend_says_what_stands_beside_the_mean_and_what_intervals_are_over():
+    notes = [item.text for block in row_tables(compare(groups()), False) for item in block if isinstance(item, Note)]
+    assert notes[0] == (
+        "mean ± standard deviation over runs; ratio: large / small of geometric means; with a sign: large - small; "
+        "95 % interval: over seeds (3 and 3 runs)"
+    )
+
+
+def test_a_group_of_one_is_shown_without_an_interval():
+    (main,) = tables(*groups(large=(0.3,)))
+    assert main.lines[0].cells[1:] == ("0.150 ± 0.010", "0.300 ± 0.021", "2", "", "no interval")

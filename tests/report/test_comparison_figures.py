@@ -1,0 +1,56 @@
+import math
+from dataclasses import replace
+
+from example_reports import curvature, large, near_rank, report, together
+
+from gapscope.report.comparison import compare
+from gapscope.report.comparison_figures import compared
+from gapscope.report.records import Comparison
+
+PAIR = together()
+
+
+def of(comparison):
+    return {one.path: one for one in compared(comparison)}
+
+
+def test_ratios_come_first_in_words_too():
+    forest = compared(PAIR)[0]
+    assert forest.title == "ratios, large over small"
+    drawing = forest.panels[0][1]
+    judged = [r for r in PAIR.rows if r.contrast == "ratio" and r.better != "none" and math.isfinite(r.interval[0])]
+    assert drawing.count('class="value"') == len(judged) == len(forest.numbers.lines)
+    assert "1.60 · large sharper</text>" in drawing
+    assert "cannot tell</text>" in drawing
+    assert "over the data" in forest.caption
+
+
+def test_what_was_measured_together_is_drawn_too():
+    assert {"path/loss", "plane/loss"} <= set(of(PAIR))
+
+
+def test_arrays_of_the_subjects_stand_beside_each_other():
+    sides = [make(curvature(k), near_rank(loss)) for make, k, loss in ((report, 1.0, 0), (large, 1.7, 17))]
+    found = of(compare(sides))
+    median = found["curvature/median"]
+    assert [column.header for column in median.numbers.columns][:3] == ["layer", "subject", "value"]
+    assert "on each of small batch 32 and large batch 650" in median.caption
+    singular = found["near-rank/singular_values"]
+    assert [heading for heading, _ in singular.panels] == ["fc1", "fc2", "fc3"]
+    assert all(">large batch 650</text>" in drawing for _, drawing in singular.panels)
+
+
+def test_runs_of_a_regime_are_said():
+    first, last = PAIR.subjects
+    several = replace(PAIR, subjects=(replace(first, runs=(first, first)), last))
+    assert "95 % interval over runs" in compared(several)[0].caption
+
+
+def test_a_sweep_has_its_curves():
+    sides = [report(batch_size=size, checkpoint=f"{size}.pt") for size in (8, 64, 650)]
+    titles = {one.title for one in compared(compare(sides))}
+    assert {"top eigenvalue", "test accuracy %"} <= titles
+
+
+def test_nothing_is_drawn_of_nothing():
+    assert compared(Comparison(subjects=PAIR.subjects, rows=(), reading=())) == []
