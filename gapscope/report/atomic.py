@@ -11,7 +11,8 @@ from gapscope.errors import ReportError
 def replace(path: str | os.PathLike[str], content: bytes, *, option: str = "--output") -> None:
     """Write under a temporary name in the same folder, fsync, rename over `path`, fsync the folder.
 
-    A symbolic link is followed.  `option` is what names the place, for messages.  A kill may leave a `.*.gapscope.tmp` behind; everything else cleans up after itself.
+    A symbolic link is followed.  A kill may leave a `.*.gapscope.tmp` behind; everything else cleans up after itself.
+    `option` is what names the place, for messages.
 
     Raises: ReportError if the place cannot be written; what was there is then unchanged.
     """
