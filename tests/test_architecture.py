@@ -183,6 +183,7 @@ def test_torch_stops_at_the_file(tmp_path):
     commands = [
         ["--help"],
         ["eigenvalues", "--help"],
+        ["track", "--help"],
         ["show", reports[0]],
         ["compare", *reports, "-o", str(tmp_path / "c.h5")],
     ]
@@ -193,6 +194,7 @@ def test_torch_stops_at_the_file(tmp_path):
     seen = json.loads(done.stderr.splitlines()[-1])
     assert seen["--help"] == []
     assert seen["eigenvalues"] == []
+    assert "torch" not in seen["track"]
     assert not {"torch", "pyhessian"} & set(seen["show"] + seen["compare"])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 import typer.main
 
-from gapscope.cli import analyze, baseline, compare, convert, demo, fields, gate, inspect, measuring, show, train
+from gapscope.cli import analyze, baseline, compare, convert, demo, fields, gate, inspect, measuring, show, track, train
 from gapscope.cli.settings import Configuration, read_configuration
 
 EPILOG = (
@@ -25,6 +25,7 @@ TABLES = {
     "compare": compare.Own,
     "analyze": analyze.Own,
     "gate": gate.Own,
+    "track": track.Own,
 }  # commands with a table of their own
 SHARED = (
     "model",
@@ -63,6 +64,7 @@ def app(configuration: Configuration, wanted: str = "") -> typer.Typer:
     verbs = (
         ("analyze", analyze.command(configuration)),
         ("compare", compare.command(configuration)),
+        ("track", track.command(configuration)),
         ("gate", gate.command(configuration)),
         ("baseline", baseline.baseline),
         ("show", show.show),
@@ -123,6 +125,7 @@ def _defaults(configuration: Configuration) -> dict[str, Any]:
         "analyze": {**common, **own.get("analyze", {})},
         "compare": {**common, **own.get("compare", {})},
         "gate": {**common, **own.get("gate", {})},
+        "track": {**common, **own.get("track", {})},
         "train": {**shared, **own.get("train", {})},
     }
     return {**analyzers, **verbs}

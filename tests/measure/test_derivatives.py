@@ -9,7 +9,7 @@ from gapscope.errors import ProblemError
 from gapscope.measure import products
 from gapscope.measure.differences import Differences
 from gapscope.measure.loading import Loss
-from tests.awkward import Cube, OnceCube, Rounded, SilentCube
+from tests.awkward import By, Cube, OnceCube, Rounded, SilentCube
 from tests.problems import ZOO, dense_hessian, measure, problem, train
 
 DTYPES = [torch.float32, torch.float64]
@@ -255,3 +255,20 @@ def test_differences_of_kinked_networks_give_the_top_eigenvalue_within_its_error
     assert found.status.name == "CONVERGED"
     assert abs(top.value - known.value) <= 3 * (top.numerical_error + known.numerical_error)
     assert top.numerical_error < 0.01 * top.value
+
+
+def test_products_less_certain_than_the_tolerance_are_not_converged():
+    """A float32 constant inside keeps the model from float64, where differences would be accurate."""
+    torch.manual_seed(0)
+    constant = torch.randn(6, 6)
+    between = By(lambda _, x: torch.tanh(x.float() @ constant).to(x.dtype))
+    model = nn.Sequential(nn.Linear(5, 6), between, nn.Linear(6, 3))
+    data = (torch.randn(60, 5), torch.arange(60) % 3)
+    rough = gapscope.measure(gapscope.problem(model, data, hvp="differences"), [gapscope.Eigenvalues(tolerance=1e-7)])
+    exact = gapscope.measure(gapscope.problem(model, data), [gapscope.Eigenvalues()])
+    found, known = (report.results["eigenvalues"] for report in (rough, exact))
+    assert found.status.name == "BUDGET_SPENT"
+    assert any("rounding allows no smaller residual" in note for note in found.notes)
+    assert found.quantities["top"].value == pytest.approx(
+        float(known.quantities["top"].value), abs=3 * float(found.quantities["top"].numerical_error)
+    )

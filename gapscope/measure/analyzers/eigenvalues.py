@@ -1,11 +1,11 @@
 """Top and bottom eigenvalues of the Hessian."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from gapscope.results import Quantity, Result, scalar
+from gapscope.results import Quantity, Result, Status, scalar
 
 if TYPE_CHECKING:
     from gapscope.measure.context import Context
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from gapscope.measure.solvers.lanczos import Eigenpairs
 
 TOP_SAMPLES = 10
+WIDER = "wider of the recomputed residual and the distance to the upper bound that holds with probability 1 -"
+WARM = (
+    "warm start: Lanczos began at the Ritz vector of another checkpoint, so no bound from above holds with any "
+    "probability; the error is the residual alone, a larger eigenvalue may have been missed, and nothing says how far "
+    "the smallest lies below the bottom one"
+)
 REMEDIES = {
     "matvecs": "the products ran out; raise `--max-matvecs`",
     "memory": "the Krylov basis filled its memory; raise `--memory-budget`",
@@ -65,6 +71,10 @@ class Eigenvalues:
 
     def __call__(self, context: "Context") -> EigenvaluesResult:
         """Run Lanczos on the measured split."""
+        return self.measured(context)
+
+    def measured(self, context: "Context", start: Any = None) -> EigenvaluesResult:
+        """Run Lanczos from a Gaussian start, or from a direction in theta (n,), which voids the bound."""
         from gapscope.errors import UsageError
         from gapscope.measure.shares import evened
         from gapscope.measure.solvers.lanczos import Stopping, extreme_eigenpairs
@@ -102,12 +112,20 @@ class Eigenvalues:
             context.generator("eigenvalues"),
             stopping=Stopping(self.tolerance, self.delta, self.max_matvecs),
             basis_bytes=problem.memory_budget // 2,
+            start=None if start is None else start / scale,
             verify=None if self.gauss_newton else verify,
             watch=lambda step, value, error: monitor.say(f"step {step}  Ritz value {value:.4g} ± {error:.1g}"),
         )
         del operator  # with it go the kept graphs
         top, nan = float(pairs.values[0]), float("nan")
+        above = pairs.upper - top
+        if start is not None:  # no bound: all that is known is that some eigenvalue lies within the residual
+            above = max(float(pairs.residuals[0]), pairs.rounding)
         inexact = problem.derivatives.error  # no residual shows it: the same products verify
+        if adam is not None:
+            inexact *= float((scale**2).max())
+        if pairs.status is Status.CONVERGED and inexact > self.tolerance * abs(top):
+            pairs = replace(pairs, status=Status.BUDGET_SPENT, spent_on="precision")
         curvature = along[0] if along else np.full(problem.samples, nan)
         spread = evened(problem, curvature)  # for errors over the data
         gradient_norm = float(problem.gradient().norm())
@@ -118,7 +136,7 @@ class Eigenvalues:
             notes=self._notes(context, problem, pairs, adam),
             top=Quantity(
                 value=scalar(top),
-                numerical_error=_known(max(pairs.upper - top, pairs.residuals[0]) + inexact),
+                numerical_error=_known(max(above, pairs.residuals[0]) + inexact),
                 sampling_error=_standard_error(spread) if along else None,
                 chunks=problem.chunk_means(spread) if along else None,
                 unit="in Adam's metric" if self.preconditioned else "",
@@ -126,8 +144,7 @@ class Eigenvalues:
                 better="lower",
                 higher_is="sharper",
                 doc=f"largest algebraic eigenvalue{' of P^-1/2 H P^-1/2' * self.preconditioned}; numerical error: the "
-                "wider of the recomputed residual and the "
-                f"distance to the upper bound that holds with probability 1 - {self.delta:g}",
+                + ("recomputed residual" if start is not None else f"{WIDER} {self.delta:g}"),
             ),
             bottom=Quantity(
                 value=scalar(pairs.bottom),
@@ -143,9 +160,9 @@ class Eigenvalues:
                 contrast="difference",
                 doc="|most negative Ritz value| / top eigenvalue: 0 at a minimum",
             ),
-            stability=_stability(context.training(), top, pairs.upper, spread, self.gauss_newton)
+            stability=_stability(context.training(), top, above + inexact, spread, self.gauss_newton)
             if adam is None
-            else _adam_stability(adam.limit, top, pairs.upper, spread),
+            else _adam_stability(adam.limit, top, above + inexact, spread),
             effective_samples=Quantity(
                 value=scalar(_effective_number(curvature)),
                 doc="(sum |c_i|)^2 / sum c_i^2 of the samples' shares c_i = u'H_i u of the top eigenvalue",
@@ -216,6 +233,24 @@ class Eigenvalues:
         )
 
 
+@dataclass(frozen=True)
+class WarmEigenvalues(Eigenvalues):
+    """Top eigenvalues from the Ritz vector of a near checkpoint: fewer products, and no bound from above.
+
+    What Lanczos finds first from there need not be the top: the probability bound is one of Gaussian starts.
+    """
+
+    incidental: ClassVar[tuple[str, ...]] = (*Eigenvalues.incidental, "vector")
+
+    warm_start: Annotated[bool, "start at another checkpoint's Ritz vector"] = True
+    vector: Any = field(default=None, compare=False, repr=False)  # (n,), a direction in theta
+
+    def __call__(self, context: "Context") -> EigenvaluesResult:
+        """Run Lanczos on the measured split from the vector."""
+        result = self.measured(context, self.vector)
+        return replace(result, notes=(*result.notes, WARM))
+
+
 def _known(error: Any) -> Any:
     """Return an error, or None where it is not a number: a report has no place for one that is not known."""
     return np.asarray(error) if np.isfinite(error).all() else None
@@ -237,7 +272,7 @@ def _share(values: np.ndarray) -> float:
     return 100 * float(np.sort(values)[-TOP_SAMPLES:].sum()) / total if total > 0 else float("nan")
 
 
-def _stability(training: Any, top: float, upper: float, curvature: np.ndarray, gauss_newton: bool) -> Quantity | None:
+def _stability(training: Any, top: float, above: float, curvature: np.ndarray, gauss_newton: bool) -> Quantity | None:
     """Return eta (lambda_max + weight decay) / (2 + 2 momentum): above 1, (full-batch) SGD is linearly unstable."""
     rate, decay, momentum = training.get("lr"), training.get("weight_decay") or 0.0, training.get("momentum") or 0.0
     numbers = all(
@@ -247,20 +282,20 @@ def _stability(training: Any, top: float, upper: float, curvature: np.ndarray, g
         return None
     return Quantity(
         value=scalar(rate * (top + decay) / (2 + 2 * momentum)),
-        numerical_error=_known(rate * (upper - top) / (2 + 2 * momentum)),
+        numerical_error=_known(rate * above / (2 + 2 * momentum)),
         sampling_error=_standard_error(curvature * rate / (2 + 2 * momentum)),
         doc="recorded rate x (top eigenvalue + weight decay) / (2 + 2 momentum); "
         "1 is the edge of stability of full-batch gradient descent",
     )
 
 
-def _adam_stability(limit: float | None, top: float, upper: float, curvature: np.ndarray) -> Quantity | None:
+def _adam_stability(limit: float | None, top: float, above: float, curvature: np.ndarray) -> Quantity | None:
     """Return the top eigenvalue over Adam's limit: above 1, full-batch Adam is linearly unstable there."""
     if limit is None:
         return None
     return Quantity(
         value=scalar(top / limit),
-        numerical_error=_known((upper - top) / limit),
+        numerical_error=_known(above / limit),
         sampling_error=_standard_error(curvature / limit),
         doc="top eigenvalue of P^-1/2 H P^-1/2 over (2 + 2 b1) / ((1 - b1) rate); 1 is the edge of stability of "
         "full-batch Adam with its preconditioner held",

@@ -170,6 +170,7 @@ def extreme_eigenpairs(
     *,
     stopping: Stopping | None = None,
     basis_bytes: int | None = None,
+    start: Tensor | None = None,
     verify: Verify | None = None,
     watch: Watch = lambda *_: None,
 ) -> Eigenpairs:
@@ -178,6 +179,8 @@ def extreme_eigenpairs(
     Stops when the residuals of the k top pairs, recomputed, and the bound from above on the first are within
     `tolerance` times |theta_1|; the smallest Ritz value is a by-product with its own bound.  Copies of one eigenvalue
     look like one, and only the first value is bounded from above: below it, one more may hide between those found.
+    `start` (n,) replaces the Gaussian start: nearer to the answer, but then no bound holds with any probability, the
+    residuals alone stop the iteration, and `upper` and `lower` are infinite.
     `verify` replaces the product that checks the first pair (the caller may learn more from it).
 
     Shapes: k >= 1, vectors (k, n).  Cost: one matvec a step, k + 1 to verify, `max_matvecs` in all; a basis of m x n.
@@ -187,7 +190,8 @@ def extreme_eigenpairs(
     k = min(k, operator.size)
     check = k + 1
     steps = _steps_that_fit(operator, k, max(1, stopping.max_matvecs - check), basis_bytes)
-    iteration = _Iteration(operator, gaussian_start(operator, rng), steps)
+    delta = stopping.delta if start is None else None
+    iteration = _Iteration(operator, gaussian_start(operator, rng) if start is None else start, steps)
     spent, wanted = 0, stopping.tolerance
     while True:
         growing = iteration.step()
@@ -197,14 +201,14 @@ def extreme_eigenpairs(
             return _nonfinite(operator, k, spent)
         values, inner = iteration.ritz()
         top, recurrence = values[::-1][:k], iteration.beta[-1] * np.abs(inner[-1, ::-1][:k])
-        _, upper = iteration.reach(values, stopping.delta)
+        above = 0.0 if delta is None else iteration.reach(values, delta)[1] - top[0]
         scale = max(abs(top[0]), 1e-300)
-        watch(m, float(top[0]), float(max(recurrence.max(), upper - top[0])))
-        ready = m >= k and recurrence.max() <= wanted * scale and upper - top[0] <= stopping.tolerance * scale
+        watch(m, float(top[0]), float(max(recurrence.max(), above)))
+        ready = m >= k and recurrence.max() <= wanted * scale and above <= stopping.tolerance * scale
         out_of_budget = m >= steps
         if growing and not ready and not out_of_budget:
             continue
-        pairs = _verified(operator, iteration, k, verify, stopping.delta)
+        pairs = _verified(operator, iteration, k, verify, delta)
         spent += pairs.matvecs
         if not np.isfinite(pairs.residuals).all():
             return _nonfinite(operator, k, spent)
@@ -248,8 +252,10 @@ def _steps_that_fit(operator: Operator, k: int, asked: int, basis_bytes: int | N
     return min(steps, fitting)
 
 
-def _verified(operator: Operator, iteration: _Iteration, k: int, verify: Verify | None, delta: float) -> Eigenpairs:
-    """Form the Ritz vectors, recompute their residuals, and bound the bottom."""
+def _verified(
+    operator: Operator, iteration: _Iteration, k: int, verify: Verify | None, delta: float | None
+) -> Eigenpairs:
+    """Form the Ritz vectors, recompute their residuals, and bound both ends; without a delta nothing does."""
     values, inner = iteration.ritz()
     m = len(values)
     count = min(k, m)
@@ -266,7 +272,7 @@ def _verified(operator: Operator, iteration: _Iteration, k: int, verify: Verify 
         distances.append(_norm(image - float(wanted[i]) * vector))
     if same:
         distances.append(distances[0])
-    lower, upper = iteration.reach(values, delta)
+    lower, upper = (-math.inf, math.inf) if delta is None else iteration.reach(values, delta)
     return Eigenpairs(
         values=wanted[:-1],
         vectors=vectors[:-1],

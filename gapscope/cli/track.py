@@ -1,0 +1,384 @@
+"""`gapscope track`: the checkpoints of one training run, measured in order and shown over its steps."""
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gapscope.cli import analyze, fields
+from gapscope.cli.measuring import Job, common_of, configured, keeping, load, say
+from gapscope.cli.settings import Common, Configuration
+from gapscope.errors import ComparisonError, GapscopeError, LoadError, ReportError, UsageError
+
+if TYPE_CHECKING:
+    from gapscope.measure.session import Session
+    from gapscope.report.records import Record, Report
+    from gapscope.report.trajectory import Point
+
+CHEAP = ("gap", "eigenvalues", "near-rank")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")  # of the files that a folder of checkpoints is searched for
+KEYS = {
+    "steps": ("steps", "step", "global_step", "iteration", "iterations", "iter_num"),
+    "epochs": ("epochs", "epoch"),
+}
+NAMED, GIVEN = "number in the name", "order given"
+ONE_MODEL = ("model", "model_args", "parameters")
+SUBJECTS = inspect.Parameter(
+    "subjects",
+    inspect.Parameter.KEYWORD_ONLY,
+    annotation=Annotated[
+        list[Path],
+        typer.Argument(help="folder of a run, or its checkpoints", metavar="RUN_DIR", show_default=False),
+    ],
+)
+
+
+@dataclass(frozen=True)
+class Own:
+    """What only `track` takes."""
+
+    only: Annotated[tuple[str, ...], f"run this analyzer, repeatable (default: {', '.join(CHEAP)})"] = ()
+    skip: Annotated[tuple[str, ...], "leave this analyzer out, repeatable"] = ()
+    warm_start: Annotated[bool, "start Lanczos at the last checkpoint's Ritz vector: fewer products, no bound"] = False
+
+
+def command(configuration: Configuration) -> Callable[..., int | None]:
+    """Return the command."""
+
+    def track(subjects: list[Path], **values: Any) -> int:
+        return track_and_print(subjects, common_of(values, configuration), fields.build(Own, values), configuration)
+
+    output = "folder of the reports, one per checkpoint (default: NAME.track in the current folder)"
+    return fields.command(
+        "track",
+        """Measure the checkpoints of one training run, and show them over its steps.
+
+        The top eigenvalue stands against its limit of stability, beside losses, gap and near-rank. Checkpoints are
+        ordered by their recorded steps, else epochs, else the last number in their names. Each gets its own report;
+        what is measured already is not measured again, so the same command goes on after an interrupt or with new
+        checkpoints. --only, --skip and --warm-start are also keys of the table [track] of gapscope.toml.
+        """,
+        [
+            SUBJECTS,
+            *fields.options(Own, prefix="GAPSCOPE_TRACK"),
+            *fields.options(Common, say={"output": output}),
+        ],
+        track,
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint of the run, where it is in it, and the name of its report."""
+
+    path: Path
+    place: str
+    report: str
+
+
+@dataclass
+class Work:
+    """What has been done so far: finished points, why others are none, and what the next may start from."""
+
+    common: Common
+    points: "list[Point]" = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    spent: list[tuple[float, int]] = field(default_factory=list)  # seconds and products of what was measured now
+    heard: set[str] = field(default_factory=set)
+    vector: Any = None  # (n,), the Ritz vector of the checkpoint before, if that was measured now
+
+    def tell(self, text: str) -> None:
+        """Say where the work stands, unless it is to be quiet."""
+        from gapscope.report.terminal import printable
+
+        if not self.common.quiet:
+            print(printable(text), file=sys.stderr)
+
+    def failed(self, who: str, why: object) -> None:
+        """Remember what could not be measured, and say it at once."""
+        from gapscope.report.terminal import printable
+
+        self.failures[who] = str(why)
+        lead = "" if str(why).startswith(who) else f"{who} could not be measured: "
+        print(printable(f"error: {lead}{why}"), file=sys.stderr)
+
+    @contextlib.contextmanager
+    def once(self) -> Iterator[None]:
+        """Pass on what is said on stderr, but nothing twice: the checkpoints of a run are loaded alike."""
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                yield
+        finally:
+            for line in dict.fromkeys(said.getvalue().splitlines()):
+                if line not in self.heard:
+                    print(line, file=sys.stderr)
+                self.heard.add(line)
+
+
+def track_and_print(subjects: Sequence[Path], common: Common, own: Own, configuration: Configuration) -> int:
+    """Measure what has no report yet, and print the run; exit code 2 where a checkpoint could not be measured."""
+    from gapscope.measure.resume import Parts
+
+    wanted = analyze.chosen(analyze.Own(only=own.only or CHEAP, skip=own.skip))
+    if own.warm_start and "eigenvalues" not in wanted:
+        raise UsageError(
+            f"`--warm-start` stands beside {', '.join(wanted)}. Expected eigenvalues, the one analyzer that has a "
+            "start. Leave `--warm-start` out, or do not leave out eigenvalues."
+        )
+    analyzers = configured(wanted, configuration)
+    work = Work(common)
+    axis, found = _arranged(subjects, work)
+    run = subjects[0] if subjects[0].is_dir() and len(subjects) == 1 else subjects[0].parent
+    folder = _made(common.output or Path(f"{run.resolve().name}.track"))
+    work.tell(f"{len(found)} checkpoints by {axis}; their reports go to {folder}")
+
+    def done() -> str:
+        return f"{len(work.points)} of {len(found)} checkpoints are in {folder}: the same command goes on from there"
+
+    with keeping(Parts(), done):
+        for number, one in enumerate(found, start=1):
+            work.tell(f"{number} of {len(found)}: {one.path}")
+            try:
+                _measure(one, folder / one.report, analyzers, own, work)
+            except GapscopeError as error:
+                work.vector = None
+                work.failed(str(one.path), error)
+    if work.points:
+        _show(axis, folder, work)
+    return 2 if work.failures else 0
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ReportError(
+            f"The folder {folder} cannot be made: {error.strerror}. Expected a place for the reports. Name one with "
+            "`--output`."
+        ) from error
+    return folder
+
+
+# Which checkpoints, and in which order
+
+
+def _arranged(subjects: Sequence[Path], work: Work) -> tuple[str, list[Found]]:
+    """Return what orders the checkpoints, and them in that order; copies and what cannot be read are left out."""
+    searched = len(subjects) == 1 and subjects[0].is_dir()
+    trainings: dict[Path, Mapping[str, Any]] = {}
+    seen: dict[str, Path] = {}
+    for path in _inside(subjects[0], work) if searched else dict.fromkeys(subjects):
+        try:
+            digest, training = _look(path, work.common)
+        except GapscopeError as error:
+            work.failed(str(path), error)
+            continue
+        if digest in seen:
+            work.tell(f"left out: {path} is a copy of {seen[digest]}")
+            continue
+        seen[digest], trainings[path] = path, training
+    if not trainings:
+        raise LoadError(f"{subjects[0]}: none of its checkpoints can be read. Expected one or more. Mend the path.")
+    axis, places = _places(trainings)
+    if axis == GIVEN and searched and len(trainings) > 1:
+        raise UsageError(
+            f"Nothing orders the checkpoints of {subjects[0]}: they record neither steps nor epochs, and not every "
+            "name has a number of its own. Expected one of these. Give the files in order: `gapscope track A B C`."
+        )
+    order = sorted(trainings, key=lambda path: places[path]) if places else list(trainings)
+    names = _names(order)
+    shown = {path: str(places[path]) if places else name for path, name in zip(order, names, strict=True)}
+    return axis, [Found(p, shown[p], f"{name}.report.h5") for p, name in zip(order, names, strict=True)]
+
+
+def _inside(folder: Path, work: Work) -> list[Path]:
+    """Return the checkpoints of a run's folder: files by their suffix, and folders that hold one."""
+    from gapscope.measure.loading.checkpoints.formats import sniff
+
+    def holds(path: Path) -> bool:
+        if path.is_file():
+            return path.suffix in SUFFIXES
+        with contextlib.suppress(LoadError):
+            return not sniff(path).instead
+        return False
+
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    kept = [path for path in inside if holds(path)]
+    if not kept:
+        raise LoadError(
+            f"{folder} holds no checkpoints ({len(inside)} other entries). Expected files that end in "
+            f"{', '.join(SUFFIXES)}, or folders of checkpoints. Name the files: `gapscope track A B C`."
+        )
+    if others := [path.name for path in inside if path not in kept]:
+        work.tell(f"left out: {', '.join(others[:5])}{f' and {len(others) - 5} more' if others[5:] else ''}")
+    return kept
+
+
+def _look(path: Path, common: Common) -> tuple[str, Mapping[str, Any]]:
+    """Return the digest of a checkpoint and what it records of its training; of `--setup`'s, only the name."""
+    from gapscope.measure.loading import Trust, read_checkpoint
+
+    if common.setup is not None:
+        return str(path.resolve()), {}
+    trust = Trust(common.trusted, common.trust_embedded, common.allow_global, common.trust_file)
+    found = read_checkpoint(path, trust, values=False)
+    return found.sha256, found.training
+
+
+def _places(trainings: Mapping[Path, Mapping[str, Any]]) -> tuple[str, dict[Path, Any]]:
+    """Return what all checkpoints have and not all share, best first, and its value for each."""
+    ways = {
+        axis: {
+            path: next((one[key] for key in keys if one.get(key) is not None), None) for path, one in trainings.items()
+        }
+        for axis, keys in KEYS.items()
+    }
+    ways[NAMED] = {path: int(found[-1]) if (found := re.findall("[0-9]+", _stem(path))) else None for path in trainings}
+    for axis, places in ways.items():
+        values = list(places.values())
+        usable = all(isinstance(value, int | float) for value in values)
+        if usable and (len(set(values)) > 1 or len(values) == 1):
+            return axis, places
+    return GIVEN, {}
+
+
+def _stem(path: Path) -> str:
+    return path.name if path.is_dir() else path.stem
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return names for the reports: stems, with their folders where those repeat, or else numbered."""
+    ways = [[_stem(p) for p in paths], [f"{p.resolve().parent.name}-{_stem(p)}" for p in paths]]
+    numbered = [f"{number}-{_stem(path)}" for number, path in enumerate(paths, start=1)]
+    return next((names for names in ways if len(set(names)) == len(names)), numbered)
+
+
+# Measuring one
+
+
+def _measure(one: Found, path: Path, analyzers: Sequence[Any], own: Own, work: Work) -> None:
+    """Measure what its report does not hold yet, each analyzer by itself, and add the point."""
+    from gapscope.measure.session import skipped
+    from gapscope.report.trajectory import Point
+
+    common = work.common
+    with work.once():
+        session = load(one.path, common)
+    _refuse_other(session, work)
+    old = _report_at(path, session)
+    ready = {a.name for a in analyzers if old and _is_ready(old, skipped(a, session.seed, ""), a, own, common)}
+    results = {name: old.results[name] for name in ready if old}  # what is there with other settings does not count
+    start, work.vector = work.vector, None
+    if len(ready) == len(analyzers):
+        work.tell(f"measured already: {path}")
+    else:
+        warm = own.warm_start and start is not None and len(start) == session.problem.size
+        asked = [_warmed(a, start) if warm and a.name == "eigenvalues" else a for a in analyzers]
+        results |= _run(Job(session, path, common.quiet), [a for a in asked if a.name not in ready], one.path, work)
+    if results:
+        ordered = {a.name: results[a.name] for a in analyzers if a.name in results}
+        work.points.append(Point(place=one.place, report=session.report(ordered), path=str(path)))
+
+
+def _run(job: Job, asked: Sequence[Any], who: Path, work: Work) -> "dict[str, Record]":
+    """Measure and write one analyzer after the other, and return the records; keep the Ritz vector for the next."""
+    records = {}
+    with work.once():
+        context = job.context(asked)
+    for analyzer in asked:
+        try:
+            measured = job.measure([analyzer], context)
+        except GapscopeError as error:
+            work.failed(f"{analyzer.name} of {who}", error)
+            continue
+        records[analyzer.name] = measured.report.results[analyzer.name]
+        for said in measured.said:
+            work.tell(said)
+        if measured.failure is not None:
+            work.failed(str(job.path), measured.failure)
+    work.spent += [(result.seconds, result.matvecs) for result in context.results]
+    vector = getattr(context.finished("eigenvalues"), "vector", None)
+    work.vector = vector if vector is not None and bool(vector.isfinite().all()) else None
+    return records
+
+
+def _refuse_other(session: "Session", work: Work) -> None:
+    """Raise ComparisonError where a checkpoint is not of the first one's model under its conditions."""
+    from gapscope.report.records import differing
+
+    if not work.points:
+        return
+    first = work.points[0].report
+    ours, theirs = session.identity(), first.identity
+    keys = [*differing(first.conditions, session.conditions()), *(k for k in ONE_MODEL if ours.get(k) != theirs.get(k))]
+    if keys:
+        raise ComparisonError(
+            f"It differs from {theirs.get('checkpoint', 'the first one')} in {', '.join(keys)}. Expected one model on "
+            "the same data in the same way along a run. Name what is to be used (`-m`, `-d`, `--loss` ...), or leave "
+            "it out."
+        )
+
+
+def _report_at(path: Path, session: "Session") -> "Report | None":
+    """Return the report of this subject that is there already, if one is."""
+    from gapscope.report.file import read_report
+    from gapscope.report.records import differing
+
+    if not path.exists():
+        return None
+    old = read_report(path)
+    keys = differing(old.identity, session.identity()) + differing(old.conditions, session.conditions())
+    if keys:
+        raise ReportError(
+            f"{path} holds a report of another subject ({', '.join(keys)} differ). Expected this checkpoint under the "
+            "same conditions. Move that file away, or name another folder with `--output`."
+        )
+    return old
+
+
+def _is_ready(old: "Report", expected: "Record", analyzer: Any, own: Own, common: Common) -> bool:
+    """Say whether a report holds what would be measured now; with `--warm-start` a result with its bound will do."""
+    from gapscope.results import Status
+
+    record = old.results.get(expected.analyzer)
+    if record is None or record.version != expected.version or record.status is Status.SKIPPED:
+        return False
+    settings = dict(record.settings)
+    how = settings.pop("hvp", "exact")  # what came of `--hvp auto` is not known beforehand
+    if own.warm_start:
+        settings.pop("warm_start", None)
+    asked = common.hvp if getattr(analyzer, "second_order", True) else "auto"
+    return settings == dict(expected.settings) and asked in ("auto", how)
+
+
+def _warmed(analyzer: Any, vector: Any) -> Any:
+    from gapscope.measure.analyzers.eigenvalues import WarmEigenvalues
+
+    settings = {one.name: getattr(analyzer, one.name) for one in dataclasses.fields(analyzer)}
+    return WarmEigenvalues(**settings, vector=vector)
+
+
+def _show(axis: str, folder: Path, work: Work) -> None:
+    from gapscope.report.trajectory import Trajectory, trajectory_document, trajectory_json
+
+    trajectory = Trajectory(axis=axis, points=tuple(work.points))
+    if work.common.json:
+        from gapscope.report.export import dumps
+
+        print(dumps(trajectory_json(trajectory, work.failures)))
+        return
+    from gapscope.report.terminal import output
+
+    output(trajectory_document(trajectory, verbose=work.common.verbose))
+    seconds, products = map(sum, zip(*work.spent, strict=True)) if work.spent else (0.0, 0)
+    cost = f"{seconds:.1f}\u00a0s, {products}\u00a0matvecs" if work.spent else "nothing left to measure"
+    say("", f"reports: {folder} · {cost} · `gapscope show FILE` for one of them")

@@ -1,0 +1,370 @@
+"""One training run along its steps: losses, the top eigenvalue against its limit of stability, near-rank.
+
+Gradient descent of rate eta and momentum m on the whole data is linearly unstable along a direction of curvature above
+(2 + 2 m) / eta; training tends to raise the top eigenvalue up to there and to hover (Cohen et al. 2021).  The numbers
+are those of one ordinary report per checkpoint; nothing is measured here.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gapscope.report.document import Column, Document, Item, Line, Note, Series, Table
+from gapscope.report.figures import figure, number
+from gapscope.report.groups import PROGRESS, shared
+from gapscope.report.record_view import PROVEN
+from gapscope.report.records import Report
+from gapscope.report.titles import title
+from gapscope.report.view import report_document
+from gapscope.results import Array, Quantity
+
+FORMAT, FORMAT_VERSION = "gapscope-trajectory", 1
+TOP, EDGE, LIMIT = "eigenvalues/top", "eigenvalues/stability", "limit"
+LOSSES = ("gap/train_loss", "gap/test_loss", "gap/loss_gap", "gap/test_accuracy", "gap/train_accuracy")
+RANK = "near-rank/near_rank"
+LAYERS, MEDIAN = 3, "median"  # of more layers, their median is shown
+HOVERS = 0.8  # values that stay above this share of the largest
+LEAST = 3  # checkpoints that make a course
+WORDS = {"steps": "step", "epochs": "epoch", "number in the name": "number"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A measured checkpoint: its place along the run, its report, and where that is."""
+
+    place: str
+    report: Report
+    path: str = ""
+
+    @property
+    def warm(self) -> bool:
+        """Whether its eigenvalues began at another checkpoint's Ritz vector."""
+        record = self.report.results.get("eigenvalues")
+        return record is not None and bool(record.settings.get("warm_start"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """The checkpoints of one run in order; `axis` says by what they are ordered."""
+
+    axis: str
+    points: tuple[Point, ...]
+
+    def at(self, index: int) -> str:
+        """Return where a checkpoint is, for a sentence."""
+        return f"{WORDS.get(self.axis, 'checkpoint')} {self.points[index].place}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One number along the run, NaN where a checkpoint lacks it.
+
+    `errors` are one standard error over the data and the numerical error together, `numerical` the latter alone;
+    `open` are the checkpoints whose solver did not finish, so that the value is a bound.
+    """
+
+    path: str
+    title: str
+    unit: str
+    values: Array  # (points,)
+    errors: Array  # (points,)
+    numerical: Array  # (points,)
+    open: tuple[bool, ...]
+
+    @property
+    def words(self) -> str:
+        """Its title with its unit."""
+        return f"{self.title} {self.unit}".strip()
+
+
+def measures(trajectory: Trajectory) -> dict[str, Measure]:
+    """Return what there is to show by path, most telling first: of an analyzer not named here its first number."""
+    reports = [point.report for point in trajectory.points]
+    named: list[tuple[str, tuple[str, ...]]] = [(path, ()) for path in (*LOSSES, TOP, LIMIT, EDGE)]
+    wanted = (*named, *_ranks(reports), *_others(reports))
+    found = [_limit(reports) if path == LIMIT else _measure(path, entries, reports) for path, entries in wanted]
+    known = {each.path: each for each in found if np.isfinite(each.values).any()}
+    if "gap/test_accuracy" in known:
+        del known["gap/train_accuracy"]
+    return known
+
+
+def _measure(path: str, entries: tuple[str, ...], reports: Sequence[Report]) -> Measure:
+    name, _, key = path.partition("/")
+    records = [report.results.get(name) for report in reports]
+    known = [record.quantities.get(key) if record else None for record in records]
+    numbers = np.array([_numbers(quantity, entries) for quantity in known])
+    first = next((quantity for quantity in known if quantity is not None), None)
+    shown = entries[:1] if path == RANK else entries  # the cut, which its columns share, is in the caption
+    decayed = any(report.training.get("weight_decay") for report in reports)
+    named = {EDGE: "(top + decay) / limit" if decayed else "top / limit", RANK: "near-rank"}
+    bound = path == EDGE or (first is not None and first.bound == "lower")
+    return Measure(
+        path=path + f"[{','.join(entries)}]" * bool(entries),
+        title=" ".join([named.get(path) or title(name, key), *shown]),
+        unit=first.unit if first else "",
+        values=numbers[:, 0],
+        errors=np.hypot(*np.nan_to_num(numbers[:, 1:]).T),
+        numerical=np.nan_to_num(numbers[:, 2]),
+        open=tuple(bound and record is not None and record.status not in PROVEN for record in records),
+    )
+
+
+def _numbers(quantity: Quantity | None, entries: Sequence[str]) -> tuple[float, float, float]:
+    """Return value, data error and numerical error of one entry; of the layers' median, the value alone."""
+    if quantity is None or not quantity.value.size:
+        return math.nan, math.nan, math.nan
+    if entries[:1] == (MEDIAN,):
+        return float(np.median(quantity.value[:, quantity.labels["cut"].index(entries[1])])), math.nan, math.nan
+    where = tuple(quantity.labels[dim].index(entry) for dim, entry in zip(quantity.dims, entries, strict=True))
+    parts = (quantity.value, quantity.sampling_error, quantity.numerical_error)
+    value, data, numerical = (math.nan if part is None else float(part[where]) for part in parts)
+    return value, data, numerical
+
+
+def _ranks(reports: Sequence[Report]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return the near-ranks to show, at the first cut: of few layers each, of many their median."""
+    records = [report.results["near-rank"] for report in reports if "near-rank" in report.results]
+    labels = shared([record.quantities["near_rank"].labels for record in records] or [{}])
+    if not {"layer", "cut"} <= set(labels):
+        return []
+    layers = labels["layer"] if len(labels["layer"]) <= LAYERS else (MEDIAN,)
+    return [(RANK, (layer, labels["cut"][0])) for layer in layers]
+
+
+def _others(reports: Sequence[Report]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the first entry of the headline of each analyzer that is not named here."""
+    for name, record in {name: record for report in reports for name, record in report.results.items()}.items():
+        if name not in ("gap", "eigenvalues", "near-rank"):
+            for key, quantity in list(record.quantities.items())[:1]:
+                yield f"{name}/{key}", tuple(quantity.labels[dim][0] for dim in quantity.dims)
+
+
+def _limit(reports: Sequence[Report]) -> Measure:
+    """Return (2 + 2 momentum) / eta where the report judged by it, else what its top eigenvalue was judged by."""
+    values = np.array([_limit_of(report) for report in reports])
+    nothing = np.zeros(len(reports))
+    plain = not any(report.training.get("momentum") for report in reports)
+    words = "2/eta" if plain else "(2 + 2 momentum)/eta"
+    return Measure(
+        path=LIMIT,
+        title=f"limit {words}",
+        unit="",
+        values=values,
+        errors=nothing,
+        numerical=nothing,
+        open=(False,) * len(reports),
+    )
+
+
+def _limit_of(report: Report) -> float:
+    edge, top = report.number(EDGE), report.number(TOP)
+    if not edge or top is None:
+        return math.nan
+    if report.results["eigenvalues"].settings.get("preconditioned"):
+        return top / edge
+    rate = report.training.get("lr", report.training.get("learning_rate"))
+    return (2 + 2 * float(report.training.get("momentum") or 0)) / float(rate or math.nan)
+
+
+# What is shown
+
+
+def trajectory_document(trajectory: Trajectory, verbose: bool = False) -> Document:
+    """Show who was measured, the numbers along the run, the same drawn, and what they say."""
+    reports = [point.report for point in trajectory.points]
+    identity = {key: value for key, value in shared([r.identity for r in reports]).items() if key != "checkpoint"}
+    head = report_document(replace(reports[0], identity=identity, results={})).blocks[0]
+    found = measures(trajectory)
+    sentences = [Note(text=said, bullet=True) for said in reading(trajectory)]
+    reads = (Note(text="Reading", tone="heading"), *sentences)
+    return Document(blocks=(head, (_table(trajectory, found),), tuple(_drawn(trajectory, found, verbose)), reads))
+
+
+def _table(trajectory: Trajectory, found: Mapping[str, Measure]) -> Table:
+    lines = [
+        Line(cells=(point.place + "*" * point.warm, *(_cell(each, i) for each in found.values())))
+        for i, point in enumerate(trajectory.points)
+    ]
+    with_errors = any("±" in cell for line in lines for cell in line.cells)
+    cuts = {path.rpartition(",")[2].removesuffix("]") for path in found if path.startswith(RANK)}
+    said = {
+        f"trajectory by {trajectory.axis}": True,
+        "± one standard error over the data and the numerical error together": with_errors,
+        f"near-rank at {', '.join(cuts)}": bool(cuts),
+        "* warm start: no bound from above": any(point.warm for point in trajectory.points),
+    }
+    return Table(
+        columns=(Column(header=trajectory.axis, numeric=False), *(Column(header=m.words) for m in found.values())),
+        lines=tuple(lines),
+        overflow="split",
+        caption="; ".join(text for text, applies in said.items() if applies),
+    )
+
+
+def _cell(measure: Measure, index: int) -> str:
+    value, error = float(measure.values[index]), float(measure.errors[index])
+    # errors would crowd the columns that only go along: those of losses and accuracies are in the reports
+    bare = measure.path.startswith(("gap/", EDGE)) or not error
+    shown = _share(value) if measure.path == EDGE else number(value, 3) if bare else figure(value, error)
+    return "≥ " * measure.open[index] + shown
+
+
+def _share(value: float) -> str:
+    """Return a share of the limit to three digits, or as many as tell it from 1."""
+    return next((text for text in (number(value, digits) for digits in (3, 4, 5)) if text != "1"), number(value, 6))
+
+
+def _drawn(trajectory: Trajectory, found: Mapping[str, Measure], verbose: bool) -> Iterator[Item]:
+    """Yield one curve per number, each on its own scale, and the share of the limit on a tall one."""
+    if len(trajectory.points) < 2:
+        return
+    labels = tuple(point.place for point in trajectory.points)
+    curves = {path: each for path, each in found.items() if path not in (LIMIT, EDGE)}
+    groups = [[each] for each in curves.values()] if verbose else [list(curves.values())]
+    for group in groups + ([[found[EDGE]]] if EDGE in found else []):
+        alone = len(group) == 1
+        yield Series(
+            title=group[0].words if alone else "trajectory",
+            style="line",
+            axis=trajectory.axis,
+            labels=labels,
+            curves=tuple(tuple(each.values.tolist()) for each in group),
+            names=() if alone else tuple(each.words for each in group),
+        )
+
+
+def reading(trajectory: Trajectory) -> tuple[str, ...]:
+    """Return what the run shows, and what it cannot tell."""
+    found = measures(trajectory)
+    said = [*_edge(trajectory, found), *_course(trajectory, found), *_losses(found)]
+    warm = sum(point.warm for point in trajectory.points)
+    if warm:
+        said.append(
+            f"{warm} of {len(trajectory.points)} eigenvalues were warm-started (*): their error is the residual alone, "
+            "and a larger eigenvalue may have been missed."
+        )
+    keys = _unlike([point.report.training for point in trajectory.points])
+    if keys:
+        said.append(f"Mind that these checkpoints record different {', '.join(keys)}: they may not be of one run.")
+    return (
+        *said,
+        "This is one run with one seed: another seed moves such numbers, and what goes together here need not cause "
+        "each other.",
+    )
+
+
+def _edge(trajectory: Trajectory, found: Mapping[str, Measure]) -> Iterator[str]:
+    if TOP not in found:
+        return
+    if EDGE not in found:
+        yield (
+            "Nothing says where the limit of stability is: no checkpoint records SGD with its rate"
+            " (for Adam: [measure.eigenvalues] preconditioned = true, where the optimizer's state is saved)."
+        )
+        return
+    edge = found[EDGE]
+    above = edge.values > 1  # a Ritz value is a lower bound: no error takes this back
+    reach = np.where(edge.open, np.inf, edge.values + edge.numerical)
+    unsure = np.flatnonzero(~above & (reach >= 1)).tolist()
+    most, where = int(np.nanargmax(edge.values)), np.flatnonzero(above)
+    share, exceeds = _share(float(edge.values[most])), "the top eigenvalue exceeds the limit of stability"
+    if not where.size:
+        text = f"The top eigenvalue stays below the limit of stability: at most {share} of it, at {trajectory.at(most)}"
+    elif above.all():
+        text = f"At every checkpoint {exceeds}, up to {share} times"
+    elif above[where[0] : where[-1] + 1].all():
+        until = "on" if above[-1] else f"to {trajectory.at(where[-1])}"
+        text = f"From {trajectory.at(where[0])} {until} {exceeds}, up to {share} times"
+    else:
+        text = f"At {where.size} of {len(above)} checkpoints {exceeds}, most at {trajectory.at(most)} ({share} times)"
+    if unsure:
+        text += f"; whether at {', '.join(map(trajectory.at, unsure))} cannot be told"
+    yield f"{text}. {_of_whom(trajectory.points[0].report)}"
+
+
+def _of_whom(report: Report) -> str:
+    batch, samples = report.training.get("batch_size"), report.conditions.get("samples_available")
+    if isinstance(batch, int) and isinstance(samples, int) and batch < samples:
+        return f"That limit is one of the full batch: with batches of {batch} the noise keeps SGD below it as a rule."
+    return "Beyond it the steps of gradient descent grow along that direction."
+
+
+def _course(trajectory: Trajectory, found: Mapping[str, Measure]) -> Iterator[str]:
+    values = found[TOP].values if TOP in found else np.array([])
+    if len(values) < LEAST or not np.isfinite(values).all() or values.max() <= 0:
+        return
+    highest = int(values.argmax())
+    first, last, peak = (number(float(values[i]), 3) for i in (0, -1, highest))
+    high = values >= HOVERS * values.max()
+    since = len(high) - int(np.argmin(high[::-1])) if not high.all() else 0
+    if high.all():
+        yield f"It stays {_between(values)} all along."
+    elif (np.diff(values) > 0).all():
+        yield f"It rises all along, from {first} to {last}."
+    elif (np.diff(values) < 0).all():
+        yield f"It falls all along, from {first} to {last}."
+    elif len(values) - since >= LEAST:
+        yield f"It begins at {first}, and from {trajectory.at(since)} on it hovers {_between(values[since:])}."
+    else:
+        largest = f"largest at {trajectory.at(highest)} ({peak})" if highest else "largest there"
+        yield f"It begins at {first}, is {largest}, and ends at {last}."
+
+
+def _between(values: Array) -> str:
+    return f"between {number(float(values.min()), 3)} and {number(float(values.max()), 3)}"
+
+
+def _losses(found: Mapping[str, Measure]) -> Iterator[str]:
+    said = [
+        f"{words} goes from {number(float(ends[0]), 3)} to {number(float(ends[1]), 3)}"
+        for path, words in (("gap/train_loss", "The training loss"), ("gap/loss_gap", "the loss gap (test - training)"))
+        if path in found and np.isfinite(ends := found[path].values[[0, -1]]).all() and found[path].values.size > 1
+    ]
+    if said:
+        yield f"{', '.join(said)}."
+
+
+def _unlike(trainings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the recorded keys in which checkpoints of one run should agree and do not; a rate may have a schedule."""
+    alike, free = shared(trainings), (*PROGRESS, "lr", "learning_rate")
+    return sorted({key for training in trainings for key in training} - set(alike) - set(free))
+
+
+def trajectory_json(trajectory: Trajectory, failures: Mapping[str, str]) -> dict[str, Any]:
+    """Return a trajectory as plain JSON values: one row per number, in the order of the points."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "axis": trajectory.axis,
+        "points": [
+            {
+                "place": point.place,
+                "checkpoint": point.report.identity.get("checkpoint", ""),
+                "sha256": point.report.identity.get("sha256", ""),
+                "report": point.path,
+                "warm_start": point.warm,
+            }
+            for point in trajectory.points
+        ],
+        "rows": [
+            {
+                "path": each.path,
+                "title": each.title,
+                "unit": each.unit,
+                "values": _plain(each.values),
+                "errors": _plain(each.errors),
+                "numerical_errors": _plain(each.numerical),
+            }
+            for each in measures(trajectory).values()
+        ],
+        "reading": list(reading(trajectory)),
+        "failures": dict(failures),
+    }
+
+
+def _plain(values: Array) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]

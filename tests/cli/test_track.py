@@ -1,0 +1,400 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import typer
+import typer.main
+
+import gapscope
+from gapscope.cli import track
+from gapscope.cli.settings import Configuration
+from gapscope.errors import LoadError, ReportError, UsageError
+from gapscope.measure.analyzers.eigenvalues import Eigenvalues, WarmEigenvalues
+from gapscope.measure.loading import Trust, build_loss, load_data
+from gapscope.measure.loading.networks import NETWORKS
+from gapscope.results import Status
+from gapscope.training.trainer import Recipe, save, train
+from tests.problems import bowl, measure
+
+ARGS = {"inputs": 64, "hidden": [8], "outputs": 10}
+STEPS = {9: "c", 40: "a", 100: "d", 300: "b"}  # recorded steps -> names in another order
+RATE = 0.8
+CHEAP = ("--only", "gap", "--limit", "200")
+
+
+def saved(path, **recipe):
+    """Train a tiny network on the whole batch of the digits and save it."""
+    data = load_data("digits", "train", recorded=False, trust=Trust())
+    loss = build_loss("cross-entropy", recorded=False, trust=Trust())
+    recipe = Recipe(**{"batch_size": 1300, "lr": RATE, **recipe})
+    trained = train(lambda: NETWORKS["mlp"](**ARGS), data, loss, recipe)
+    save(trained, path, factory="mlp", model_args=ARGS, data="digits", loss=loss.name)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "wide"
+    folder.mkdir()
+    for steps, name in STEPS.items():
+        saved(folder / f"{name}.pt", steps=steps)
+    (folder / "log.txt").write_text("epoch 1 ...")
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path, monkeypatch):
+    """The run, copied, in an empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(trained, tmp_path / "wide")
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command by itself, as the application does."""
+
+    def run(*words, **tables):
+        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        app.command("track")(track.command(Configuration(**tables)))
+        parser = typer.main.get_command(app)
+        code = parser.main(args=[str(word) for word in words], prog_name="gapscope track", standalone_mode=False)
+        captured = capsys.readouterr()
+        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+
+    return run
+
+
+def reports(folder="wide.track"):
+    """The reports in a folder, by the stem of their checkpoint."""
+    return {path.name.removesuffix(".report.h5"): gapscope.read(path) for path in sorted(Path(folder).iterdir())}
+
+
+def rows(outcome):
+    return {row["path"]: row["values"] for row in json.loads(outcome.out)["rows"]}
+
+
+# --- what is measured and shown
+
+
+def test_every_checkpoint_is_measured_in_order_against_its_limit(run, folder):
+    outcome = run(folder, "--json", "-q")
+    assert outcome.code == 0
+    content = json.loads(outcome.out)
+    assert content["axis"] == "steps"
+    assert [point["place"] for point in content["points"]] == ["9", "40", "100", "300"]
+    assert [point["report"] for point in content["points"]] == [f"wide.track/{n}.report.h5" for n in STEPS.values()]
+    found = rows(outcome)
+    for position, name in enumerate(STEPS.values()):
+        alone = gapscope.measure(gapscope.load(folder / f"{name}.pt"), [gapscope.Eigenvalues(), gapscope.Gap()])
+        top = alone.number("eigenvalues/top")
+        assert found["eigenvalues/top"][position] == top
+        assert found["eigenvalues/stability"][position] == pytest.approx(top / (2 / RATE), rel=1e-12)
+        assert found["gap/loss_gap"][position] == alone.number("gap/loss_gap")
+        assert found["limit"][position] == 2 / RATE
+    assert set(reports()["a"].results) == {"gap", "eigenvalues", "near-rank"}
+    assert found["near-rank/near_rank[fc1,rel:1e-2]"] == [
+        reports()[name].results["near-rank"].quantities["near_rank"].value[0, 0] for name in STEPS.values()
+    ]
+
+
+def test_the_plan_says_the_order_the_place_and_what_is_left_out(run, folder):
+    outcome = run(folder, *CHEAP)
+    plan = "4 checkpoints by steps; their reports go to wide.track"
+    assert outcome.err.splitlines()[:3] == ["left out: log.txt", plan, f"1 of 4: {folder / 'c.pt'}"]
+    assert "reports: wide.track · " in outcome.out.replace("\n", " ")
+    assert list(reports()["a"].results) == ["gap"]
+
+
+def test_what_is_said_while_loading_is_said_once(run, folder):
+    for path in folder.glob("*.pt"):
+        content = torch.load(path, weights_only=True)
+        content["gapscope"]["loss"] = None
+        torch.save(content, path)
+    assert run(folder, *CHEAP).err.count("loss: cross-entropy, inferred from") == 1
+
+
+def test_the_output_fits_80_columns_in_a_pipe(run, folder, tmp_path):
+    script = (
+        "import sys, typer, typer.main\n"
+        "from gapscope.cli import track\nfrom gapscope.cli.settings import Configuration\n"
+        "app = typer.Typer(add_completion=False)\napp.command('track')(track.command(Configuration()))\n"
+        "sys.exit(typer.main.get_command(app).main(args=sys.argv[1:], standalone_mode=False))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "wide", "-q"], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "\x1b" not in done.stdout
+    for words in ("top eigenvalue", "top / limit along steps", "Reading", "near-rank at rel:1e-2"):
+        assert words in done.stdout
+
+
+# --- again
+
+
+def test_what_is_measured_already_is_not_measured_again(run, folder, tmp_path):
+    run(folder, "-q")
+    stamps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "wide.track").iterdir()}
+    (tmp_path / "wide.track" / "d.report.h5").unlink()
+    outcome = run(folder)
+    assert outcome.code == 0
+    assert outcome.err.count("measured already: ") == 3
+    again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "wide.track").iterdir()}
+    assert {name for name in stamps if stamps[name] != again[name]} == {"d.report.h5"}
+    assert set(reports()) == set(STEPS.values())
+    assert " matvecs" in outcome.out.replace("\u00a0", " ")
+    assert "nothing left to measure" in " ".join(run(folder, "-q").out.split())
+
+
+def test_other_settings_and_new_analyzers_are_measured(run, folder):
+    run(folder, "-q", *CHEAP, "--only", "eigenvalues")
+    outcome = run(folder, *CHEAP, "--only", "eigenvalues", measure={"eigenvalues": {"k": "2"}})
+    assert outcome.err.count("replaced eigenvalues: settings changed: k 1 -> 2") == 4
+    assert "measured already" not in outcome.err
+    outcome = run(folder, *CHEAP, "--only", "near-rank")
+    assert "measured already" not in outcome.err
+    assert set(reports()["a"].results) == {"gap", "eigenvalues", "near-rank"}
+    assert reports()["a"].results["eigenvalues"].settings["k"] == 2
+    assert run(folder, *CHEAP, "--only", "near-rank").err.count("measured already") == 4
+
+
+def test_differences_are_measured_anew_where_exact_products_are_there(run, folder):
+    words = (folder, "--only", "gap", "--only", "eigenvalues", "--limit", "60")
+    run(*words, "-q")
+    assert run(*words, "--hvp", "exact").err.count("measured already") == 4
+    assert run(*words, "--hvp", "differences").err.count("measured already") == 0
+    assert reports()["a"].results["eigenvalues"].settings["hvp"] == "differences"
+    assert run(*words, "--hvp", "auto").err.count("measured already") == 4
+
+
+def test_an_interrupt_keeps_what_is_done(run, folder, monkeypatch):
+    calls = []
+    whole = Eigenvalues.__call__
+
+    def stops(self, context):
+        calls.append(self)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(self, context)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Eigenvalues, "__call__", stops)
+        code = run(folder, "--limit", "200")
+    assert code.code == 130
+    assert "2 of 4 checkpoints are in wide.track: the same command goes on from there" in code.err
+    assert set(reports()["c"].results) == {"gap", "eigenvalues", "near-rank"}
+    assert set(reports()["d"].results) == {"gap"}
+    assert run(folder, "--limit", "200").err.count("measured already") == 2
+
+
+def test_a_report_of_another_subject_is_kept_and_named(run, folder, tmp_path):
+    run(folder, "-q", *CHEAP)
+    saved(folder / "a.pt", steps=41)
+    outcome = run(folder, "-q", *CHEAP)
+    assert outcome.code == 2
+    assert "a.report.h5 holds a report of another subject (sha256 differ). Expected this checkpoint" in outcome.err
+    assert reports()["a"].training["steps"] == 40
+    assert outcome.err.count("error: ") == 1
+
+
+# --- what cannot be measured
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_others_are_measured(run, folder):
+    (folder / "broken.pt").write_bytes(b"PK\x03\x04 half a file")
+    outcome = run(folder, *CHEAP, "--json", "-q")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {folder / 'broken.pt'} is truncated")
+    content = json.loads(outcome.out)
+    assert list(content["failures"]) == [str(folder / "broken.pt")]
+    assert len(content["points"]) == 4
+
+
+def test_an_analyzer_that_cannot_measure_leaves_the_others(run, folder):
+    tables = {"measure": {"near-rank": {"cuts": ["rel:5"]}}}
+    outcome = run(folder, *CHEAP, "--only", "near-rank", "-q", **tables)
+    assert outcome.code == 2
+    assert outcome.err.count("error: near-rank of ") == 4
+    assert "train loss" in outcome.out
+
+
+def test_a_result_of_other_settings_does_not_stand_in_for_one_that_failed(run, folder):
+    run(folder, *CHEAP, "--only", "near-rank", "-q")
+    tables = {"measure": {"near-rank": {"cuts": ["rel:5"]}}}
+    found = rows(run(folder, *CHEAP, "--only", "near-rank", "--json", "-q", **tables))
+    assert not [path for path in found if path.startswith("near-rank/")]
+    assert "near-rank" in reports()["a"].results
+
+
+def test_numbers_that_cannot_be_written_are_shown_all_the_same(run, folder, monkeypatch):
+    def full(report, path):
+        raise ReportError(f"{path} cannot be written: no space. Expected room for it. Make some.")
+
+    monkeypatch.setattr("gapscope.report.file.write", full)
+    outcome = run(folder, *CHEAP, "--only", "near-rank", "--json", "-q")
+    assert outcome.code == 2
+    assert "error: wide.track/c.report.h5 cannot be written: no space." in outcome.err
+    assert {"gap/train_loss", "near-rank/near_rank[fc1,rel:1e-2]"} <= set(rows(outcome))
+
+
+def test_another_network_is_no_checkpoint_of_the_run(run, folder):
+    data = load_data("digits", "train", recorded=False, trust=Trust())
+    loss = build_loss("cross-entropy", recorded=False, trust=Trust())
+    wide = {**ARGS, "hidden": [9]}
+    made = train(lambda: NETWORKS["mlp"](**wide), data, loss, Recipe(steps=500, batch_size=1300, lr=RATE))
+    save(made, folder / "e.pt", factory="mlp", model_args=wide, data="digits", loss=loss.name)
+    outcome = run(folder, *CHEAP, "-q")
+    assert outcome.code == 2
+    assert "e.pt could not be measured: It differs from c.pt in model_args, parameters. Expected one model on" in (
+        outcome.err
+    )
+    assert len(reports()) == 4
+
+
+def test_nothing_is_shown_where_nothing_can_be_measured(run, folder):
+    outcome = run(folder, *CHEAP, "-m", "mlp", "-a", "hidden=[7]", "-q")
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.count("error: ") == 4
+
+
+def test_mistakes_are_refused_before_the_work(run, folder, tmp_path):
+    with pytest.raises(UsageError, match=r"`--warm-start` stands beside gap. Expected eigenvalues, the one analyzer"):
+        run(folder, "--only", "gap", "--warm-start")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "notes.md").touch()
+    with pytest.raises(LoadError, match=r"empty holds no checkpoints \(1 other entries\). Expected files that end in"):
+        run(empty)
+    with pytest.raises(LoadError, match=r"none of its checkpoints can be read. Expected one or more. Mend the path."):
+        run(tmp_path / "nothing.pt")
+    with pytest.raises(ReportError, match=r"a.pt cannot be made: File exists. Expected a place for the reports. Name"):
+        run(folder, "-o", folder / "a.pt")
+    assert not (tmp_path / "wide.track").exists()
+
+
+# --- the order
+
+
+def bare(folder, target, *names):
+    """Weights alone, which record nothing, later ones first."""
+    target.mkdir()
+    for steps, name in zip(STEPS.values(), names, strict=False):
+        torch.save(torch.load(folder / f"{steps}.pt", weights_only=True)["model"], target / name)
+    return target
+
+
+NAMED = ("-m", "mlp", "-a", "hidden=[8]", "-d", "digits", *CHEAP, "--json", "-q")
+
+
+def test_without_a_record_the_number_in_the_name_orders(run, folder, tmp_path):
+    content = json.loads(run(bare(folder, tmp_path / "bare", "v2-10.pt", "v2-9.pt"), *NAMED).out)
+    assert content["axis"] == "number in the name"
+    assert [point["place"] for point in content["points"]] == ["9", "10"]
+
+
+def test_equal_steps_leave_it_to_the_epochs(run, folder):
+    for number, name in enumerate("abcd"):
+        content = torch.load(folder / f"{name}.pt", weights_only=True)
+        content["gapscope"]["training"] |= {"steps": 7, "epochs": 9 - number}
+        torch.save(content, folder / f"{name}.pt")
+    content = json.loads(run(folder, *CHEAP, "--json", "-q").out)
+    assert content["axis"] == "epochs"
+    assert [point["checkpoint"] for point in content["points"]] == ["d.pt", "c.pt", "b.pt", "a.pt"]
+
+
+def test_without_any_number_only_given_files_have_an_order(run, folder, tmp_path):
+    target = bare(folder, tmp_path / "bare", "late.pt", "early.pt")
+    with pytest.raises(UsageError, match=r"Nothing orders the checkpoints of .*bare: they record neither steps nor"):
+        run(target, *NAMED)
+    content = json.loads(run(target / "late.pt", target / "early.pt", *NAMED).out)
+    assert content["axis"] == "order given"
+    assert [point["place"] for point in content["points"]] == ["late", "early"]
+
+
+def test_a_copy_counts_once_and_folders_are_checkpoints_too(run, folder, tmp_path):
+    from safetensors.torch import save_file
+
+    shutil.copy(folder / "b.pt", folder / "last.pt")
+    outcome = run(folder, *CHEAP)
+    assert f"left out: {folder / 'last.pt'} is a copy of {folder / 'b.pt'}" in outcome.err
+    assert len(reports()) == 4
+    target = tmp_path / "hub"
+    for steps, name in STEPS.items():
+        (target / f"checkpoint-{steps}").mkdir(parents=True)
+        state = torch.load(folder / f"{name}.pt", weights_only=True)["model"]
+        save_file(state, target / f"checkpoint-{steps}" / "model.safetensors")
+    (target / "logs").mkdir()
+    content = json.loads(run(target, *NAMED).out)
+    assert [point["place"] for point in content["points"]] == ["9", "40", "100", "300"]
+
+
+def test_files_of_one_name_get_reports_of_their_own(run, folder, tmp_path):
+    for name in "cab":
+        (folder / name).mkdir()
+        shutil.move(folder / f"{name}.pt", folder / name / "model.pt")
+    run(*folder.glob("*/model.pt"), *CHEAP, "-q", "-o", "named")
+    assert set(reports("named")) == {"a-model", "b-model", "c-model"}
+
+
+# --- warm start
+
+
+def test_a_warm_start_saves_products_and_carries_no_bound(run, folder):
+    cold = rows(run(folder, "-q", "--json", "-o", "cold"))
+    outcome = run(folder, "-q", "--json", "--warm-start", "-o", "warm")
+    content = json.loads(outcome.out)
+    assert [point["warm_start"] for point in content["points"]] == [False, True, True, True]
+    assert "3 of 4 eigenvalues were warm-started (*): their error is the residual alone" in " ".join(content["reading"])
+    first, *others = [reports("warm")[name].results["eigenvalues"] for name in STEPS.values()]
+    bounded, *_ = [reports("cold")[name].results["eigenvalues"] for name in STEPS.values()]
+    assert first.settings == bounded.settings
+    assert "probability 1 - 0.001" in first.quantities["top"].doc
+    for record in others:
+        top = record.quantities["top"]
+        assert record.settings["warm_start"] is True
+        assert record.status is Status.CONVERGED
+        assert "no bound from above holds with any probability" in record.notes[-1]
+        assert "probability" not in top.doc
+        assert top.bound == "lower"
+        assert top.numerical_error == pytest.approx(record.quantities["residuals"].value[0], rel=1e-12)
+        assert record.quantities["bottom"].numerical_error is None
+    np.testing.assert_allclose(rows(outcome)["eigenvalues/top"], cold["eigenvalues/top"], rtol=2e-3)
+    spent = [sum(one.results["eigenvalues"].matvecs for one in reports(where).values()) for where in ("warm", "cold")]
+    assert spent[0] < 0.8 * spent[1]
+
+
+def test_a_bounded_result_will_do_for_a_warm_run_and_not_the_other_way_round(run, folder):
+    words = (folder, "--only", "eigenvalues", "--limit", "200")
+    run(*words, "--warm-start", "-q")
+    assert run(*words, "--warm-start").err.count("measured already") == 4
+    again = run(*words)
+    assert again.err.count("measured already") == 1  # the first, which had a Gaussian start
+    assert again.err.count("replaced eigenvalues: settings changed: warm_start True -> none") == 3
+    assert run(*words, "--warm-start").err.count("measured already") == 4
+
+
+def test_after_a_skipped_checkpoint_the_start_is_gaussian(run, folder, tmp_path):
+    words = (folder, "--only", "eigenvalues", "--limit", "200", "--warm-start", "-q")
+    run(*words)
+    (tmp_path / "wide.track" / "d.report.h5").unlink()
+    run(*words)
+    assert "warm_start" not in reports()["d"].results["eigenvalues"].settings
+
+
+def test_a_start_at_the_second_eigenvector_finds_that_one():
+    h = torch.tensor([4.0, 3.0, 1.0], dtype=torch.float64)
+    where = bowl(h, torch.zeros(3, dtype=torch.float64))
+    second = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    result = measure(WarmEigenvalues(vector=second), where)
+    assert float(result.top.value) == pytest.approx(3.0)  # why a warm start has no bound, and says so
+    assert "a larger eigenvalue may have been missed" in result.notes[-1]
+    assert float(measure(Eigenvalues(), where).top.value) == pytest.approx(4.0)
