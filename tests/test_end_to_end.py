@@ -147,7 +147,7 @@ BAD = {  # words -> what the one error says: observed, and what to do
     ("gap", "plain.pt", *GOOD, "hole.npz"): ("NaN or infinity (first in sample 7)", "Remove or repair"),
     ("gap", "plain.pt", *GOOD, "none.npz"): ("none.npz has no samples", "Expected at least one"),
     ("gap", "plain.pt", *GOOD, "wide.npz"): ("do not fit", "Check the model's arguments"),
-    ("gap", "plain.pt", *GOOD, "label.npz"): ("labels up to 17", "Expected one output per class"),
+    ("gap", "plain.pt", *GOOD, "label.npz"): ("labels up to 17", "Expected classes 0 to 2"),
     ("gap", "plain.pt", *GOOD, "missing.npz"): ("missing.npz", "exist"),
     ("gap", "nan.pt", *GOOD, "ok.npz"): ("67 of 67 weights are NaN or infinite", "measure an earlier checkpoint"),
     ("gap", "drop.pt", "-m", "nets.py:Drop", "-d", "ok.npz"): ("losses that differ", "dropout that ignores eval mode"),

@@ -64,7 +64,7 @@ def _print(found: "Report | Comparison", what: str, verbose: bool) -> None:
     elif what == "--csv -":
         sys.stdout.write(tabled(found))
     elif what == "--cite":
-        from gapscope.report.sources import citation
+        from gapscope.report.citations import citation
 
         print(citation(found))
     else:

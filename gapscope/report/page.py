@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 
-from gapscope.report import sources
+from gapscope.report import citations
 from gapscope.report.comparison_figures import compared
 from gapscope.report.document import Document, Heat, Item, Note, Series, Table
 from gapscope.report.export import save
@@ -224,8 +224,8 @@ def _anchor(path: str) -> str:
 def _definitions(content: Report | Comparison, drawn: list[Figure]) -> Iterator[str]:
     """Yield what each analyzer measures, and each of its quantities by its own words where the file has them."""
     yield '<section id="definitions"><h2>Definitions</h2>\n<dl class="definitions">'
-    for name in sources.analyzers(content):
-        said, _ = sources.DEFINITIONS.get(name, ("", ()))
+    for name in citations.analyzers(content):
+        said, _ = citations.DEFINITIONS.get(name, ("", ()))
         yield element("dt", clean(name), id=_anchor(name))
         if said:
             yield element("dd", clean(said))

@@ -1,6 +1,6 @@
 """What each analyzer measures in one sentence and who defined it: for pages and for `gapscope show --cite`.
 
-The bibliography stands in `sources.bib`.
+The bibliography stands in `citations.bib`.
 """
 
 import re
@@ -66,7 +66,7 @@ def analyzers(content: Report | Comparison) -> list[str]:
 
 def citation(content: Report | Comparison) -> str:
     """Return a paragraph on the methods and the BibTeX entries of the definitions that were used."""
-    text = files("gapscope.report").joinpath("sources.bib").read_text(encoding="utf-8")
+    text = files("gapscope.report").joinpath("citations.bib").read_text(encoding="utf-8")
     entries = {re.split("[{,]", entry, maxsplit=2)[1]: entry for entry in text.strip().split("\n\n")}
     keys = dict.fromkeys(key for name in analyzers(content) for key in DEFINITIONS.get(name, ("", ()))[1])
     return "\n\n".join((printable(methods(content)), *(entries[key] for key in keys)))

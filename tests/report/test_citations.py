@@ -4,9 +4,9 @@ from importlib.resources import files
 
 from example_reports import eigenvalues, epsilon_sharpness, gap, path, report, together
 
-from gapscope.report.sources import DEFINITIONS, citation, methods
+from gapscope.report.citations import DEFINITIONS, citation, methods
 
-BIBLIOGRAPHY = files("gapscope.report").joinpath("sources.bib").read_text(encoding="utf-8")
+BIBLIOGRAPHY = files("gapscope.report").joinpath("citations.bib").read_text(encoding="utf-8")
 
 
 def test_every_source_stands_in_the_bibliography_and_every_entry_is_used():
