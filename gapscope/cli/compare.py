@@ -48,6 +48,7 @@ class Own:
     by_loss: Annotated[bool, "the same, and show all saved epochs against the training loss"] = False
     output: Annotated[Path | None, "comparison to write (HDF5; default: none)", "-o"] = None
     html: Annotated[Path | None, "write one self-contained page with figures"] = None
+    plot: Annotated[Path | None, "write the figures as a .png, .svg or .pdf"] = None
 
 
 def command(configuration: Configuration) -> Callable[..., int | None]:
@@ -147,15 +148,21 @@ class Work:
 
 
 def _deliver(compared: "Comparison", common: Common, own: Own, work: Work, reports: Sequence[Path]) -> None:
-    """Write the comparison and its page where asked, and print it; what cannot be written is shown all the same."""
+    """Write the comparison, its page and its picture where asked, and print it, also if it cannot be written."""
     from gapscope.report import file, page
     from gapscope.report.sweep import BY_LOSS
 
     failures = list(work.failures)
-    for path, write in ((own.output, file.write), (own.html, page.write)):
+    written = []
+    for word, path, write in (
+        ("comparison", own.output, file.write),
+        ("page", own.html, page.write),
+        ("picture", own.plot, _draw),
+    ):
         try:
             if path is not None:
                 write(compared, path)
+                written.append(f"{word}: {path}")
         except ReportError as failure:
             failures.append(failure)
     if common.json:
@@ -171,7 +178,7 @@ def _deliver(compared: "Comparison", common: Common, own: Own, work: Work, repor
             new: list[Any] = [result for context in work.contexts.values() for result in context.results]
             new += [record for name, record in compared.results.items() if name != BY_LOSS]
             spent = sum(result.seconds for result in new), sum(result.matvecs for result in new)
-            say("", *_closing(reports, [path for path in (own.output, own.html) if path], spent))
+            say("", _closing(reports, spent), *written)
     if failures:
         raise failures[0]
 
@@ -216,12 +223,17 @@ def _measure_together(
     return found
 
 
-def _closing(paths: Sequence[Path], written: Sequence[Path], spent: tuple[float, int]) -> list[str]:
+def _draw(compared: "Comparison", path: Path) -> None:
+    from gapscope.report import plot
+
+    plot.write(compared, path)
+
+
+def _closing(paths: Sequence[Path], spent: tuple[float, int]) -> str:
     seconds, products = spent
     names = ", ".join(map(str, dict.fromkeys(paths)))
     cost = f" · {seconds:.1f}\u00a0s, {products}\u00a0matvecs" if seconds else ""
-    lines = [f"reports: {names}{cost} · `gapscope show FILE` for the rest"]
-    return lines + [f"{'page' if path.suffix.startswith('.htm') else 'comparison'}: {path}" for path in written]
+    return f"reports: {names}{cost} · `gapscope show FILE` for the rest"
 
 
 def _refuse_unlike(conditions: "Mapping[Path, Mapping[str, Any]]") -> None:
@@ -278,6 +290,11 @@ def _refuse_missing(subjects: Sequence[Path], own: Own) -> None:
         _refuse_other(own.output)
     if own.html is not None:
         refuse_unwritable(own.html)
+    if own.plot is not None:
+        from gapscope.report import plot
+
+        refuse_unwritable(own.plot)
+        plot.check(own.plot)
 
 
 def _refuse_other(output: Path) -> None:

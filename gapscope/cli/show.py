@@ -1,4 +1,4 @@
-"""`gapscope show`: print a report or a comparison, or write it as a page or a table; no torch."""
+"""`gapscope show`: print a report or a comparison, or write it as a page, a picture or a table; no torch."""
 
 import sys
 from pathlib import Path
@@ -15,6 +15,9 @@ def show(
     json: Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on stdout")] = False,
     html: Annotated[
         Path | None, typer.Option("--html", help="write one self-contained page with figures", metavar="FILE")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="write the figures as a .png, .svg or .pdf", metavar="FILE")
     ] = None,
     csv: Annotated[
         str | None, typer.Option("--csv", help="write one row per number; - for stdout", metavar="FILE")
@@ -40,9 +43,13 @@ def show(
         from gapscope.report.page import write
 
         write(found, html)
+    if plot is not None:
+        from gapscope.report import plot as picture
+
+        picture.write(found, plot)
     if csv not in (None, "-"):
         _write_table(found, str(csv))
-    written = [name for name in (str(html or ""), csv or "") if name not in ("", "-")]
+    written = [name for name in (str(html or ""), str(plot or ""), csv or "") if name not in ("", "-")]
     if not asked and written:
         print(*written, sep="\n")
         return

@@ -91,7 +91,10 @@ class Map:
     marks: tuple[tuple[str, float, float], ...] = ()
 
 
-def chart(content: "Curves | Dots | Map") -> str:
+Content = Curves | Dots | Map
+
+
+def chart(content: Content) -> str:
     """Draw a chart of any kind."""
     if isinstance(content, Curves):
         return _curves(content)
@@ -108,7 +111,7 @@ def _curves(given: Curves) -> str:
     top += 1.8 * LINE
     up = axis(given.values, start=top + TALL, end=top, log=given.log, foot=0.0 if given.filled else None)
     left = 14 + max(width(number(tick, 6)) for tick in up.ticks())
-    along = Axis(low=min(given.places), high=max(given.places), start=left, end=WIDTH - 12, log=_growing(given.places))
+    along = Axis(low=min(given.places), high=max(given.places), start=left, end=WIDTH - 12, log=growing(given.places))
     parts = [*legend, *upward(up, left=left, right=WIDTH - 12, title=given.upward)]
     parts += across(along, top=top, foot=top + TALL, title=given.across)
     for i, (name, values) in enumerate(zip(given.names, given.values.tolist(), strict=True)):
@@ -124,7 +127,7 @@ def _curves(given: Curves) -> str:
     return drawing(top + TALL + 2.6 * LINE, given.said, parts)
 
 
-def _growing(places: Sequence[float]) -> bool:
+def growing(places: Sequence[float]) -> bool:
     """Say whether places grow by factors, as batch sizes do, rather than in even steps."""
     steps = [after - before for before, after in itertools.pairwise(places)]
     return places[0] > 0 and places[-1] > 8 * places[0] and max(steps) > 3 * min(steps)
@@ -178,7 +181,7 @@ def _dots(given: Dots) -> str:
     legend, y = _legend([(name, [_shape(13, -4, i)]) for i, name in enumerate(given.series)])
     dots = [dot for _, several in given.rows for dot in several]
     right = WIDTH - 12 - min(max((width(dot.words) for dot in dots), default=0.0), WIDTH / 2.2)
-    scale = _extent(given, dots, Axis(low=0, high=1, start=18, end=right - 18))
+    scale = extent(given, dots, Axis(low=0, high=1, start=18, end=right - 18))
     top, marks, bands = y, [], []
     for label, several in given.rows:
         for each in fitted(label, WIDTH) if label else ():
@@ -203,7 +206,7 @@ def _dots(given: Dots) -> str:
     return drawing(y + 2.6 * LINE, given.said, [*parts, *marks])
 
 
-def _extent(given: Dots, dots: Sequence[Dot], frame: Axis) -> Axis:
+def extent(given: Dots, dots: Sequence[Dot], frame: Axis) -> Axis:
     """Return the axis for values and intervals; an interval much wider than all values runs out of the drawing."""
     values = np.array([dot.value for dot in dots] + ([] if given.line is None else [given.line]))
     ends = np.array([end for dot in dots for end in (*dot.interval, *dot.box)])
@@ -247,25 +250,32 @@ def _shape(x: float, y: float, kind: int) -> str:
 
 
 def _map(given: Map) -> str:
-    finite = np.clip(given.values[np.isfinite(given.values)], -HUGE, HUGE)
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    scale = Scale(low=low, high=high, log=low > 0 and high > RANGE * low)
+    scale = shades(given.values)
     top, left = 1.8 * LINE, 60.0
-    columns, rows = _edges(given.columns), _edges(given.rows)
+    columns, rows = edges(given.columns), edges(given.rows)
     along = Axis(low=columns[0], high=columns[-1], start=left, end=WIDTH - 80)
     up = Axis(low=rows[0], high=rows[-1], start=top + along.end - along.start, end=top)
     parts = [element("g", *_cells(given, scale, columns, rows, along, up), class_="cells")]
-    levels = _levels(low, high, scale.log)
-    for level in levels:
+    lines = levels(scale)
+    for level in lines:
         parts.append(element("path", d=_contour(given, level, along, up), class_="contour"))
     parts += _frame(along, up, given)
-    parts += _bar(scale, levels, given.unit, Axis(low=low, high=high, start=up.start, end=up.end, log=scale.log))
+    parts += _bar(
+        scale, lines, given.unit, Axis(low=scale.low, high=scale.high, start=up.start, end=up.end, log=scale.log)
+    )
     for name, x, y in given.marks:
         parts += _mark(name, along.at(x), up.at(y), along)
     return drawing(up.start + 2.6 * LINE, given.said, parts)
 
 
-def _edges(middles: Array) -> list[float]:
+def shades(values: Array) -> Scale:
+    """Return the scale of the colours of a map: logarithmic where positive numbers span more than two decades."""
+    finite = np.clip(values[np.isfinite(values)], -HUGE, HUGE)
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    return Scale(low=low, high=high, log=low > 0 and high > RANGE * low)
+
+
+def edges(middles: Array) -> list[float]:
     """Return the edges of cells around their middles."""
     between = (middles[1:] + middles[:-1]) / 2
     first, last = middles[0] - (between[0] - middles[0]), middles[-1] + (middles[-1] - between[-1])
@@ -286,10 +296,12 @@ def _cells(
         yield element("rect", hover(where), x=x, y=y, **size, **look)
 
 
-def _levels(low: float, high: float, log: bool) -> list[float]:
+def levels(scale: Scale) -> list[float]:
+    """Return the numbers that have contours."""
+    low, high = scale.low, scale.high
     if not low < high:
         return []
-    if log:
+    if scale.log:
         return [float(level) for level in np.geomspace(low, high, STEPS + 2)[1:-1]]
     return [level for level in Axis(low=low, high=high, start=0, end=1).ticks(STEPS) if low < level < high]
 
@@ -326,7 +338,7 @@ def _frame(along: Axis, up: Axis, given: Map) -> list[str]:
     return [*parts, text(0, up.end - 0.8 * LINE, given.upward, class_="axis")]
 
 
-def _bar(scale: Scale, levels: Sequence[float], unit: str, up: Axis) -> Iterator[str]:
+def _bar(scale: Scale, lines: Sequence[float], unit: str, up: Axis) -> Iterator[str]:
     """Yield the colours with the numbers that they stand for; the lines on it are the contours."""
     if not up.low < up.high:
         return
@@ -335,7 +347,7 @@ def _bar(scale: Scale, levels: Sequence[float], unit: str, up: Axis) -> Iterator
     for step in range(steps):
         y = up.start - (step + 1) * tall
         yield element("rect", x=left, y=y, width=14, height=tall + 0.3, fill=colour((step + 0.5) / steps))
-    for level in levels:
+    for level in lines:
         yield element("path", d=f"M{left:.1f} {up.at(level):.1f}h14", class_="contour")
     said = f"{unit}{' (log)' if scale.log else ''}"
     yield text(WIDTH, up.end - 0.8 * LINE, said, text_anchor="end", class_="axis")

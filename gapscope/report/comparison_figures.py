@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gapscope.report.charts import Dot, Dots, chart
+from gapscope.report.charts import Dot, Dots
 from gapscope.report.document import Column, Line, Note, Series, Table
 from gapscope.report.figures import spread
 from gapscope.report.illustrations import (
@@ -23,13 +23,20 @@ from gapscope.report.illustrations import (
     numbers,
     worth,
 )
-from gapscope.report.records import Comparison, Row
+from gapscope.report.records import Comparison, Report, Row
 from gapscope.report.view import comparison_document
 from gapscope.results import Quantity
 
 FOREST = (
     "Ratio of {last} to {first}. A bar is its 95 % interval {over}; where it crosses 1, the two cannot be told apart."
 )
+
+
+def chosen(content: Report | Comparison) -> list[Figure]:
+    """Return the figures of a report or a comparison."""
+    if isinstance(content, Comparison):
+        return compared(content)
+    return figures(content.results, content.conditions, ("checkpoint",))
 
 
 def compared(comparison: Comparison) -> list[Figure]:
@@ -63,7 +70,7 @@ def _forest(comparison: Comparison) -> Iterator[Figure]:
     yield Figure(
         path="",
         title=f"ratios, {last.short} over {first.short}",
-        panels=(("", chart(content)),),
+        panels=(("", content),),
         caption=FOREST.format(last=last.label, first=first.label, over=_over(comparison)),
         numbers=Table(columns=columns, lines=lines),
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gapscope.report.canvas import rising
-from gapscope.report.charts import Curves, Dot, Dots, Map, chart
+from gapscope.report.charts import Content, Curves, Dot, Dots, Map
 from gapscope.report.document import Column, Line, Table
 from gapscope.report.figures import count, figure, number, size
 from gapscope.report.records import Facts, Record
@@ -44,11 +44,11 @@ BOXED = "Behind each median a wide bar reaches from the lower to the upper quart
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """What a page shows of one quantity: drawings, each with a heading, their caption and their numbers."""
+    """What is drawn of one quantity: charts, each with a heading, their caption and their numbers."""
 
     path: str
     title: str
-    panels: tuple[tuple[str, str], ...]  # (heading, SVG)
+    panels: tuple[tuple[str, Content], ...]  # (heading, chart)
     caption: str
     numbers: Table
 
@@ -132,7 +132,7 @@ def illustrated(
     return Figure(path=path, title=name, panels=tuple(panels), caption=text, numbers=numbers(quantity))
 
 
-Panels = tuple[list[tuple[str, str]], str]
+Panels = tuple[list[tuple[str, Content]], str]
 
 
 def curves(name: str, quantity: Quantity, path: str) -> Panels:
@@ -144,7 +144,7 @@ def curves(name: str, quantity: Quantity, path: str) -> Panels:
     names = quantity.labels[dims[0]] if len(dims) > 1 else ("",)
     values = quantity.value.reshape(-1, len(names), len(words))
     axis_title = _axis(dims[-1]) + ("" if numeric else ", by number")
-    panels = []
+    panels: list[tuple[str, Content]] = []
     for heading, several in itertools.islice(zip(_headings(quantity, lead), values, strict=True), MOST["panels"]):
         shown = several[: MOST["curves"]]
         content = Curves(
@@ -158,7 +158,7 @@ def curves(name: str, quantity: Quantity, path: str) -> Panels:
             filled=quantity.drawn == "bars" and len(shown) == 1,
             log=True if path in LOG else None,
         )
-        panels.append((heading, chart(content)))
+        panels.append((heading, content))
     return panels, _left(len(names), "curves") or _left(len(values), "panels")
 
 
@@ -166,7 +166,7 @@ def _maps(name: str, quantity: Quantity, marks: tuple[tuple[str, float, float], 
     """Draw one map per entry of all dimensions but the last two."""
     rows, columns = (_places(quantity.labels[dim]) for dim in quantity.dims[-2:])
     values = quantity.value.reshape(-1, len(rows), len(columns))
-    panels = []
+    panels: list[tuple[str, Content]] = []
     headings = _headings(quantity, quantity.dims[:-2])
     for heading, plane in itertools.islice(zip(headings, values, strict=True), MOST["panels"]):
         content = Map(
@@ -179,7 +179,7 @@ def _maps(name: str, quantity: Quantity, marks: tuple[tuple[str, float, float], 
             values=plane,
             marks=marks,
         )
-        panels.append((heading, chart(content)))
+        panels.append((heading, content))
     return panels, _left(len(values), "panels")
 
 
@@ -206,7 +206,7 @@ def _dots(name: str, quantity: Quantity, boxes: Sequence[Quantity]) -> Panels:
         rows=tuple((label, tuple(dots)) for label, dots in shown.items()),
         series=series,
     )
-    return [("", chart(content))], _left(len(rows), "dots")
+    return [("", content)], _left(len(rows), "dots")
 
 
 def _dot(quantity: Quantity, index: tuple[int, ...], boxes: Sequence[Quantity], *, series: int) -> Dot:

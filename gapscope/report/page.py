@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterator, Mapping
 
 from gapscope.report import citations
-from gapscope.report.comparison_figures import compared
+from gapscope.report.charts import chart
+from gapscope.report.comparison_figures import chosen
 from gapscope.report.document import Document, Heat, Item, Note, Series, Table
 from gapscope.report.export import save
 from gapscope.report.figures import figure
 from gapscope.report.html import fragment, table
-from gapscope.report.illustrations import Figure, figures
+from gapscope.report.illustrations import Figure
 from gapscope.report.page_style import STYLE
 from gapscope.report.reading import whole_reading
 from gapscope.report.record_view import PROVEN
@@ -50,10 +51,7 @@ def write(content: Report | Comparison, path: str | os.PathLike[str]) -> None:
 
 def page(content: Report | Comparison) -> str:
     """Return the page as text; the same content gives the same text."""
-    if isinstance(content, Report):
-        drawn = figures(content.results, content.conditions, ("checkpoint",))
-    else:
-        drawn = compared(content)
+    drawn = chosen(content)
     name = _name(content)
     return "\n".join(
         (
@@ -209,8 +207,8 @@ def _figures(drawn: list[Figure]) -> Iterator[str]:
         wide = ' class="wide"' if len(one.panels) > 1 else ""
         link = f' <a href="#{_anchor(one.path)}">Definition</a>' if one.path else ""
         yield f'<figure{wide}>\n<h3>{clean(one.title[:1].upper() + one.title[1:])}</h3>\n<div class="panels">'
-        for heading, drawing in one.panels:
-            yield f"<div>{element('h4', clean(heading)) if heading else ''}{drawing}</div>"
+        for heading, content in one.panels:
+            yield f"<div>{element('h4', clean(heading)) if heading else ''}{chart(content)}</div>"
         yield f"</div>\n<figcaption>{clean(one.caption)}{link}</figcaption>"
         yield _details(f"Numbers: {one.title}", table(one.numbers))
         yield "</figure>"

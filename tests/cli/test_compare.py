@@ -49,6 +49,17 @@ def test_a_comparison_is_written_shown_and_replaced(run, reports, tmp_path):
     assert run("compare", *reports, "-o", "c.h5").code == 0
 
 
+def test_a_picture_is_written_and_refused_before_the_work(run, reports, large, tmp_path):
+    done = run("compare", *reports, "-o", "c.h5", "--plot", "c.pdf")
+    assert (done.code, done.out.endswith("comparison: c.h5\npicture: c.pdf\n")) == (0, True)
+    assert (tmp_path / "c.pdf").read_bytes().startswith(b"%PDF-")
+    for name, message in (("c.tex", "names no kind of picture"), ("no/c.png", "The folder of no/c.png does not exist")):
+        refused = run("compare", reports[0], large, "--plot", name)
+        assert refused.code == 2
+        assert message in refused.err
+        assert "measuring" not in refused.err
+
+
 def test_a_report_is_never_replaced_by_a_comparison(run, reports, tmp_path):
     before = reports[0].read_bytes()
     outcome = run("compare", *reports, "-o", reports[0].name)

@@ -58,6 +58,17 @@ def test_a_page_and_a_table_are_written_and_named(run, small, tmp_path):
     assert "was not written by `--html`" in refused.err
 
 
+def test_a_picture_is_written_and_named(run, small, tmp_path):
+    run("eigenvalues", small, "--k", "3", "-q")
+    run("epsilon-sharpness", small, "--manifold", "0", "-q")
+    done = run("show", "digits-small-batch.report.h5", "--plot", "out.svg", "--html", "out.html")
+    assert (done.code, done.out.split()) == (0, ["out.html", "out.svg"])
+    assert ">Epsilon-sharpness full</text>" in (tmp_path / "out.svg").read_text()
+    refused = run("show", "digits-small-batch.report.h5", "--plot", "out.jpg")
+    assert refused.code == 2
+    assert "`--plot out.jpg` names no kind of picture. Expected a name that ends in .png, .svg, .pdf." in refused.err
+
+
 def test_a_report_is_cited(run, small):
     run("gap", small, "-q")
     run("eigenvalues", small, "-q")

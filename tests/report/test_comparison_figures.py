@@ -3,6 +3,7 @@ from dataclasses import replace
 
 from example_reports import curvature, large, near_rank, report, together
 
+from gapscope.report.charts import chart
 from gapscope.report.comparison import compare
 from gapscope.report.comparison_figures import compared
 from gapscope.report.records import Comparison
@@ -17,7 +18,7 @@ def of(comparison):
 def test_ratios_come_first_in_words_too():
     forest = compared(PAIR)[0]
     assert forest.title == "ratios, large over small"
-    drawing = forest.panels[0][1]
+    drawing = chart(forest.panels[0][1])
     judged = [r for r in PAIR.rows if r.contrast == "ratio" and r.better != "none" and math.isfinite(r.interval[0])]
     assert drawing.count('class="value"') == len(judged) == len(forest.numbers.lines)
     assert "1.60 · large sharper</text>" in drawing
@@ -37,7 +38,7 @@ def test_arrays_of_the_subjects_stand_beside_each_other():
     assert "on each of small batch 32 and large batch 650" in median.caption
     singular = found["near-rank/singular_values"]
     assert [heading for heading, _ in singular.panels] == ["fc1", "fc2", "fc3"]
-    assert all(">large batch 650</text>" in drawing for _, drawing in singular.panels)
+    assert all(">large batch 650</text>" in chart(content) for _, content in singular.panels)
 
 
 def test_runs_of_a_regime_are_said():

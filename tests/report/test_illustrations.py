@@ -15,6 +15,7 @@ from example_reports import (
     plane,
 )
 
+from gapscope.report.charts import chart
 from gapscope.report.illustrations import LISTED, MOST, figures, kind, numbers, worth
 from gapscope.report.records import Record
 from gapscope.results import Quantity, Status
@@ -72,11 +73,11 @@ def test_known_analyzers_have_their_figures():
     shown = found(eigenvalues(), epsilon_sharpness(), adaptive_sharpness(), curvature(), near_rank(), density(), gap())
     assert {"epsilon-sharpness/full", "curvature/median", "near-rank/singular_values", "density/density"} <= set(shown)
     assert not [path for path in shown if path.startswith("gap/")]
-    assert "density (log scale)" in shown["density/density"].panels[0][1]
+    assert "density (log scale)" in chart(shown["density/density"].panels[0][1])
     assert "wide bar" not in shown["epsilon-sharpness/full"].caption
     for figure in shown.values():
-        for _, drawing in figure.panels:
-            assert ElementTree.fromstring(drawing).get("aria-label").startswith(figure.title)
+        for _, content in figure.panels:
+            assert ElementTree.fromstring(chart(content)).get("aria-label").startswith(figure.title)
 
 
 def test_a_caption_says_how_it_was_measured():
@@ -92,7 +93,7 @@ def test_medians_stand_before_their_quartiles():
         name: replace(median, value=median.value * k) for name, k in (("lower_quartile", 0.5), ("upper_quartile", 2))
     }
     shown = found(replace(record, quantities={**record.quantities, **quartiles}))
-    assert shown["curvature/median"].panels[0][1].count('class="box') == len(median.value)
+    assert chart(shown["curvature/median"].panels[0][1]).count('class="box') == len(median.value)
     assert "wide bar reaches from the lower to the upper quartile" in shown["curvature/median"].caption
     assert not set(shown) & {"curvature/lower_quartile", "curvature/upper_quartile"}
 
@@ -102,7 +103,7 @@ def test_a_path_has_a_panel_per_path_and_a_curve_per_split():
     loss = Quantity(value=np.ones((2, 2, 4)), doc="", drawn="line", dims=("path", "split", "a"), labels=labels)
     figure = found(Record(analyzer="path", version="1", status=Status.EXACT, quantities={"loss": loss}))["path/loss"]
     assert [heading for heading, _ in figure.panels] == ["linear", "curved"]
-    assert all(drawing.count('class="curve') == 4 for _, drawing in figure.panels)  # two of them in the legend
+    assert all(chart(content).count('class="curve') == 4 for _, content in figure.panels)  # two of them in the legend
     assert figure.caption.startswith("As in figure 2 of Keskar et al. (2017)")
 
 
@@ -116,8 +117,8 @@ def test_checkpoints_are_marked_on_a_plane_by_name():
     )
     record = replace(loss, quantities={**loss.quantities, "points": points})
     for names, expected in ((("small", "large"), ("small", "large")), (("one",), ("0", "1"))):
-        (_, drawing), *_ = found(record, names=names)["plane/loss"].panels
-        assert [f">{name}</text>" in drawing for name in expected] == [True, True]
+        (_, content), *_ = found(record, names=names)["plane/loss"].panels
+        assert [f">{name}</text>" in chart(content) for name in expected] == [True, True]
 
 
 def test_what_is_left_out_is_said_and_large_tables_are_cut():
