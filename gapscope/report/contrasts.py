@@ -12,15 +12,15 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit
 
 from gapscope.results import Array, Contrast
 
 LEVEL = 0.95
-Z = float(ndtri((1 + LEVEL) / 2))
+Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 UNKNOWN = (math.nan, math.nan)
 MOST_SPLITS = 200_000  # 10 against 10 runs have 184,756
 
@@ -126,7 +126,7 @@ def _welch(a: Array, b: Array) -> float:
     if not variance:
         return math.nan
     freedom = variance**2 / (shares[0] ** 2 / (a.size - 1) + shares[1] ** 2 / (b.size - 1))
-    return float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(variance)
+    return _quantile(freedom) * math.sqrt(variance)
 
 
 def deviation(values: Array) -> float:
@@ -177,7 +177,7 @@ def _paired_half_width(first: Scalar, last: Scalar, *, scales: tuple[float, floa
     count = differences.size
     if count < 2:
         return math.nan
-    return float(stdtrit(count - 1, (1 + LEVEL) / 2) * differences.std(ddof=1) / math.sqrt(count))
+    return _quantile(count - 1) * float(differences.std(ddof=1)) / math.sqrt(count)
 
 
 def paired_rates(first: NDArray[np.uint8], last: NDArray[np.uint8]) -> tuple[float, float]:
@@ -214,3 +214,10 @@ def _excess(gained: int, lost: int, total: int, delta: float) -> float:
     C = -lost * delta * (1 - delta)
     q = (math.sqrt(max(B * B - 4 * A * C, 0.0)) - B) / (2 * A)
     return (gained - lost - total * delta) ** 2 - Z * Z * total * (2 * q + delta * (1 - delta))
+
+
+def _quantile(freedom: float) -> float:
+    """Return the quantile of Student's t for an interval at LEVEL."""
+    from scipy.special import stdtrit  # here: importing it takes longer than all else that a gate does
+
+    return float(stdtrit(freedom, (1 + LEVEL) / 2))

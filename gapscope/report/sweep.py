@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtr
 
 from gapscope.report.document import Column, Item, Line, Note, Series, Table
 from gapscope.report.figures import figure, number
@@ -120,6 +119,8 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> tuple[float, fl
     rho, size = float(a @ b) / scale, a.size
     if size <= EXACT:
         return rho, float(np.mean(np.abs(a[_orders(size)] @ b) >= abs(rho) * scale - 1e-9))
+    from scipy.special import stdtr
+
     freedom = size - 2
     return rho, 2 * float(stdtr(freedom, -abs(rho) * math.sqrt(freedom / max(1 - rho * rho, 1e-300))))
 

@@ -14,11 +14,11 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 
+from gapscope.report.contrasts import Z
 from gapscope.report.records import Record, Report, differing
 from gapscope.report.thresholds import LIMITS, RELATIVE, Change, Element, Threshold, select
 from gapscope.results import Status
@@ -30,7 +30,6 @@ OnUnsure = Literal["pass", "fail", "3"]
 # Some numerical errors are standard errors of random probes.  At one of them, two seeds would contradict each other
 # (one passes, one fails) with a probability of up to 2 * 0.159^2 = 0.05 near a limit, at three with 4e-6.
 NUMERICAL = 3.0
-Z = NormalDist().inv_cdf(0.975)  # contrasts has it too, and with it scipy: half a second for those who need no baseline
 ROUNDING = 1e-5  # relative, of an iteration in float32: a lower bound is one up to this
 REFUSED = (Status.NONFINITE, Status.NOISE_DOMINATED, Status.SKIPPED)
 EVERYWHERE = (-math.inf, math.inf)
