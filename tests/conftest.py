@@ -1,6 +1,7 @@
 """One torch thread, no colour, no leakage of the caller's gapscope settings."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ torch.set_num_threads(1)
 os.environ.update(NO_COLOR="1", TERM="dumb", COLUMNS="80")
 for name in [name for name in os.environ if name.startswith("GAPSCOPE_") or name in ("FORCE_COLOR", "GITHUB_ACTIONS")]:
     del os.environ[name]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a job in the background ignores Ctrl-C, and so would the processes that tests interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

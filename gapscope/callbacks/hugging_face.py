@@ -17,7 +17,7 @@ else:
         ) from error
 
 
-class TrainerSharpness(TrainerCallback):  # type: ignore[misc]
+class TrainerSharpness(TrainerCallback):  # type: ignore[misc]  # an optional package, so of unknown type
     """Measures every `every` optimizer steps and at the end; the numbers go through `trainer.log`.
 
         trainer.add_callback(TrainerSharpness(trainer, data))

@@ -20,7 +20,7 @@ else:
             ) from error
 
 
-class LightningSharpness(Callback):  # type: ignore[misc]
+class LightningSharpness(Callback):  # type: ignore[misc]  # an optional package, so of unknown type
     """Measures every `every` optimizer steps and at the end; the model is the module itself, as its `forward` does.
 
     The numbers go to every logger of the trainer.  Arguments: see `Recorder`.

@@ -78,5 +78,7 @@ def _print(found: "Report | Comparison", what: str, verbose: bool) -> None:
         from gapscope.report.terminal import output
         from gapscope.report.view import comparison_document, report_document
 
-        document = comparison_document if isinstance(found, Comparison) else report_document
-        output(document(found, verbose=verbose))  # type: ignore[arg-type]
+        if isinstance(found, Comparison):
+            output(comparison_document(found, verbose=verbose))
+        else:
+            output(report_document(found, verbose=verbose))
