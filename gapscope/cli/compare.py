@@ -289,11 +289,11 @@ def _refuse_missing(subjects: Sequence[Path], own: Own) -> None:
         refuse_unwritable(own.output)
         _refuse_other(own.output)
     if own.html is not None:
-        refuse_unwritable(own.html)
+        refuse_unwritable(own.html, "--html")
     if own.plot is not None:
         from gapscope.report import plot
 
-        refuse_unwritable(own.plot)
+        refuse_unwritable(own.plot, "--plot")
         plot.check(own.plot)
 
 

@@ -252,19 +252,17 @@ def prepare(checkpoint: Path, common: Common, others: Sequence[Job] = ()) -> Job
     return Job(session, path, common.quiet)
 
 
-def refuse_unwritable(path: Path) -> None:
+def refuse_unwritable(path: Path, option: str = "--output") -> None:
     """Raise ReportError where nothing can be written, before the work."""
     folder = path.resolve().parent
     if not folder.is_dir():
         raise ReportError(
-            f"The folder of {path} does not exist. Expected a folder to write to. Make it, or mend `--output`."
+            f"The folder of {path} does not exist. Expected a folder to write to. Make it, or mend `{option}`."
         )
     if path.is_dir():
-        raise ReportError(f"{path} is a folder. Expected the name of a file. Mend `--output`.")
+        raise ReportError(f"{path} is a folder. Expected the name of a file. Mend `{option}`.")
     if not os.access(folder, os.W_OK):
-        raise ReportError(
-            f"The folder {folder} cannot be written. Expected a place for the report. Name one with `--output`."
-        )
+        raise ReportError(f"The folder {folder} cannot be written. Expected a place for it. Name one with `{option}`.")
 
 
 def _taken(path: Path, session: "Session", others: Sequence[Job] = ()) -> list[str]:

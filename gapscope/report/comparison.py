@@ -66,17 +66,17 @@ def compare(
             f"The reports share no analyzer ({measured}). Expected at least one in all of them. "
             "Measure alike: `gapscope sharpness CHECKPOINT` for each."
         )
-    differences = _differences(every, shared)
-    if differences and not force:
-        said = "; ".join(f"{key}: {values}" for key, values in differences.items())
+    unlike = differences(every, shared)
+    if unlike and not force:
+        said = "; ".join(f"{key}: {values}" for key, values in unlike.items())
         raise ComparisonError(
             f"The reports do not measure the same thing: {said}. Expected equal conditions and settings. "
             "Measure alike, or compare all the same with `--force`."
         )
-    paired = not any(key.startswith(DATA_KEYS) for key in differences)
+    paired = not any(key.startswith(DATA_KEYS) for key in unlike)
     blocked = losses_differ(runs[0], runs[-1])
     rows = tuple(row for name in shared for row in _rows(name, runs, paired=paired, blocked=bool(blocked)))
-    forced = tuple(differences)
+    forced = tuple(unlike)
     sentences = reading(runs, subjects, rows, blocked=blocked, forced=forced)
     results, environment = (together.results, together.environment) if together else ({}, {})
     if by_loss:
@@ -95,7 +95,7 @@ def _measured(name: str, report: Report) -> bool:
     return name in report.results and report.results[name].status is not Status.SKIPPED
 
 
-def _differences(reports: Sequence[Report], shared: Sequence[str]) -> dict[str, str]:
+def differences(reports: Sequence[Report], shared: Sequence[str]) -> dict[str, str]:
     """Return "a / b" for each condition and setting that does not agree, by key."""
     sides = [_preconditions(report, shared) for report in reports]
     keys = sorted({key for side in sides[1:] for key in differing(sides[0], side)})

@@ -58,7 +58,7 @@ def _legend(comparison: Comparison) -> str:
     first, last = comparison.subjects[0].short, comparison.subjects[-1].short
     ratio, difference = f"ratio: {last} / {first}", f"with a sign: {last} - {first}"
     if not any(subject.runs for subject in comparison.subjects):
-        return f"{ratio}; {difference}"
+        return f"{ratio}; {difference}; intervals over the data"
     return (
         f"mean ± standard deviation over runs; {ratio} of geometric means; {difference}; "
         f"95 % interval: {comparison.over}"

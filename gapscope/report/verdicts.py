@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gapscope.report.comparison import differences
 from gapscope.report.contrasts import Z
-from gapscope.report.records import Record, Report, differing
+from gapscope.report.records import Record, Report
 from gapscope.report.thresholds import LIMITS, RELATIVE, Change, Element, Threshold, select
 from gapscope.results import Status
 
@@ -257,26 +258,15 @@ def _counterpart(case: _Case) -> Element | str:
     quantity = None if record is None else record.quantities.get(case.element.path.partition("[")[0].partition("/")[2])
     if record is None or quantity is None:
         return "the baseline does not have it: accept one that does"
-    if keys := _unlike(case.baseline, case.report, record, case.element.record):
-        return f"incomparable with the baseline: {'; '.join(keys)}"
+    if keys := differences((case.baseline, case.report), (record.analyzer,)):
+        said = "; ".join(f"{key}: {values}" for key, values in keys.items())
+        return f"incomparable with the baseline: {said}"
     alike = quantity.dims == case.element.quantity.dims and dict(quantity.labels) == dict(case.element.quantity.labels)
     if not alike:
         return "incomparable with the baseline: its entries have other labels"
     old = dataclasses.replace(case.element, record=record, quantity=quantity)
     said = _unusable(old, allow_differences=case.allow_differences)
     return f"the baseline cannot be used: {said}" if said else old
-
-
-def _unlike(old: Report, new: Report, before: Record, now: Record) -> list[str]:
-    """Return "key: old / new" for each condition and setting that differs, as `compare` would."""
-    from gapscope.report.comparison import FREE_SETTINGS
-
-    def wanted(report: Report, record: Record) -> dict[str, Any]:
-        settings = {f"{record.analyzer}.{k}": v for k, v in record.settings.items() if k not in FREE_SETTINGS}
-        return {**report.conditions, f"{record.analyzer}.version": record.version, **settings}
-
-    sides = wanted(old, before), wanted(new, now)
-    return [f"{key}: {' / '.join(str(side.get(key, 'none')) for side in sides)}" for key in differing(*sides)]
 
 
 def _identical(old: Record, new: Record) -> bool:

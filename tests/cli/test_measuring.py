@@ -141,7 +141,7 @@ def test_a_read_only_folder_is_refused_before_the_work(run, small, monkeypatch):
     monkeypatch.setattr("os.access", lambda _, mode: mode != os.W_OK)  # root may write anywhere
     outcome = run("gap", small)
     assert outcome.code == 2
-    assert "cannot be written. Expected a place for the report" in outcome.err
+    assert "cannot be written. Expected a place for it" in outcome.err
 
 
 def test_numbers_are_shown_although_the_report_cannot_be_written(run, small, monkeypatch):

@@ -148,7 +148,7 @@ def test_layer_names_with_commas_and_brackets_are_kept_whole():
 def test_the_legend_stands_even_where_there_are_layers_only():
     blocks = row_tables(compare([report(layered([1.0])), large(layered([2.0]))]), False)
     assert [item.text for block in blocks for item in block if isinstance(item, Note)] == [
-        "ratio: large / small; with a sign: large - small"
+        "ratio: large / small; with a sign: large - small; intervals over the data"
     ]
     assert row_tables(replace(compare([report(), large()]), rows=()), False) == ()
 

@@ -148,7 +148,7 @@ def test_a_comparison_at_80_columns():
     assert "top eigenvalue   0.154 ± 0.011   0.246 ± 0.017  1.60  1.56 to 1.63 large\u00a0sharper\n" in text
     assert "\nepsilon-sharpness %\n full, keskar,     0.81 ± 0.05     0.75 ± 0.05  0.93" in text
     assert "Of an array its first number is shown: 6 more with --verbose.\n" in text
-    assert "ratio: large / small; with a sign: large - small\n" in text
+    assert "ratio: large / small; with a sign: large - small; intervals over the data\n" in text
     assert "· The test accuracies cannot be told apart on 497 test samples (-1.2 points,\n  95\u00a0% interval" in text
 
 

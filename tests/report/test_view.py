@@ -134,7 +134,7 @@ def test_what_differs_is_not_said_of_both_and_force_is_marked():
 
 def test_what_was_measured_together_is_shown_between_the_rows_and_the_reading():
     said = texts(comparison_document(together()))
-    legend = "ratio: large / small; with a sign: large - small"
+    legend = "ratio: large / small; with a sign: large - small; intervals over the data"
     order = [said.index(text) for text in (legend, "path", "plane", "Reading")]
     assert order == sorted(order)
     assert (
