@@ -23,7 +23,7 @@ class Common:
 
     model: Annotated[str | None, "built-in name, pkg.mod:attr or file.py:attr", "-m"] = None
     model_arg: Annotated[tuple[str, ...], "KEY=VALUE for the model, repeatable; values are TOML", "-a"] = ()
-    data: Annotated[str | None, "digits, digits:size=32, a .npz/.pt/.safetensors file, or pkg.mod:factory", "-d"] = None
+    data: Annotated[str | None, "digits, teacher:samples=1000, a data file or pkg.mod:factory", "-d"] = None
     test_data: Annotated[str | None, "the same for the test split"] = None
     loss: Annotated[str | None, "cross-entropy, mse or pkg.mod:attr (default: from the targets)"] = None
     setup: Annotated[str | None, "pkg.mod:attr or file.py:attr: a function of the path that returns a Problem"] = None

@@ -88,14 +88,16 @@ def all_arguments(factory: Callable[..., object], args: Mapping[str, Any]) -> di
     return defaults | dict(args)
 
 
-def parse_args(texts: Sequence[str]) -> dict[str, Any]:
+def parse_args(texts: Sequence[str], flag: str = "-a") -> dict[str, Any]:
     """Read `NAME=VALUE` pairs; values are TOML, and a bare word is a string."""
     args: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         name = name.strip()
         if not equals or not name.isidentifier():
-            raise UsageError(f"`-a {text}` is no argument. Expected `-a NAME=VALUE`, for example `-a hidden=[32]`.")
+            raise UsageError(
+                f"`{flag} {text}` is no argument. Expected `{flag} NAME=VALUE`, for example `{flag} hidden=[32]`."
+            )
         args[name] = _toml_value(value.strip(), text)
     return args
 

@@ -144,7 +144,7 @@ def test_what_nobody_named_is_asked_for():
         LoadError, match=r"does not say which model it holds. Name it: `-m mlp -a hidden=\[32\]`"
     ) as error:
         ask()
-    assert "Built in: mlp, f1, lenet5, resnet20." in str(error.value)
+    assert "Built in: mlp, f1, f2, c1, c2, " in str(error.value)
     with pytest.raises(LoadError, match=r"does not say what it was trained on. Name it: `-d digits`"):
         ask(model="mlp", model_args={"hidden": [8]})
 

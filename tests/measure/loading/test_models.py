@@ -57,7 +57,7 @@ def test_a_file_that_fails_leaves_no_module_behind(folder):
 @pytest.mark.parametrize(
     ("spec", "args", "message"),
     [
-        ("mpl", {}, "There is no built-in model `mpl`. Did you mean `mlp`? Expected one of mlp, f1, lenet5, resnet20"),
+        ("mpl", {}, "There is no built-in model `mpl`. Did you mean `mlp`? Expected one of mlp, f1, f2, c1, "),
         ("mlp", {"hiden": 3}, "Did you mean `hidden`? It takes inputs: int = 64, hidden"),
         ("zoo:broken", {}, "`zoo:broken` called with () raised ValueError: no such width. Check its arguments"),
         ("mlp", {"inputs": "x"}, "`mlp` called with (inputs='x') raised TypeError"),

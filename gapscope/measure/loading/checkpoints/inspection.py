@@ -21,15 +21,10 @@ from gapscope.measure.loading.checkpoints.fitting import is_averaged, places, wr
 from gapscope.measure.loading.checkpoints.formats import Format, sniff
 from gapscope.measure.loading.checkpoints.pickles import PLAIN, dtype_of
 from gapscope.measure.loading.checkpoints.torchfile import NOTHING_RUNS, digest_file, pickled_names
-from gapscope.measure.loading.networks import NETWORKS
+from gapscope.measure.loading.networks import NETWORKS, arguments
 from gapscope.measure.loading.trust import HARMLESS, Trust, is_dangerous
 
 _PROGRAMS = (formats.TORCHSCRIPT, formats.EXPORTED)
-_SIZES: Mapping[str, Mapping[str, tuple[str, int]]] = {  # which dimension of which tensor is an argument
-    "f1": {"inputs": ("fc1.weight", 1), "outputs": ("fc6.weight", 0)},
-    "lenet5": {"channels": ("conv1.weight", 1), "outputs": ("fc3.weight", 0)},
-    "resnet20": {"channels": ("conv1.weight", 1), "outputs": ("fc.weight", 0)},
-}
 
 
 @dataclass(frozen=True)
@@ -155,7 +150,7 @@ def _models(checkpoint: Checkpoint) -> Iterator[str]:
     shapes = {name: tuple(t.shape) for state in checkpoint.tensors.values() for name, t in state.items()}
     for network, build in NETWORKS.items():
         try:
-            args = _arguments(network, shapes)
+            args = arguments(network, shapes)
             with torch.device("meta"):
                 model = build(**args)
             fits = places(checkpoint, model)
@@ -164,21 +159,6 @@ def _models(checkpoint: Checkpoint) -> Iterator[str]:
         if fits:
             given = "".join(f" -a {name}={value}".replace(", ", ",") for name, value in args.items())
             yield f"-m {network}{given}"  # digits and brackets alone: nothing to quote
-
-
-def _arguments(network: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    def shape(ending: str) -> Sequence[int]:
-        return next(size for name, size in shapes.items() if f".{name}".endswith(f".{ending}"))
-
-    try:
-        if network != "mlp":
-            return {name: shape(ending)[axis] for name, (ending, axis) in _SIZES[network].items()}
-        layers: list[Sequence[int]] = []
-        while any(f".{name}".endswith(f".fc{len(layers) + 1}.weight") for name in shapes):
-            layers.append(shape(f"fc{len(layers) + 1}.weight"))
-        return {"inputs": layers[0][1], "hidden": [size[0] for size in layers[:-1]], "outputs": layers[-1][0]}
-    except StopIteration:
-        raise LoadError(f"`{network}` has other names.") from None
 
 
 def _next(path: Path, checkpoint: Checkpoint, models: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 
@@ -15,8 +15,9 @@ from gapscope.errors import LoadError, UsageError, did_you_mean
 from gapscope.measure.batches import Inputs, mapped, taken, tensors
 from gapscope.measure.loading.datasets.arrays import Keys, Pair, Split
 from gapscope.measure.loading.datasets.catalogue import PREFIX, read_catalogue
-from gapscope.measure.loading.datasets.datafiles import SUFFIXES, find_place, read_place
+from gapscope.measure.loading.datasets.datafiles import SUFFIXES, Place, find_place, read_place
 from gapscope.measure.loading.datasets.iterables import read_object
+from gapscope.measure.loading.datasets.teacher import read_teacher
 from gapscope.measure.loading.datasets.transforms import normalized, reshaped, scaled_pixels
 from gapscope.measure.loading.trust import Trust, check_recorded, resolve_recorded
 
@@ -72,21 +73,21 @@ def load_data(
 ) -> Data | None:
     """Return one split of the data named by `spec`, or None where it has no test split of its own.
 
-    `whole`: the spec was named as test data, so a source without splits is all test.  `digits`, and files and
-    folders with parts for training and for tests, have splits.  `recorded` specs come from a checkpoint, so are
+    `whole`: the spec was named as test data, so a source without splits is all test.  `digits`, `teacher`, and files
+    and folders with parts for training and for tests, have splits.  `recorded` specs come from a checkpoint, so are
     untrusted.
     """
     name, _, options = spec.partition(":")
     keys = _keys(reading)
-    if name == "digits" and not options.isidentifier():
-        return _finished(_digits(split, options, spec), spec, reading)
+    if name in BUILT_IN and not options.isidentifier():
+        return _finished(BUILT_IN[name](options, split, spec), spec, reading)
     if recorded:
         check_recorded(spec, kind="test data" if whole else "data", trust=trust)
     if spec.startswith(PREFIX):
         pair = read_catalogue(spec, split, whole=whole)
-    elif (place := find_place(spec)) is not None:
+    elif (place := find_place(spec)) is not None and not _is_misspelt(place, name):
         pair = read_place(place, spec, split, keys, whole=whole, trust=trust)
-    elif ":" in spec:
+    elif ":" in spec and place is None:
         if split == "test" and not whole:
             return None
         kind = "test data" if whole else "data"
@@ -94,8 +95,9 @@ def load_data(
         pair = read_object(spec, found, keys=keys, split=split)
     else:
         raise LoadError(
-            f"`{spec}` is no data that gapscope knows.{did_you_mean(spec, ['digits'])} Expected `digits`, a file or "
-            f"folder ({', '.join(SUFFIXES)}, images by class), or `pkg.mod:factory` or `path/file.py:factory`."
+            f"`{spec}` is no data that gapscope knows.{did_you_mean(name, BUILT_IN)} Expected `digits`, "
+            f"`teacher:samples=1000`, a file or folder ({', '.join(SUFFIXES)}, images by class), or "
+            "`pkg.mod:factory` or `path/file.py:factory`."
         )
     return _finished(pair, spec, reading) if pair else None
 
@@ -130,7 +132,7 @@ def fingerprint(inputs: Inputs, targets: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _digits(split: Split, options: str, spec: str) -> Pair:
+def _digits(options: str, split: Split, spec: str) -> Pair:
     """Return UCI's handwritten digits: 1,300 to train, the last 497, by other writers, to test."""
     size = _digits_size(options, spec)
     with resources.files("gapscope.measure.loading").joinpath("digits.npz").open("rb") as file, np.load(file) as arrays:
@@ -150,6 +152,15 @@ def _digits_size(options: str, spec: str) -> int | None:
     if key != "size" or not (value.isascii() and value.isdigit()) or not 1 <= int(value) <= 256:
         raise LoadError(f"`{spec}`: unknown option. Expected `digits` or `digits:size=32` (1 to 256 pixels).")
     return int(value)
+
+
+BUILT_IN: Mapping[str, Callable[[str, Split, str], Pair]] = {"digits": _digits, "teacher": read_teacher}
+
+
+def _is_misspelt(place: Place, name: str) -> bool:
+    """Return whether a name with options was meant for built-in data, and is no file: `techer:samples=9`."""
+    is_word = bool(place.options) and name.isidentifier() and not place.paths[0].exists()
+    return is_word and bool(did_you_mean(name, BUILT_IN))
 
 
 def _keys(reading: Reading) -> Keys:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gapscope.errors import UsageError
+from gapscope.errors import UsageError, did_you_mean
 from gapscope.measure.batches import Inputs, tensors
 
 CHANNELS = (1, 3, 4)  # of a picture: gray, colors, colors and transparency
 # mean and standard deviation of the training pixels by channel, from 0 to 1, as training scripts usually give them
 PRESETS = {
     "mnist": "0.1307/0.3081",
+    "fashion-mnist": "0.2860/0.3530",
     "cifar10": "0.4914,0.4822,0.4465/0.2470,0.2435,0.2616",
     "cifar100": "0.5071,0.4865,0.4409/0.2673,0.2564,0.2762",
     "imagenet": "0.485,0.456,0.406/0.229,0.224,0.225",
@@ -107,7 +108,8 @@ def _numbers(text: str, typed: str) -> tuple[list[float], list[float]]:
         mean, std = [], []
     if not mean or len(mean) != len(std) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
         raise UsageError(
-            f"`--normalize {typed}` is unknown. Expected `scale`, {', '.join(f'`{name}`' for name in PRESETS)}, or as "
+            f"`--normalize {typed}` is unknown.{did_you_mean(typed, ['scale', *PRESETS])} Expected `scale`, "
+            f"{', '.join(f'`{name}`' for name in PRESETS)}, or as "
             "many means as positive deviations: `MEAN,.../STD,...`."
         )
     return mean, std

@@ -14,7 +14,7 @@ from torch import nn
 from gapscope.errors import LoadError
 from gapscope.measure.loading.checkpoints.checkpoint import save_checkpoint
 from gapscope.measure.loading.checkpoints.inspection import Weights, inspect
-from gapscope.measure.loading.networks import NETWORKS, f1, lenet5, mlp, resnet20
+from gapscope.measure.loading.networks import c3, f1, gpt, lenet5, mlp, resnet18, resnet20
 
 
 class Own:
@@ -77,6 +77,9 @@ def test_settings_wrappers_and_averages_are_found(tmp_path):
         ("f1", f1(inputs=9, outputs=3), " -a inputs=9 -a outputs=3"),
         ("lenet5", lenet5(channels=3, outputs=7), " -a channels=3 -a outputs=7"),
         ("resnet20", resnet20(outputs=5), " -a channels=3 -a outputs=5"),
+        ("c1", c3(size=8, channels=1), " -a channels=1 -a size=8 -a outputs=100"),
+        ("resnet18", resnet18(stem="cifar"), " -a channels=3 -a outputs=1000 -a stem=cifar"),
+        ("gpt", gpt(depth=1), " -a outputs=64 -a block=32 -a dim=64 -a depth=1 -a heads=4"),
     ],
 )
 def test_a_built_in_network_is_recognised_by_names_and_shapes(tmp_path, network, model, given):
@@ -85,12 +88,6 @@ def test_a_built_in_network_is_recognised_by_names_and_shapes(tmp_path, network,
     found = inspect(tmp_path / "a.safetensors")
     assert found.models == (f"-m {network}{given}",)
     assert found.next == f"gapscope sharpness {tmp_path / 'a.safetensors'} -m {network}{given} -d DATA"
-
-
-def test_every_built_in_network_has_its_sizes():
-    from gapscope.measure.loading.checkpoints.inspection import _SIZES
-
-    assert {*_SIZES, "mlp"} == set(NETWORKS)
 
 
 def test_another_network_gets_a_placeholder_and_its_name_is_quoted(tmp_path):

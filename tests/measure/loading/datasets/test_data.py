@@ -122,6 +122,18 @@ def test_a_name_that_is_no_data_says_what_is():
         load("digit")
 
 
+@pytest.mark.parametrize(("spec", "meant"), [("techer:samples=9", "teacher"), ("digit:size=32", "digits")])
+def test_built_in_data_with_options_that_are_misspelt_are_named(folder, spec, meant):
+    message = f"`{spec}` is no data that gapscope knows. Did you mean `{meant}`? Expected `digits`, `teacher:samples"
+    with pytest.raises(LoadError, match=re.escape(message)):
+        load(spec)
+
+
+def test_a_file_with_the_name_of_built_in_data_and_an_end_is_that_file(folder):
+    (folder / "digits.bin").write_bytes(np.arange(9, dtype="<u2").tobytes())
+    assert load("digits.bin:block=4,dtype=uint16").inputs.shape == (2, 4)
+
+
 def test_a_source_without_splits_has_no_test_split_but_may_be_one(folder):
     np.savez("a.npz", x=np.ones((3, 2)), y=np.arange(3))
     for spec in ("a.npz", "zoo:pairs"):
@@ -132,6 +144,7 @@ def test_a_source_without_splits_has_no_test_split_but_may_be_one(folder):
 def test_recorded_data_need_trust_and_leave_no_trace_without(folder):
     np.savez("a.npz", x=np.ones((3, 2)), y=np.arange(3))
     assert load("digits:size=8", recorded=True)
+    assert load("teacher:samples=9", recorded=True)
     assert len(load("zoo:pairs", recorded=True, trusted=("zoo:*",))) == 6
     assert len(load("a.npz", recorded=True, trusted=("*.npz",))) == 3
     for spec in ("os:system", "canary:build", "zoo:run", "a.npz"):

@@ -94,6 +94,35 @@ def test_the_folder_of_cifar_is_pixels_from_0_to_1(here):
     assert load(folder, normalize="cifar10").inputs.min() < -1.5
 
 
+def test_fashion_mnist_has_the_files_of_mnist_and_its_own_preset(here):
+    raw = here / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for kind, array in (("images-idx3", IMAGES), ("labels-idx1", LABELS)):
+        (raw / f"train-{kind}-ubyte.gz").write_bytes(gzip.compress(idx(array)))
+    data = load("FashionMNIST", normalize="fashion-mnist")
+    assert data.inputs.shape == (5, 1, 28, 28)
+    assert "minus 0.286, over 0.353" in data.notes[0]
+
+
+def test_the_folder_of_cifar_100_gives_fine_labels_in_both_versions(here):
+    fine, coarse = [99, 1, 2, 3], [19, 0, 0, 0]
+    for name in ("train", "test"):
+        held = {b"data": ROWS, b"fine_labels": fine, b"coarse_labels": coarse, b"filenames": [b"a.png"] * 4}
+        (here / name).write_bytes(pickle.dumps(held | {b"batch_label": name.encode()}, 2))
+    (here / "meta").write_bytes(pickle.dumps({b"fine_label_names": [b"apple"]}, 2))
+    python = load(".", normalize="cifar100")
+    rows = np.concatenate([np.array([coarse, fine], np.uint8).T, ROWS], axis=1)
+    (here / "cifar-100-binary").mkdir()
+    for name in ("train.bin", "test.bin"):
+        (here / "cifar-100-binary" / name).write_bytes(rows.tobytes())
+    for split in ("train", "test"):
+        binary = load("cifar-100-binary", split, normalize="cifar100")
+        assert binary.targets.tolist() == fine
+        assert binary.fingerprint == load(".", split, normalize="cifar100").fingerprint == python.fingerprint
+    red = torch.from_numpy(ROWS.reshape(4, 3, 32, 32)[:, 0].astype(float) / 255)
+    torch.testing.assert_close(python.inputs[:, 0].double(), (red - 0.5071) / 0.2673, rtol=1e-5, atol=1e-6)
+
+
 def test_tables_and_images_are_folders_too(here):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     image = pytest.importorskip("PIL.Image")

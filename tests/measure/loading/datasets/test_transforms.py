@@ -60,6 +60,12 @@ def test_presets_scale_bytes_and_shift_each_channel(name):
     assert note.startswith(f"data: data: divided by 255; minus {mean[0]}")
 
 
+def test_the_gray_presets_are_those_of_their_data():
+    for name, mean, std in (("mnist", 0.1307, 0.3081), ("fashion-mnist", 0.286, 0.353)):
+        expected = (BYTES[:, :1].double() / 255 - mean) / std
+        torch.testing.assert_close(normalized(BYTES[:, :1], name, "data")[0].double(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_one_mean_is_for_all_channels_and_a_table_has_its_channels_last():
     result, _ = normalized(BYTES[:, :1], "mnist", "data")
     torch.testing.assert_close(result, (BYTES[:, :1] / 255 - 0.1307) / 0.3081)
@@ -87,7 +93,7 @@ def test_the_users_own_tensor_is_left_alone():
 @pytest.mark.parametrize(
     ("inputs", "text", "message"),
     [
-        (BYTES, "mnst", "`--normalize mnst` is unknown. Expected `scale`, `mnist`"),
+        (BYTES, "mnst", "`--normalize mnst` is unknown. Did you mean `mnist`? Expected `scale`, `mnist`"),
         (BYTES, "1,2/3", "as many means as positive deviations"),
         (BYTES, "1/0", "`--normalize 1/0` is unknown"),
         (BYTES, "nan/1", "`--normalize nan/1` is unknown"),
