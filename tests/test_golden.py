@@ -17,10 +17,14 @@ from gapscope.report.citations import citation
 from gapscope.report.comparison import compare
 from gapscope.report.export import comparison_json, dumps, report_json, tabled
 from gapscope.report.file import FORMAT_VERSION, Comparison, Report, read
+from gapscope.report.page import page
+from gapscope.report.plot import picture
+from gapscope.report.sheets import sheet
 from gapscope.report.sidecar import sidecar
 from gapscope.report.terminal import render
 from gapscope.report.thresholds import threshold
 from gapscope.report.trajectory import Point, Trajectory, trajectory_document, trajectory_json
+from gapscope.report.trajectory_sheet import trajectory_sheet
 from gapscope.report.verdicts import exit_code, judge
 from gapscope.report.view import comparison_document, report_document
 
@@ -110,6 +114,12 @@ def small(*, comparison=False):
     return compare(sides) if comparison else sides[0]
 
 
+def words(svg):
+    """Return the words of a picture, one a line, and how many strokes it has: their shapes are matplotlib's."""
+    found = re.findall(r"<text[^>]*>(.*?)</text>", svg.decode(), re.S)
+    return "\n".join([*(text.strip() for text in found), f"{svg.count(b'<path')} strokes"])
+
+
 RENDERED = {  # file name -> text
     "report.json": lambda: dumps(report_json(small())),
     "comparison.json": lambda: dumps(comparison_json(small(comparison=True))),
@@ -121,6 +131,11 @@ RENDERED = {  # file name -> text
     "gate.md": lambda: ci.markdown(checks()),
     "gate.github": lambda: ci.annotations(checks()),
     "gate.xml": lambda: ci.junit(checks()),
+    "report.html": lambda: page(sheet(small())),
+    "comparison.html": lambda: page(sheet(small(comparison=True))),
+    "trajectory.html": lambda: page(trajectory_sheet(trajectory())),
+    "comparison.svg": lambda: words(picture(sheet(small(comparison=True)).figures, ".svg")),
+    "trajectory.svg": lambda: words(picture(trajectory_sheet(trajectory()).figures, ".svg")),
     "baseline.txt": lambda: sidecar(
         small(), examples.large(examples.eigenvalues(0.3)), reason="as planned", date="2026-01-01"
     ),

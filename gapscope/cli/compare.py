@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gapscope.cli import fields
+from gapscope.cli import fields, pages
 from gapscope.cli.measuring import SHARPNESS, Job, common_of, configured, prepare, refuse_unwritable, say
 from gapscope.cli.settings import Common, Configuration
 from gapscope.cli.together import needed, of_pairs
@@ -149,22 +149,22 @@ class Work:
 
 def _deliver(compared: "Comparison", common: Common, own: Own, work: Work, reports: Sequence[Path]) -> None:
     """Write the comparison, its page and its picture where asked, and print it, also if it cannot be written."""
-    from gapscope.report import file, page
+    from gapscope.report import file
+    from gapscope.report.sheets import sheet
     from gapscope.report.sweep import BY_LOSS
 
     failures = list(work.failures)
     written = []
-    for word, path, write in (
-        ("comparison", own.output, file.write),
-        ("page", own.html, page.write),
-        ("picture", own.plot, _draw),
-    ):
-        try:
-            if path is not None:
-                write(compared, path)
-                written.append(f"{word}: {path}")
-        except ReportError as failure:
-            failures.append(failure)
+    try:
+        if own.output is not None:
+            file.write(compared, own.output)
+            written.append(f"comparison: {own.output}")
+    except ReportError as failure:
+        failures.append(failure)
+    if own.html is not None or own.plot is not None:
+        drawn, failed = pages.write(sheet(compared), own.html, own.plot)
+        written += drawn
+        failures += failed
     if common.json:
         from gapscope.report.export import comparison_json, dumps
 
@@ -221,12 +221,6 @@ def _measure_together(
     for reason, names in reasons.items():
         print(printable(f"left out: {', '.join(names)}. {reason}"), file=sys.stderr)
     return found
-
-
-def _draw(compared: "Comparison", path: Path) -> None:
-    from gapscope.report import plot
-
-    plot.write(compared, path)
 
 
 def _closing(paths: Sequence[Path], spent: tuple[float, int]) -> str:
@@ -288,13 +282,7 @@ def _refuse_missing(subjects: Sequence[Path], own: Own) -> None:
     if own.output is not None:
         refuse_unwritable(own.output)
         _refuse_other(own.output)
-    if own.html is not None:
-        refuse_unwritable(own.html, "--html")
-    if own.plot is not None:
-        from gapscope.report import plot
-
-        refuse_unwritable(own.plot, "--plot")
-        plot.check(own.plot)
+    pages.refuse(own.html, own.plot)
 
 
 def _refuse_other(output: Path) -> None:

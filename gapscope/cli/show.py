@@ -39,14 +39,13 @@ def show(
             f"{' and '.join(asked)} both print on stdout. Expected one of them. Give one command for each."
         )
     found = read(report)
-    if html is not None:
-        from gapscope.report.page import write
+    if html is not None or plot is not None:
+        from gapscope.cli import pages
+        from gapscope.report.sheets import sheet
 
-        write(found, html)
-    if plot is not None:
-        from gapscope.report import plot as picture
-
-        picture.write(found, plot)
+        _, failures = pages.write(sheet(found), html, plot)
+        if failures:
+            raise failures[0]
     if csv not in (None, "-"):
         _write_table(found, str(csv))
     written = [name for name in (str(html or ""), str(plot or ""), csv or "") if name not in ("", "-")]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gapscope.cli import analyze, fields
+from gapscope.cli import analyze, fields, pages
 from gapscope.cli.measuring import Job, common_of, configured, keeping, load, say
 from gapscope.cli.settings import Common, Configuration
 from gapscope.errors import ComparisonError, GapscopeError, LoadError, ReportError, UsageError
@@ -21,7 +21,7 @@ from gapscope.errors import ComparisonError, GapscopeError, LoadError, ReportErr
 if TYPE_CHECKING:
     from gapscope.measure.session import Session
     from gapscope.report.records import Record, Report
-    from gapscope.report.trajectory import Point
+    from gapscope.report.trajectory import Point, Trajectory
 
 CHEAP = ("gap", "eigenvalues", "near-rank")
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")  # of the files that a folder of checkpoints is searched for
@@ -48,6 +48,8 @@ class Own:
     only: Annotated[tuple[str, ...], f"run this analyzer, repeatable (default: {', '.join(CHEAP)})"] = ()
     skip: Annotated[tuple[str, ...], "leave this analyzer out, repeatable"] = ()
     warm_start: Annotated[bool, "start Lanczos at the last checkpoint's Ritz vector: fewer products, no bound"] = False
+    html: Annotated[Path | None, "write one self-contained page with figures"] = None
+    plot: Annotated[Path | None, "write the figures as a .png, .svg or .pdf"] = None
 
 
 def command(configuration: Configuration) -> Callable[..., int | None]:
@@ -127,6 +129,7 @@ class Work:
 def track_and_print(subjects: Sequence[Path], common: Common, own: Own, configuration: Configuration) -> int:
     """Measure what has no report yet, and print the run; exit code 2 where a checkpoint could not be measured."""
     from gapscope.measure.resume import Parts
+    from gapscope.report.trajectory import Trajectory
 
     wanted = analyze.chosen(analyze.Own(only=own.only or CHEAP, skip=own.skip))
     if own.warm_start and "eigenvalues" not in wanted:
@@ -135,6 +138,7 @@ def track_and_print(subjects: Sequence[Path], common: Common, own: Own, configur
             "start. Leave `--warm-start` out, or do not leave out eigenvalues."
         )
     analyzers = configured(wanted, configuration)
+    pages.refuse(own.html, own.plot)
     work = Work(common)
     axis, found = _arranged(subjects, work)
     run = subjects[0] if subjects[0].is_dir() and len(subjects) == 1 else subjects[0].parent
@@ -153,7 +157,7 @@ def track_and_print(subjects: Sequence[Path], common: Common, own: Own, configur
                 work.vector = None
                 work.failed(str(one.path), error)
     if work.points:
-        _show(axis, folder, work)
+        _show(Trajectory(axis=axis, points=tuple(work.points), name=run.resolve().name), folder, own, work)
     return 2 if work.failures else 0
 
 
@@ -367,18 +371,22 @@ def _warmed(analyzer: Any, vector: Any) -> Any:
     return WarmEigenvalues(**settings, vector=vector)
 
 
-def _show(axis: str, folder: Path, work: Work) -> None:
-    from gapscope.report.trajectory import Trajectory, trajectory_document, trajectory_json
+def _show(trajectory: "Trajectory", folder: Path, own: Own, work: Work) -> None:
+    """Write the page and the picture of the run where asked, and print it, also if they cannot be written."""
+    from gapscope.report.trajectory import trajectory_document, trajectory_json
+    from gapscope.report.trajectory_sheet import trajectory_sheet
 
-    trajectory = Trajectory(axis=axis, points=tuple(work.points))
+    written, failures = pages.write(trajectory_sheet(trajectory), own.html, own.plot)
     if work.common.json:
         from gapscope.report.export import dumps
 
         print(dumps(trajectory_json(trajectory, work.failures)))
-        return
-    from gapscope.report.terminal import output
+    else:
+        from gapscope.report.terminal import output
 
-    output(trajectory_document(trajectory, verbose=work.common.verbose))
-    seconds, products = map(sum, zip(*work.spent, strict=True)) if work.spent else (0.0, 0)
-    cost = f"{seconds:.1f}\u00a0s, {products}\u00a0matvecs" if work.spent else "nothing left to measure"
-    say("", f"reports: {folder} · {cost} · `gapscope show FILE` for one of them")
+        output(trajectory_document(trajectory, verbose=work.common.verbose))
+        seconds, products = map(sum, zip(*work.spent, strict=True)) if work.spent else (0.0, 0)
+        cost = f"{seconds:.1f}\u00a0s, {products}\u00a0matvecs" if work.spent else "nothing left to measure"
+        say("", f"reports: {folder} · {cost} · `gapscope show FILE` for one of them", *written)
+    if failures:
+        raise failures[0]

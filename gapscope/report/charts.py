@@ -1,4 +1,4 @@
-"""The charts of a page as SVG: curves, dots with their intervals, and maps with contours.
+"""The charts of a page as SVG: curves and dots with their errors, and maps (`map_chart`).
 
 Colour is never the only signal: curves differ in their dashes and dots in their shape, and every chart names its
 marks.  The same numbers give the same bytes.
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gapscope.report.canvas import RANGE, Scale, colour
-from gapscope.report.figures import number
+from gapscope.report.figures import figure, number
+from gapscope.report.map_chart import Map, drawn
 from gapscope.report.svg import (
     HUGE,
     LINE,
@@ -35,13 +35,15 @@ TALL = 220.0  # units of the area of curves
 COLOURS = 6
 HOVERS = 256  # places of a curve that answer to the pointer
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 4", "4 2 1 2")
-STEPS = 9  # contours
 FEW = 12  # places that a curve marks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Curves over the same places; `words` name the places, `log` makes the upward axis logarithmic."""
+    """Curves over the same places; `words` name the places, `log` makes the upward axis logarithmic.
+
+    `errors` reach to each side of a value; NaN and 0 have no bar.
+    """
 
     said: str
     across: str
@@ -50,8 +52,17 @@ class Curves:
     words: tuple[str, ...]
     names: tuple[str, ...]
     values: Array  # (curves, places)
+    errors: Array | None = None  # (curves, places)
     filled: bool = False
     log: bool | None = None
+
+    @property
+    def ends(self) -> Array:
+        """Return where the bars end, below and above; NaN where there is none."""  # (2, curves, places)
+        errors = np.full(self.values.shape, math.nan) if self.errors is None else self.errors
+        with np.errstate(over="ignore", invalid="ignore"):  # beyond the largest float there is no bar
+            ends = np.stack((self.values - errors, self.values + errors))
+        return np.where((errors > 0) & np.isfinite(ends).all(axis=0), ends, math.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,20 +88,6 @@ class Dots:
     log: bool | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Map:
-    """Numbers over a plane, with contours; `marks` are names and places along columns and rows."""
-
-    said: str
-    across: str
-    upward: str
-    unit: str
-    columns: Array  # (columns,), rising
-    rows: Array  # (rows,), rising
-    values: Array  # (rows, columns)
-    marks: tuple[tuple[str, float, float], ...] = ()
-
-
 Content = Curves | Dots | Map
 
 
@@ -98,7 +95,7 @@ def chart(content: Content) -> str:
     """Draw a chart of any kind."""
     if isinstance(content, Curves):
         return _curves(content)
-    return _dots(content) if isinstance(content, Dots) else _map(content)
+    return _dots(content) if isinstance(content, Dots) else drawn(content)
 
 
 def dash(index: int, name: str) -> str:
@@ -109,22 +106,45 @@ def dash(index: int, name: str) -> str:
 def _curves(given: Curves) -> str:
     legend, top = _legend([(name, _sample(i, name)) for i, name in enumerate(given.names)])
     top += 1.8 * LINE
-    up = axis(given.values, start=top + TALL, end=top, log=given.log, foot=0.0 if given.filled else None)
+    up = extent(given, Axis(low=0, high=1, start=top + TALL, end=top))
     left = 14 + max(width(number(tick, 6)) for tick in up.ticks())
-    along = Axis(low=min(given.places), high=max(given.places), start=left, end=WIDTH - 12, log=growing(given.places))
+    inset = 0 if given.errors is None else 8  # the first bar stays off the ticks
+    low, high = min(given.places), max(given.places)
+    along = Axis(low=low, high=high, start=left + inset, end=WIDTH - 12 - inset, log=growing(given.places))
     parts = [*legend, *upward(up, left=left, right=WIDTH - 12, title=given.upward)]
     parts += across(along, top=top, foot=top + TALL, title=given.across)
-    for i, (name, values) in enumerate(zip(given.names, given.values.tolist(), strict=True)):
+    for i, name in reversed(list(enumerate(given.names))):  # the first curve lies on top
+        values = given.values[i].tolist()
         points = [(along.at(x), up.at(y)) for x, y in zip(given.places, values, strict=True)]
         if given.filled and points:
             area = f"{line(points)}L{along.end:.1f} {up.start:.1f}L{along.start:.1f} {up.start:.1f}Z"
             parts.append(element("path", d=area, class_=f"area a{i % COLOURS}"))
         looks = {"stroke_dasharray": dash(i, name)} if dash(i, name) else {}
         parts.append(element("path", d=line(points), class_=f"curve c{i % COLOURS}", **looks))
-        if len(points) <= FEW:
-            parts += [_shape(x, y, i) for x, y in points if math.isfinite(y)]
+        parts += _bars(given, i, along, up)
+        parts += [_shape(*points[place], i) for place in marked(values)]
     parts += _strips(given, along, top)
     return drawing(top + TALL + 2.6 * LINE, given.said, parts)
+
+
+def marked(values: Sequence[float]) -> list[int]:
+    """Return which places of a curve get a mark: all of few, else those that no line reaches."""
+    shown = [False, *map(math.isfinite, values), False]
+    few = len(values) <= FEW
+    return [i for i in range(len(values)) if shown[i + 1] and (few or not (shown[i] or shown[i + 2]))]
+
+
+def _bars(given: Curves, curve: int, along: Axis, up: Axis) -> Iterator[str]:
+    """Yield the bars of a curve as one path; an end beyond the axis has no cap."""
+    cap = 3 if len(given.places) <= FEW else 0
+    parts = []
+    for place, low, high in zip(given.places, *given.ends[:, curve].tolist(), strict=True):
+        if not math.isnan(low):
+            x, ends = along.at(place), [end for end in (low, high) if up.low <= end <= up.high]
+            parts.append(f"M{x:.1f} {up.at(low):.1f}V{up.at(high):.1f}")
+            parts += [f"M{x - cap:.1f} {up.at(end):.1f}h{2 * cap}" for end in ends if cap]
+    if parts:
+        yield element("path", d="".join(parts), class_=f"error c{curve % COLOURS}")
 
 
 def growing(places: Sequence[float]) -> bool:
@@ -166,9 +186,10 @@ def _strips(given: Curves, along: Axis, top: float) -> Iterator[str]:
     middles = [along.at(given.places[i]) for i in places]
     edges = [along.start, *((a + b) / 2 for a, b in itertools.pairwise(middles)), along.end]
     for i, left, right in zip(places, edges, edges[1:], strict=False):
+        errors = [math.nan] * len(given.names) if given.errors is None else given.errors[:, i].tolist()
         values = [
-            f"{name}: {number(value)}" if name else number(value)
-            for name, value in zip(given.names, given.values[:, i].tolist(), strict=True)
+            ": ".join(filter(None, (name, figure(value, error))))
+            for name, value, error in zip(given.names, given.values[:, i].tolist(), errors, strict=True)
         ]
         said = hover(f"{given.across} {given.words[i]}", *values)
         yield element("rect", said, x=left, y=top, width=right - left, height=TALL, class_="hit")
@@ -179,9 +200,9 @@ def _strips(given: Curves, along: Axis, top: float) -> Iterator[str]:
 
 def _dots(given: Dots) -> str:
     legend, y = _legend([(name, [_shape(13, -4, i)]) for i, name in enumerate(given.series)])
-    dots = [dot for _, several in given.rows for dot in several]
-    right = WIDTH - 12 - min(max((width(dot.words) for dot in dots), default=0.0), WIDTH / 2.2)
-    scale = extent(given, dots, Axis(low=0, high=1, start=18, end=right - 18))
+    words = [dot.words for _, several in given.rows for dot in several]
+    right = WIDTH - 12 - min(max(map(width, words), default=0.0), WIDTH / 2.2)
+    scale = extent(given, Axis(low=0, high=1, start=18, end=right - 18))
     top, marks, bands = y, [], []
     for label, several in given.rows:
         for each in fitted(label, WIDTH) if label else ():
@@ -206,15 +227,21 @@ def _dots(given: Dots) -> str:
     return drawing(y + 2.6 * LINE, given.said, [*parts, *marks])
 
 
-def extent(given: Dots, dots: Sequence[Dot], frame: Axis) -> Axis:
+def extent(given: Curves | Dots, frame: Axis) -> Axis:
     """Return the axis for values and intervals; an interval much wider than all values runs out of the drawing."""
-    values = np.array([dot.value for dot in dots] + ([] if given.line is None else [given.line]))
-    ends = np.array([end for dot in dots for end in (*dot.interval, *dot.box)])
-    plain = axis(values, start=frame.start, end=frame.end, log=given.log)
+    foot = None
+    if isinstance(given, Curves):
+        values, ends, foot = given.values.ravel(), given.ends.ravel(), 0.0 if given.filled else None
+    else:
+        dots = [dot for _, several in given.rows for dot in several]
+        values = np.array([dot.value for dot in dots] + ([] if given.line is None else [given.line]))
+        ends = np.array([end for dot in dots for end in (*dot.interval, *dot.box)])
+    plain = axis(values, start=frame.start, end=frame.end, log=given.log, foot=foot)
     far = 10 * min(np.abs(values[np.isfinite(values)]).max(initial=0.0), HUGE)
     reach = (plain.low / 30, plain.high * 30) if plain.log else (-far, far)
     inside = ends[(ends >= reach[0]) & (ends <= reach[1])]
-    return axis(np.concatenate((values, inside)), start=frame.start, end=frame.end, log=plain.log)
+    held = np.concatenate((values, inside))
+    return axis(held, start=frame.start, end=frame.end, log=plain.log, foot=foot)
 
 
 def _dot(dot: Dot, scale: Axis, y: float) -> Iterator[str]:
@@ -244,124 +271,3 @@ def _shape(x: float, y: float, kind: int) -> str:
     )
     where = f"translate({x:.1f} {y:.1f})"
     return element("path", d=paths[kind % len(paths)], transform=where, class_=f"mark f{kind % COLOURS}")
-
-
-# Maps
-
-
-def _map(given: Map) -> str:
-    scale = shades(given.values)
-    top, left = 1.8 * LINE, 60.0
-    columns, rows = edges(given.columns), edges(given.rows)
-    along = Axis(low=columns[0], high=columns[-1], start=left, end=WIDTH - 80)
-    up = Axis(low=rows[0], high=rows[-1], start=top + along.end - along.start, end=top)
-    parts = [element("g", *_cells(given, scale, columns, rows, along, up), class_="cells")]
-    lines = levels(scale)
-    for level in lines:
-        parts.append(element("path", d=_contour(given, level, along, up), class_="contour"))
-    parts += _frame(along, up, given)
-    parts += _bar(
-        scale, lines, given.unit, Axis(low=scale.low, high=scale.high, start=up.start, end=up.end, log=scale.log)
-    )
-    for name, x, y in given.marks:
-        parts += _mark(name, along.at(x), up.at(y), along)
-    return drawing(up.start + 2.6 * LINE, given.said, parts)
-
-
-def shades(values: Array) -> Scale:
-    """Return the scale of the colours of a map: logarithmic where positive numbers span more than two decades."""
-    finite = np.clip(values[np.isfinite(values)], -HUGE, HUGE)
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    return Scale(low=low, high=high, log=low > 0 and high > RANGE * low)
-
-
-def edges(middles: Array) -> list[float]:
-    """Return the edges of cells around their middles."""
-    between = (middles[1:] + middles[:-1]) / 2
-    first, last = middles[0] - (between[0] - middles[0]), middles[-1] + (middles[-1] - between[-1])
-    return [float(first), *map(float, between), float(last)]
-
-
-def _cells(
-    given: Map, scale: Scale, columns: Sequence[float], rows: Sequence[float], along: Axis, up: Axis
-) -> Iterator[str]:
-    heights = scale.heights(given.values)
-    for i, j in np.ndindex(given.values.shape):
-        value, height = float(given.values[i, j]), float(heights[i, j])
-        x, y = along.at(columns[j]), up.at(rows[i + 1])
-        beside, above = number(float(given.columns[j])), number(float(given.rows[i]))
-        where = f"{given.across} {beside}, {given.upward} {above}: {number(value)}"
-        size = {"width": along.at(columns[j + 1]) - x + 0.3, "height": up.at(rows[i]) - y + 0.3}  # no seams
-        look = {"fill": colour(height)} if math.isfinite(height) else {"class_": "odd"}
-        yield element("rect", hover(where), x=x, y=y, **size, **look)
-
-
-def levels(scale: Scale) -> list[float]:
-    """Return the numbers that have contours."""
-    low, high = scale.low, scale.high
-    if not low < high:
-        return []
-    if scale.log:
-        return [float(level) for level in np.geomspace(low, high, STEPS + 2)[1:-1]]
-    return [level for level in Axis(low=low, high=high, start=0, end=1).ticks(STEPS) if low < level < high]
-
-
-def _contour(given: Map, level: float, along: Axis, up: Axis) -> str:
-    """Return where the values cross a level: straight pieces within each cell of the grid (marching squares).
-
-    At a saddle, where all four sides are crossed, neighbours are joined in the order of the sides.
-    """
-    pieces = []
-    x, y, z = given.columns.tolist(), given.rows.tolist(), given.values
-    for i, j in np.ndindex(z.shape[0] - 1, z.shape[1] - 1):
-        corners = [(j, i), (j + 1, i), (j + 1, i + 1), (j, i + 1)]
-        if not all(math.isfinite(z[b, a]) for a, b in corners):
-            continue
-        crossed = []
-        for (a, b), (c, d) in zip(corners, [*corners[1:], corners[0]], strict=True):
-            first, last = float(z[b, a]), float(z[d, c])
-            if (first < level) != (last < level):
-                t = (level - first) / (last - first)
-                crossed.append((along.at(x[a] + t * (x[c] - x[a])), up.at(y[b] + t * (y[d] - y[b]))))
-        pieces += [line(crossed[k : k + 2]) for k in range(0, len(crossed), 2)]
-    return "".join(pieces)
-
-
-def _frame(along: Axis, up: Axis, given: Map) -> list[str]:
-    parts = []
-    for tick in along.ticks():
-        parts.append(text(along.at(tick), up.start + LINE, number(tick, 6), text_anchor="middle", class_="tick"))
-    for tick in up.ticks():
-        parts.append(text(along.start - 6, up.at(tick) + 4, number(tick, 6), text_anchor="end", class_="tick"))
-    middle = (along.start + along.end) / 2
-    parts.append(text(middle, up.start + 2.2 * LINE, given.across, text_anchor="middle", class_="axis"))
-    return [*parts, text(0, up.end - 0.8 * LINE, given.upward, class_="axis")]
-
-
-def _bar(scale: Scale, lines: Sequence[float], unit: str, up: Axis) -> Iterator[str]:
-    """Yield the colours with the numbers that they stand for; the lines on it are the contours."""
-    if not up.low < up.high:
-        return
-    left, steps = WIDTH - 66, 48
-    tall = (up.start - up.end) / steps
-    for step in range(steps):
-        y = up.start - (step + 1) * tall
-        yield element("rect", x=left, y=y, width=14, height=tall + 0.3, fill=colour((step + 0.5) / steps))
-    for level in lines:
-        yield element("path", d=f"M{left:.1f} {up.at(level):.1f}h14", class_="contour")
-    said = f"{unit}{' (log)' if scale.log else ''}"
-    yield text(WIDTH, up.end - 0.8 * LINE, said, text_anchor="end", class_="axis")
-    for tick in up.ticks():
-        yield text(left + 19, up.at(tick) + 4, number(tick, 3), class_="tick")
-
-
-def _mark(name: str, x: float, y: float, along: Axis) -> Iterator[str]:
-    """Yield a cross and a name beside it, or above it where neither side has room."""
-    yield element("path", d=f"M{x - 6:.1f} {y - 6:.1f}l12 12m0 -12l-12 12", class_="cross")
-    wide = width(name) + 10
-    if x + wide <= along.end:
-        yield text(x + 10, y + 4, name, class_="halo")
-    elif x - wide >= along.start:
-        yield text(x - 10, y + 4, name, text_anchor="end", class_="halo")
-    else:
-        yield text((along.start + along.end) / 2, y - 12, name, text_anchor="middle", class_="halo")

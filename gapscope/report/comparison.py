@@ -175,6 +175,7 @@ def _row(
         better=declared.better,
         higher_is=declared.higher_is,
         drawn=declared.drawn,
+        doc=declared.doc,
         dims=declared.dims,
         entries=tuple(entries),
         p=contrasts.permutation(first, last, declared.contrast) if several and judged else math.nan,

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,29 +15,21 @@ from gapscope.report.illustrations import (
     QUARTILES,
     SUBJECT,
     Figure,
-    curves,
-    errors,
+    barred,
     figures,
     illustrated,
-    kind,
     numbered,
-    numbers,
+    stacked,
     worth,
 )
-from gapscope.report.records import Comparison, Report, Row
+from gapscope.report.records import Comparison, Row
+from gapscope.report.sweep import bars_of
 from gapscope.report.view import comparison_document
 from gapscope.results import Quantity
 
 FOREST = (
     "Ratio of {last} to {first}. A bar is its 95 % interval {over}; where it crosses 1, the two cannot be told apart."
 )
-
-
-def chosen(content: Report | Comparison) -> list[Figure]:
-    """Return the figures of a report or a comparison."""
-    if isinstance(content, Comparison):
-        return compared(content)
-    return figures(content.results, content.conditions, ("checkpoint",))
 
 
 def compared(comparison: Comparison) -> list[Figure]:
@@ -103,33 +96,31 @@ def _is_drawn(quantity: Quantity) -> bool:
 
 
 def _of_series(series: Series) -> Figure:
-    names = series.names or ("",)
-    labels = {"curve": names, series.axis: series.labels}
+    errors = np.array(series.errors, dtype=np.float64)
+    known = errors if np.isfinite(errors).any() else None
     value = np.array(series.curves, dtype=np.float64)
-    quantity = Quantity(value=value, doc="", drawn="line", dims=("curve", series.axis), labels=labels)
-    panels, left = curves(series.title, quantity, "")
+    quantity = stacked(series.axis, series.labels, series.names or ("",), value=value, sampling_error=known)
     caption = f"{series.title[:1].upper()}{series.title[1:]} against {series.axis}."
-    caption += f" Drawn: the first {left}." if left else ""
-    return Figure(path="", title=series.title, panels=tuple(panels), caption=caption, numbers=numbers(quantity))
+    caption += f" {series.bars}" if known is not None else ""
+    return illustrated("", quantity, caption, name=series.title, spread="±")
 
 
-def _quantity(row: Row) -> str:
+def quantity_of(row: Row) -> str:
+    """Return the path without the entries."""
     return row.path.removesuffix(f"[{','.join(row.entries)}]")
 
 
 def _of_rows(comparison: Comparison) -> Iterator[Figure]:
     """Yield the arrays of the subjects, gathered from their rows."""
     who = " and ".join(subject.label for subject in comparison.subjects)
-    several = any(subject.runs for subject in comparison.subjects)
-    for path, group in itertools.groupby(comparison.rows, key=_quantity):
+    for path, group in itertools.groupby(comparison.rows, key=quantity_of):
         rows = list(group)
         quantity = _gathered(rows, comparison) if len(rows) > 1 else None
         analyzer, _, name = path.partition("/")
         if quantity is None or name in QUARTILES or not worth(quantity):
             continue
-        bars = "A bar is one standard deviation over runs to each side. " if several else errors(quantity)
-        bars = bars if kind(quantity) == "dots" and quantity.sampling_error is not None else ""
-        yield illustrated(path, quantity, f"{bars}Measured by gapscope {analyzer} on each of {who}.")
+        bars = f"{bars_of(comparison)} " if barred(quantity) else ""
+        yield illustrated(path, quantity, f"{bars}Measured by gapscope {analyzer} on each of {who}.", spread="±")
 
 
 def _gathered(rows: Sequence[Row], comparison: Comparison) -> Quantity | None:
@@ -147,9 +138,10 @@ def _gathered(rows: Sequence[Row], comparison: Comparison) -> Quantity | None:
         np.array([getattr(row, key) for row in rows], dtype=np.float64).reshape(*shape, -1)
         for key in ("values", "errors")
     )
+    known = error if np.isfinite(error).any() else None
     gathered = Quantity(
         value=value,
-        sampling_error=error if np.isfinite(error).any() else None,
+        sampling_error=known,
         doc="",
         unit=head.unit,
         drawn=head.drawn,
@@ -160,6 +152,10 @@ def _gathered(rows: Sequence[Row], comparison: Comparison) -> Quantity | None:
     curves = head.drawn in ("line", "bars", "map") or numbered(labels[dims[-1]])
     if not curves:
         return gathered
-    turned = (*dims[:-1], SUBJECT, dims[-1])
-    drawn = "line" if head.drawn in ("bars", "map") else head.drawn
-    return Quantity(value=np.moveaxis(value, -1, -2), doc="", unit=head.unit, drawn=drawn, dims=turned, labels=labels)
+    return replace(
+        gathered,
+        value=np.moveaxis(value, -1, -2),
+        sampling_error=None if known is None else np.moveaxis(known, -1, -2),
+        drawn="line" if head.drawn in ("bars", "map") else head.drawn,
+        dims=(*dims[:-1], SUBJECT, dims[-1]),
+    )

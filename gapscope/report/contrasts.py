@@ -129,6 +129,29 @@ def _welch(a: Array, b: Array) -> float:
     return _quantile(freedom) * math.sqrt(variance)
 
 
+def mean_over(values: Array, kind: Contrast = "difference") -> Contrasted:
+    """Return the mean of one number per run and Student's interval of it: m -+ t(k - 1) s / sqrt(k) over k runs.
+
+    Of ratios the mean is the geometric one, and the interval is on logarithms.  One run, or runs that all agree, say
+    nothing of the spread: then there is no interval.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if kind == "ratio":
+        values = np.log(values, out=np.full(values.shape, math.nan), where=values > 0)
+    mean = float(values.mean()) if np.isfinite(values).all() and values.size else math.nan
+    spread = deviation(values) if values.size > 1 and math.isfinite(mean) else 0.0
+    half = _quantile(values.size - 1) * spread / math.sqrt(values.size) if spread else math.nan
+    if kind == "difference":
+        return mean, (mean - half, mean + half)
+    return math.exp(mean), (math.exp(mean - half), math.exp(mean + half))
+
+
+def slope_over(places: Sequence[float], runs: Array) -> Contrasted:
+    """Return the mean over runs of the least-squares slope of each run's values (runs, places), as `mean_over` does."""
+    centred = np.asarray(places, dtype=np.float64) - np.mean(places)
+    return mean_over(np.asarray(runs, dtype=np.float64) @ centred / (centred @ centred))
+
+
 def deviation(values: Array) -> float:
     """Return the sample standard deviation; exactly 0 where all are one, as rounding of their mean would hide."""
     with np.errstate(invalid="ignore"):  # infinite values

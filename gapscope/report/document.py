@@ -49,7 +49,8 @@ class Table:
 class Series:
     """One or more curves over the same labels; `names` is empty for one curve without a name.
 
-    A strip has one cell per label and no axis; lines and bars are drawn along the axis.
+    A strip has one cell per label and no axis; lines and bars are drawn along the axis.  `errors`, where given, reach
+    to each side of a value, NaN where unknown; `bars` says what they are.  Characters have no room for them.
     """
 
     title: str
@@ -58,6 +59,8 @@ class Series:
     labels: tuple[str, ...]  # (points,)
     curves: tuple[tuple[float, ...], ...]  # (curves, points)
     names: tuple[str, ...] = ()  # (curves,)
+    errors: tuple[tuple[float, ...], ...] = ()  # (curves, points)
+    bars: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

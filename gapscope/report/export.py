@@ -89,7 +89,7 @@ def _quantity(quantity: Quantity) -> dict[str, Any]:
 
 
 def _row(row: Row) -> dict[str, Any]:
-    keys = ("path", "title", "unit", "values", "errors", "contrast", "estimate", "interval", "verdict", "better")
+    keys = ("path", "title", "unit", "values", "errors", "contrast", "estimate", "interval", "verdict", "better", "doc")
     return {key: getattr(row, key) for key in (*keys, "higher_is", "dims", "entries", "p", "runs")}
 
 

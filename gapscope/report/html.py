@@ -86,7 +86,8 @@ def _cells(columns: Sequence[Column], line: Line) -> str:
     first, *others = line.cells
     if not others:
         return f'<th scope="rowgroup" colspan="{len(columns)}" class="{line.tone}">{_text(first)}</th>'
-    cells = [f'<th scope="row"{INDENT if line.level else ""}>{_text(first)}</th>']
+    named = f' data-label="{_text(columns[0].header)}"' if columns[0].header else ""
+    cells = [f'<th scope="row"{INDENT if line.level else ""}{named}>{_text(first)}</th>']
     for position, (column, cell) in enumerate(zip(columns[1:], others, strict=True), start=2):
         tone = f' class="{line.tone}"' if position == len(columns) or line.tone == "dim" else ""
         label = f' data-label="{_text(column.header)}"' if column.header else ""

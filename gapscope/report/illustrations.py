@@ -5,6 +5,7 @@ arrays and those with errors become dots.  What a comparison has of its subjects
 other, and the ratios of its judged rows as one forest of intervals.
 """
 
+import collections
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from gapscope.report.canvas import rising
-from gapscope.report.charts import Content, Curves, Dot, Dots, Map
+from gapscope.report.charts import Content, Curves, Dot, Dots
 from gapscope.report.document import Column, Line, Table
 from gapscope.report.figures import count, figure, number, size
-from gapscope.report.records import Facts, Record
+from gapscope.report.groups import shared
+from gapscope.report.map_chart import Map
+from gapscope.report.record_view import marks
+from gapscope.report.records import Facts, Record, combined
 from gapscope.report.titles import place, title
 from gapscope.results import Array, Quantity
 
@@ -55,12 +59,12 @@ class Figure:
 
 def figures(results: Mapping[str, Record], conditions: Facts, names: Sequence[str]) -> list[Figure]:
     """Return the figures of records that were measured under the same conditions, on the subjects of these names."""
-    about = _sampled(conditions)
+    about = sampled(conditions)
     ordered = sorted(results, key=place)
     return [one for name in ordered for one in _of_record(results[name], about, names)]
 
 
-def _sampled(conditions: Mapping[str, object]) -> str:
+def sampled(conditions: Mapping[str, object]) -> str:
     """Return " on 1,300 train samples", as far as that is known."""
     samples = conditions.get("samples")
     amount = f"{count(samples)} " if isinstance(samples, int) else ""
@@ -68,14 +72,21 @@ def _sampled(conditions: Mapping[str, object]) -> str:
 
 
 def _of_record(record: Record, about: str, names: Sequence[str]) -> Iterator[Figure]:
-    settings = ", ".join(f"{key} {value}" for key, value in sorted(record.settings.items()))
-    measured = f"Measured{about} by gapscope {record.analyzer}{f' ({settings})' if settings else ''}: {record.message}."
+    how = measured([record], about)
     for name, quantity in record.quantities.items():
         if name not in QUARTILES and worth(quantity):
             found = [record.quantities.get(one) for one in QUARTILES if name == "median"]
             boxes = [one for one in found if one is not None and one.value.shape == quantity.value.shape]
-            caption = errors(quantity) + BOXED * (len(boxes) == 2) + measured
-            yield illustrated(f"{record.analyzer}/{name}", quantity, caption, marks=_marks(record, names), boxes=boxes)
+            caption = errors(quantity) + BOXED * (len(boxes) == 2) + how
+            yield illustrated(f"{record.analyzer}/{name}", quantity, caption, marks=marks(record, names), boxes=boxes)
+
+
+def measured(records: Sequence[Record], about: str) -> str:
+    """Say how an analyzer measured, and how its measurements ended."""
+    settings = ", ".join(f"{key} {value}" for key, value in sorted(shared([r.settings for r in records]).items()))
+    ends = collections.Counter(record.message for record in records)
+    said = "; ".join(f"{often} of {len(records)} {end}" if len(ends) > 1 else end for end, often in ends.items())
+    return f"Measured{about} by gapscope {records[0].analyzer}{f' ({settings})' if settings else ''}: {said}."
 
 
 def worth(quantity: Quantity) -> bool:
@@ -97,9 +108,15 @@ def numbered(labels: Sequence[str]) -> bool:
     return len(labels) >= MANY and rising(labels)
 
 
+def barred(quantity: Quantity) -> bool:
+    """Say whether its chart has bars: a map has none, nor has an area, which stands for mass."""
+    known = (quantity.numerical_error, quantity.sampling_error)
+    return kind(quantity) != "map" and quantity.drawn != "bars" and any(error is not None for error in known)
+
+
 def errors(quantity: Quantity) -> str:
-    """Say what the bars of a chart of dots are."""
-    if kind(quantity) != "dots" or (quantity.numerical_error is None and quantity.sampling_error is None):
+    """Say what the bars of a chart are."""
+    if not barred(quantity):
         return ""
     return "A thin bar reaches one error to each side: that over the data and that of the computation, combined. "
 
@@ -118,18 +135,31 @@ def illustrated(
     quantity: Quantity,
     caption: str,
     *,
+    name: str = "",
+    spread: str = "± data",
     marks: tuple[tuple[str, float, float], ...] = (),
     boxes: Sequence[Quantity] = (),
 ) -> Figure:
-    """Return the figure of an array; `boxes` are the quartiles behind its dots, `marks` the places on its maps."""
-    name, sort = title(*path.split("/", 1)), kind(quantity)
+    """Return the figure of an array; without a name, that of its path.
+
+    `boxes` are the quartiles behind its dots, `marks` the places on its maps; `spread` heads its sampling errors.
+    """
+    name, sort = name or title(*path.split("/", 1)), kind(quantity)
     if sort == "map":
         panels, left = _maps(name, quantity, marks)
     else:
         panels, left = curves(name, quantity, path) if sort == "curves" else _dots(name, quantity, boxes)
     rest = f" Drawn: the first {left}." if left else ""
     text = " ".join(filter(None, (CAPTIONS.get(path, ""), caption))) + rest
-    return Figure(path=path, title=name, panels=tuple(panels), caption=text, numbers=numbers(quantity))
+    return Figure(path=path, title=name, panels=tuple(panels), caption=text, numbers=numbers(quantity, spread))
+
+
+def stacked(axis: str, places: Sequence[str], names: Sequence[str], **arrays: Array | None) -> Quantity:
+    """Return curves of (names, places) as one quantity; a single one needs no dimension of its own."""
+    several = {"curve": tuple(names)} if len(names) > 1 else {}
+    labels = {**several, axis: tuple(places)}
+    given = {key: array if several or array is None else array[0] for key, array in arrays.items()}
+    return Quantity(doc="", drawn="line", dims=tuple(labels), labels=labels, **given)  # type: ignore[arg-type]
 
 
 Panels = tuple[list[tuple[str, Content]], str]
@@ -139,13 +169,17 @@ def curves(name: str, quantity: Quantity, path: str) -> Panels:
     """Draw one panel per entry of all dimensions but the last two, with one curve per entry of the last but one."""
     lead, dims = quantity.dims[:-2], quantity.dims[-2:]
     words = quantity.labels[dims[-1]]
+    order = -1 if rising(words[::-1]) else 1  # falling places, as losses of a training, are drawn as rising ones
+    words = words[::order]
     numeric = rising(words)
     places = tuple(map(float, words)) if numeric else tuple(float(i) for i in range(len(words)))
     names = quantity.labels[dims[0]] if len(dims) > 1 else ("",)
-    values = quantity.value.reshape(-1, len(names), len(words))
+    shape = (-1, len(names), len(words))
+    values, around = (array.reshape(shape)[..., ::order] for array in (quantity.value, combined(quantity)))
     axis_title = _axis(dims[-1]) + ("" if numeric else ", by number")
     panels: list[tuple[str, Content]] = []
-    for heading, several in itertools.islice(zip(_headings(quantity, lead), values, strict=True), MOST["panels"]):
+    every = zip(_headings(quantity, lead), values, around, strict=True)
+    for heading, several, bars in itertools.islice(every, MOST["panels"]):
         shown = several[: MOST["curves"]]
         content = Curves(
             said=_said(name, heading, shown, f"{len(shown)} curves over {len(words)} places of {axis_title}"),
@@ -155,6 +189,7 @@ def curves(name: str, quantity: Quantity, path: str) -> Panels:
             words=words,
             names=names[: MOST["curves"]],
             values=shown,
+            errors=bars[: MOST["curves"]] if barred(quantity) else None,
             filled=quantity.drawn == "bars" and len(shown) == 1,
             log=True if path in LOG else None,
         )
@@ -195,10 +230,13 @@ def _dots(name: str, quantity: Quantity, boxes: Sequence[Quantity]) -> Panels:
     """Draw one row per entry; subjects stand beside each other in it."""
     series = quantity.labels.get(SUBJECT, ()) if quantity.dims[-1:] == (SUBJECT,) else ()
     rows: dict[str, list[Dot]] = {}
+    around = combined(quantity)
     for index in np.ndindex(quantity.value.shape):
         entries = [quantity.labels[dim][i] for dim, i in zip(quantity.dims, index, strict=True)]
         label = ", ".join(entries[:-1] if series else entries)
-        rows.setdefault(label, []).append(_dot(quantity, index, boxes, series=index[-1] if series else 0))
+        rows.setdefault(label, []).append(
+            _dot(float(quantity.value[index]), float(around[index]), index, boxes, series=index[-1] if series else 0)
+        )
     shown = dict(itertools.islice(rows.items(), MOST["dots"]))
     content = Dots(
         said=_said(name, "", quantity.value, f"{len(shown)} rows of dots"),
@@ -209,17 +247,10 @@ def _dots(name: str, quantity: Quantity, boxes: Sequence[Quantity]) -> Panels:
     return [("", content)], _left(len(rows), "dots")
 
 
-def _dot(quantity: Quantity, index: tuple[int, ...], boxes: Sequence[Quantity], *, series: int) -> Dot:
-    value, error = float(quantity.value[index]), _error(quantity, index)
+def _dot(value: float, error: float, index: tuple[int, ...], boxes: Sequence[Quantity], *, series: int) -> Dot:
     interval = (value - error, value + error) if error > 0 else (math.nan, math.nan)
     box = (float(boxes[0].value[index]), float(boxes[1].value[index])) if len(boxes) == 2 else (math.nan, math.nan)
     return Dot(value=value, words=figure(value, error), interval=interval, box=box, series=series)
-
-
-def _error(quantity: Quantity, index: tuple[int, ...]) -> float:
-    given = (quantity.numerical_error, quantity.sampling_error)
-    known = [float(error[index]) for error in given if error is not None and math.isfinite(error[index])]
-    return math.hypot(*known) if known else math.nan
 
 
 def _headings(quantity: Quantity, lead: Sequence[str]) -> list[str]:
@@ -236,18 +267,9 @@ def _said(name: str, heading: str, values: Array, what: str) -> str:
     return f"{', '.join(filter(None, (name, heading)))}: {what}{between}. The numbers are in the table below."
 
 
-def _marks(record: Record, names: Sequence[str]) -> tuple[tuple[str, float, float], ...]:
-    """Return where subjects lie on a map: `points` holds their places along its columns and its rows."""
-    points = record.quantities.get("points")
-    if points is None or points.dims != (SUBJECT, "axis") or points.value.shape[1] != 2:
-        return ()
-    labels = names if len(names) == len(points.value) else points.labels[SUBJECT]
-    return tuple((label, x, y) for label, (x, y) in zip(labels, points.value.tolist(), strict=True))
-
-
-def numbers(quantity: Quantity) -> Table:
+def numbers(quantity: Quantity, spread: str = "± data") -> Table:
     """Return the numbers of an array: its last dimension as rows, the others as columns, or a row each with errors."""
-    given = [("± data", quantity.sampling_error), ("± numerical", quantity.numerical_error)]
+    given = [(spread, quantity.sampling_error), ("± numerical", quantity.numerical_error)]
     errors = [(name, error) for name, error in given if error is not None]
     *lead, last = quantity.dims
     wide = math.prod(len(quantity.labels[dim]) for dim in lead)

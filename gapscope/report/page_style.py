@@ -83,6 +83,7 @@ svg text {{ fill: var(--text); }}
 svg .tick, svg .axis {{ fill: var(--soft); }}
 .grid {{ stroke: var(--grid); }}
 .curve {{ fill: none; stroke-width: 2; stroke-linejoin: round; }}
+.error {{ fill: none; stroke-width: 1.25; opacity: 0.75; }}
 .area {{ opacity: 0.18; }}
 .box {{ opacity: 0.3; }}
 .even {{ fill: none; stroke: var(--text); }}
@@ -109,6 +110,7 @@ svg .halo {{ paint-order: stroke; stroke: var(--page); stroke-width: 4px; stroke
   .gapscope tr > th[scope="row"] {{ font-weight: 600; padding-left: 0 !important; }}
   .gapscope td[data-label]::before {{ content: attr(data-label); display: block; color: var(--soft);
     font-size: 0.8rem; font-weight: 400; }}
+  .gapscope th[data-label]::before {{ content: attr(data-label) " "; color: var(--soft); font-weight: 400; }}
   .gapscope td:empty {{ display: none; }}
 }}
 @media print {{

@@ -241,7 +241,7 @@ def _drawings(name: str, quantity: Quantity, record: Record, verbose: bool) -> I
                 rows=labels[0],
                 columns=labels[1],
                 values=tuple(map(tuple, quantity.value[index].tolist())),
-                marks=_marks(record),
+                marks=marks(record),
             )
     else:
         yield Series(
@@ -257,12 +257,16 @@ def _drawings(name: str, quantity: Quantity, record: Record, verbose: bool) -> I
         yield Note(text=f"{words}: {more} with --verbose", tone="dim")
 
 
-def _marks(record: Record) -> tuple[tuple[str, float, float], ...]:
-    """Return where subjects lie on a map: a quantity `points` holds their places along its columns and its rows."""
+def marks(record: Record, names: Sequence[str] = ()) -> tuple[tuple[str, float, float], ...]:
+    """Return where subjects lie on a map, by their names where there are as many: along its rows, and its columns.
+
+    A quantity `points` holds their places along the columns and the rows.
+    """
     points = record.quantities.get("points")
     if points is None or points.dims != ("subject", "axis") or points.value.shape[1] != 2:
         return ()
-    return tuple((label, y, x) for label, (x, y) in zip(points.labels["subject"], points.value.tolist(), strict=True))
+    labels = names if len(names) == len(points.value) else points.labels["subject"]
+    return tuple((label, y, x) for label, (x, y) in zip(labels, points.value.tolist(), strict=True))
 
 
 def _tables(name: str, quantity: Quantity, record: Record) -> Iterator[Table | Note]:

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from gapscope.errors import ReportError
-from gapscope.results import Better, Contrast, Drawn, Quantity, Status
+from gapscope.results import Array, Better, Contrast, Drawn, Quantity, Status
 
 Scalar = str | int | float | bool
 Facts = Mapping[str, Scalar]
@@ -116,6 +118,7 @@ class Row:
     entries: tuple[str, ...] = ()  # the labels along dims: which element of an array this is
     p: float = math.nan
     runs: tuple[tuple[float, ...], ...] = ()  # (subjects, runs of each); empty where every side is one run
+    doc: str = ""  # what it is, in its analyzer's words
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -155,6 +158,16 @@ class Comparison:
         from gapscope.report.view import comparison_document
 
         return fragment(comparison_document(self))
+
+
+def combined(quantity: Quantity) -> Array:
+    """Return both errors of a quantity combined, NaN where neither is known."""
+    given = [error for error in (quantity.numerical_error, quantity.sampling_error) if error is not None]
+    if not given:
+        return np.full(quantity.value.shape, math.nan)
+    known = np.array([np.where(np.isfinite(error), error, math.nan) for error in given])
+    with np.errstate(over="ignore"):
+        return np.where(np.isnan(known).all(axis=0), math.nan, np.hypot.reduce(np.nan_to_num(known)))
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from gapscope.report.records import Comparison, Row, RowVerdict
 from gapscope.results import Better, Contrast, Drawn
 
 TEXTS = ("path", "title", "unit", "contrast", "verdict", "better", "higher_is", "drawn")
+DOC = "doc"  # earlier files lack it
 LISTS = ("dims", "entries")
 NUMBERS = ("values", "errors", "interval", "estimate")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -33,7 +34,7 @@ def put_rows(table: h5py.Group, comparison: Comparison) -> None:
     for name, scales in axes.items():
         data = np.array([getattr(row, name) for row in rows], dtype=np.float64)
         hdf5.put_array(table, name, data.reshape([scale.size for scale in scales]), scales)
-    for name in TEXTS[1:]:
+    for name in (*TEXTS[1:], DOC):
         hdf5.put_array(table, name, hdf5.texts([getattr(row, name) for row in rows]), [path])
     for name in LISTS:
         hdf5.put_array(table, name, hdf5.texts([json.dumps(getattr(row, name)) for row in rows]), [path])
@@ -47,7 +48,8 @@ def put_rows(table: h5py.Group, comparison: Comparison) -> None:
 
 def get_rows(table: h5py.Group, sizes: Sequence[int]) -> tuple[Row, ...]:
     """Return the rows of subjects that stand for so many runs each."""
-    columns: dict[str, Any] = {name: hdf5.get_strings(table, name) for name in TEXTS}
+    given = (*TEXTS, DOC) if hdf5.has(table, DOC) else TEXTS
+    columns: dict[str, Any] = {name: hdf5.get_strings(table, name) for name in given}
     for name, choices in CHOICES.items():
         if unknown := set(columns[name]) - set(choices):
             raise ValueError(f"`{name}` holds {sorted(unknown)}, not only {', '.join(choices)}")

@@ -15,7 +15,7 @@ import numpy as np
 from gapscope.report.document import Column, Item, Line, Note, Series, Table
 from gapscope.report.figures import figure, number
 from gapscope.report.groups import LOSS, Side, runs_of, stems
-from gapscope.report.records import Comparison, Record, Report, Row
+from gapscope.report.records import Comparison, Record, Report, Row, combined
 from gapscope.results import Array, Quantity, Status
 
 BY_LOSS = "by-loss"
@@ -76,10 +76,28 @@ def sweep_curves(comparison: Comparison, rows: Sequence[Row]) -> tuple[Series, .
     axis = words.pop() if len(words) == 1 else ""
     labels = tuple(value if axis else subject.label for subject, (_, _, value) in named)
     return tuple(
-        Series(title=_words(row), style="line", axis=axis or "regimes", labels=labels, curves=(row.values,))
+        Series(
+            title=_words(row),
+            style="line",
+            axis=axis or "regimes",
+            labels=labels,
+            curves=(row.values,),
+            errors=(row.errors,),
+            bars=bars_of(comparison),
+        )
         for row in rows
         if np.isfinite(row.values).sum() > 1
     )
+
+
+def bars_of(comparison: Comparison) -> str:
+    """Say what one error to each side of a value is."""
+    over = "one standard deviation over runs"
+    data = "one error to each side: that over the data and that of the computation, combined"
+    several = [subject.size > 1 for subject in comparison.subjects]
+    if not any(several):
+        return f"A thin bar reaches {data}."
+    return f"A thin bar reaches {over} to each side{'' if all(several) else f', of a single run {data}'}."
 
 
 def _correlations(comparison: Comparison, rows: Sequence[Row]) -> Iterator[Item]:
@@ -157,8 +175,13 @@ def against_loss(sides: Sequence[Side], rows: Sequence[Row]) -> Record:
     places.sort(key=lambda place: -(place[2].number(LOSS) or 0.0))
     labels = {"saved": tuple(label for *_, label in places)}
 
-    def along(values: Sequence[float], doc: str, unit: str = "") -> Quantity:
-        return Quantity(value=np.array(values), doc=doc, unit=unit, dims=("saved",), labels=labels, drawn="detail")
+    def along(values: Sequence[float], doc: str, **more: Any) -> Quantity:
+        return Quantity(value=np.array(values), doc=doc, dims=("saved",), labels=labels, drawn="detail", **more)
+
+    def measured(row: Row) -> Quantity:
+        values, *errors = np.array([_numbers(report, row) for _, _, report, _ in places]).T
+        sampling, numerical = (error if np.isfinite(error).any() else None for error in errors)
+        return along(values, row.title, unit=row.unit, sampling_error=sampling, numerical_error=numerical)
 
     first = {_quantity(row): row for row in reversed(rows) if row.better != "none"}
     order = sorted(first, key=lambda path: (path != LOSS, rows.index(first[path])))
@@ -168,23 +191,24 @@ def against_loss(sides: Sequence[Side], rows: Sequence[Row]) -> Record:
         version="1",
         status=Status.EXACT,
         quantities={
-            **{
-                name: along([_number(report, row) for _, _, report, _ in places], row.title, row.unit)
-                for name, row in quantities.items()
-            },
+            **{name: measured(row) for name, row in quantities.items()},
             "regime": along([regime for regime, *_ in places], "which side of the comparison"),
             "run": along([run for _, run, *_ in places], "which run of it"),
         },
     )
 
 
-def _number(report: Report, row: Row) -> float:
+def _numbers(report: Report, row: Row) -> tuple[float, float, float]:
+    """Return value, sampling error and numerical error, NaN where unknown."""
     analyzer, name = _quantity(row).split("/")
     record = report.results.get(analyzer)
     quantity = record.quantities.get(name) if record else None
     if quantity is None or quantity.dims != row.dims:
-        return math.nan
-    return float(quantity.value[tuple(quantity.labels[d].index(e) for d, e in zip(row.dims, row.entries, strict=True))])
+        return math.nan, math.nan, math.nan
+    where = tuple(quantity.labels[d].index(e) for d, e in zip(row.dims, row.entries, strict=True))
+    parts = (quantity.value, quantity.sampling_error, quantity.numerical_error)
+    value, sampling, numerical = (math.nan if part is None else float(part[where]) for part in parts)
+    return value, sampling, numerical
 
 
 def loss_block(comparison: Comparison, verbose: bool) -> tuple[Item, ...]:
@@ -212,8 +236,8 @@ def loss_block(comparison: Comparison, verbose: bool) -> tuple[Item, ...]:
 def loss_curves(comparison: Comparison, names: Sequence[str]) -> Iterator[Series | Note]:
     """Yield curves of every regime over the training losses that all runs went through.
 
-    Between saved epochs a number is interpolated over the logarithm of the loss; a regime's curve is the mean of its
-    runs.
+    Between saved epochs a number and its error are interpolated over the logarithm of the loss; a regime's curve is
+    the mean of its runs, and its error their standard deviation.
     """
     quantities = comparison.results[BY_LOSS].quantities
     loss = np.log(quantities[LOSS.replace("/", " ")].value)
@@ -224,17 +248,28 @@ def loss_curves(comparison: Comparison, names: Sequence[str]) -> Iterator[Series
     if len(grid) < 2:
         yield Note(text="No curves: the saved epochs of the runs share no range of training losses.", tone="dim")
         return
+    said = f"A curve is the mean of a regime's runs. {bars_of(comparison)} Both are interpolated."
+    labels = tuple(subject.label for subject in comparison.subjects)
     for name in names:
         quantity = quantities[name]
-        curves = {key: np.interp(grid, loss[places], quantity.value[places]) for key, places in runs.items()}
+        drawn = [_regime(quantity, loss, grid, [runs[key] for key in runs if key[0] == i]) for i in range(len(labels))]
         yield Series(
             title=f"{quantity.doc} {quantity.unit}".strip(),
             style="line",
             axis="training loss, interpolated between saved epochs",
             labels=tuple(number(math.exp(one), 3) for one in grid),
-            curves=tuple(
-                tuple(np.mean([curve for (side, _), curve in curves.items() if side == regime], axis=0).tolist())
-                for regime in range(len(comparison.subjects))
-            ),
-            names=tuple(subject.label for subject in comparison.subjects),
+            curves=tuple(tuple(curve.tolist()) for curve, _ in drawn),
+            names=labels,
+            errors=tuple(tuple(error.tolist()) for _, error in drawn),
+            bars=said,
         )
+
+
+def _regime(
+    quantity: Quantity, loss: Array, grid: Sequence[float], runs: Sequence[Sequence[int]]
+) -> tuple[Array, Array]:
+    """Return the mean of a regime's runs over a grid of losses and their standard deviation; of one run its error."""
+    curves = np.array([np.interp(grid, loss[places], quantity.value[places]) for places in runs])
+    if len(runs) > 1:
+        return curves.mean(axis=0), curves.std(axis=0, ddof=1)
+    return curves[0], np.interp(grid, loss[runs[0]], combined(quantity)[runs[0]])

@@ -52,6 +52,7 @@ class Trajectory:
 
     axis: str
     points: tuple[Point, ...]
+    name: str = "training run"
 
     def at(self, index: int) -> str:
         """Return where a checkpoint is, for a sentence."""
@@ -62,17 +63,22 @@ class Trajectory:
 class Measure:
     """One number along the run, NaN where a checkpoint lacks it.
 
-    `errors` are one standard error over the data and the numerical error together, `numerical` the latter alone;
-    `open` are the checkpoints whose solver did not finish, so that the value is a bound.
+    `data` is one standard error over the data and `numerical` the error of the computation, NaN where unknown; `open`
+    are the checkpoints whose solver did not finish, so that the value is a bound.
     """
 
     path: str
     title: str
     unit: str
     values: Array  # (points,)
-    errors: Array  # (points,)
+    data: Array  # (points,)
     numerical: Array  # (points,)
     open: tuple[bool, ...]
+
+    @property
+    def errors(self) -> Array:
+        """Both errors together, 0 where neither is known."""
+        return np.asarray(np.hypot(np.nan_to_num(self.data), np.nan_to_num(self.numerical)))
 
     @property
     def words(self) -> str:
@@ -107,8 +113,8 @@ def _measure(path: str, entries: tuple[str, ...], reports: Sequence[Report]) -> 
         title=" ".join([named.get(path) or title(name, key), *shown]),
         unit=first.unit if first else "",
         values=numbers[:, 0],
-        errors=np.hypot(*np.nan_to_num(numbers[:, 1:]).T),
-        numerical=np.nan_to_num(numbers[:, 2]),
+        data=numbers[:, 1],
+        numerical=numbers[:, 2],
         open=tuple(bound and record is not None and record.status not in PROVEN for record in records),
     )
 
@@ -125,13 +131,20 @@ def _numbers(quantity: Quantity | None, entries: Sequence[str]) -> tuple[float, 
     return value, data, numerical
 
 
-def _ranks(reports: Sequence[Report]) -> list[tuple[str, tuple[str, ...]]]:
+def every_rank(trajectory: Trajectory) -> dict[str, Measure]:
+    """Return the near-rank of every layer at the first cut, by path."""
+    reports = [point.report for point in trajectory.points]
+    found = [_measure(path, entries, reports) for path, entries in _ranks(reports, math.inf)]
+    return {each.path: each for each in found}
+
+
+def _ranks(reports: Sequence[Report], most: float = LAYERS) -> list[tuple[str, tuple[str, ...]]]:
     """Return the near-ranks to show, at the first cut: of few layers each, of many their median."""
     records = [report.results["near-rank"] for report in reports if "near-rank" in report.results]
     labels = shared([record.quantities["near_rank"].labels for record in records] or [{}])
     if not {"layer", "cut"} <= set(labels):
         return []
-    layers = labels["layer"] if len(labels["layer"]) <= LAYERS else (MEDIAN,)
+    layers = labels["layer"] if len(labels["layer"]) <= most else (MEDIAN,)
     return [(RANK, (layer, labels["cut"][0])) for layer in layers]
 
 
@@ -146,7 +159,7 @@ def _others(reports: Sequence[Report]) -> Iterator[tuple[str, tuple[str, ...]]]:
 def _limit(reports: Sequence[Report]) -> Measure:
     """Return (2 + 2 momentum) / eta where the report judged by it, else what its top eigenvalue was judged by."""
     values = np.array([_limit_of(report) for report in reports])
-    nothing = np.zeros(len(reports))
+    unknown = np.full(len(reports), math.nan)
     plain = not any(report.training.get("momentum") for report in reports)
     words = "2/eta" if plain else "(2 + 2 momentum)/eta"
     return Measure(
@@ -154,8 +167,8 @@ def _limit(reports: Sequence[Report]) -> Measure:
         title=f"limit {words}",
         unit="",
         values=values,
-        errors=nothing,
-        numerical=nothing,
+        data=unknown,
+        numerical=unknown,
         open=(False,) * len(reports),
     )
 
@@ -268,7 +281,7 @@ def _edge(trajectory: Trajectory, found: Mapping[str, Measure]) -> Iterator[str]
         return
     edge = found[EDGE]
     above = edge.values > 1  # a Ritz value is a lower bound: no error takes this back
-    reach = np.where(edge.open, np.inf, edge.values + edge.numerical)
+    reach = np.where(edge.open, np.inf, edge.values + np.nan_to_num(edge.numerical))
     unsure = np.flatnonzero(~above & (reach >= 1)).tolist()
     most, where = int(np.nanargmax(edge.values)), np.flatnonzero(above)
     share, exceeds = _share(float(edge.values[most])), "the top eigenvalue exceeds the limit of stability"
@@ -278,7 +291,9 @@ def _edge(trajectory: Trajectory, found: Mapping[str, Measure]) -> Iterator[str]
         text = f"At every checkpoint {exceeds}, up to {share} times"
     elif above[where[0] : where[-1] + 1].all():
         until = "on" if above[-1] else f"to {trajectory.at(where[-1])}"
-        text = f"From {trajectory.at(where[0])} {until} {exceeds}, up to {share} times"
+        first = trajectory.at(where[0])
+        span, upto = (f"At {first}", "") if where.size == 1 else (f"From {first} {until}", "up to ")
+        text = f"{span} {exceeds}, {upto}{share} times"
     else:
         text = f"At {where.size} of {len(above)} checkpoints {exceeds}, most at {trajectory.at(most)} ({share} times)"
     if unsure:
@@ -357,7 +372,7 @@ def trajectory_json(trajectory: Trajectory, failures: Mapping[str, str]) -> dict
                 "unit": each.unit,
                 "values": _plain(each.values),
                 "errors": _plain(each.errors),
-                "numerical_errors": _plain(each.numerical),
+                "numerical_errors": _plain(np.nan_to_num(each.numerical)),
             }
             for each in measures(trajectory).values()
         ],

@@ -137,6 +137,34 @@ def test_the_output_fits_80_columns_in_a_pipe(run, folder, tmp_path):
         assert words in done.stdout
 
 
+def test_a_page_and_a_picture_are_written_and_named_with_nothing_left_to_measure_too(run, folder, tmp_path):
+    run(folder, "-q")
+    outcome = run(folder, "-q", "--html", "out.html", "--plot", "out.svg")
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[-2:] == ["page: out.html", "picture: out.svg"]
+    assert "nothing left to measure" in " ".join(outcome.out.split())
+    page = (tmp_path / "out.html").read_text()
+    assert "<h1>wide</h1>" in page
+    assert "4 checkpoints by steps: 9 to 300" in page
+    for title in ("Top eigenvalue and limit 2/eta", "Losses", "Loss gap", "Test accuracy", "Near-rank of each layer"):
+        assert f"<h3>{title}" in page
+        assert f">{title}" in (tmp_path / "out.svg").read_text()
+    alone = run(folder, "-q", "--json", "--html", "out.html")
+    assert (alone.code, json.loads(alone.out)["format"]) == (0, "gapscope-trajectory")
+    assert (tmp_path / "out.html").read_text() == page
+
+
+def test_a_run_is_shown_although_its_page_cannot_be_written(run, folder, tmp_path, capsys):
+    (tmp_path / "mine.html").write_text("<p>mine</p>")
+    with pytest.raises(ReportError, match=r"mine.html exists and was not written by `--html`. Expected a new name"):
+        run(folder, *CHEAP, "-q", "--html", "mine.html", "--plot", "out.svg")
+    assert "train loss" in capsys.readouterr().out
+    assert (tmp_path / "out.svg").exists()
+    with pytest.raises(UsageError, match=r"`--plot out.jpg` names no kind of picture. Expected a name that ends in"):
+        run(folder, "--plot", "out.jpg", "-o", "other")
+    assert not (tmp_path / "other").exists()
+
+
 # --- again
 
 

@@ -17,6 +17,10 @@ import example_reports as examples
 from gapscope.report.comparison import compare
 from gapscope.report.file import read
 from gapscope.report.page import page
+from gapscope.report.sheets import sheet
+from gapscope.report.trajectory import Point, Trajectory
+from gapscope.report.trajectory_sheet import trajectory_sheet
+from gapscope.results import Quantity, Status
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -91,12 +95,28 @@ def everything():
     return {"report": alone, "comparison": compare(sides, together=examples.together())}
 
 
+def run():
+    """A run of five checkpoints, one of them warm-started and one unfinished."""
+    limit = Quantity(value=0.5, doc="share of the limit")
+
+    def at(step, **how):
+        top = examples.eigenvalues(step / 10, **how)
+        top = replace(top, quantities={**top.quantities, "stability": limit})
+        measured = (examples.gap(1 / step), top, examples.near_rank(step), examples.adaptive_sharpness())
+        report = examples.report(*measured, checkpoint=f"step-{step}.pt")
+        return Point(place=str(step), report=report, path=f"run.track/step-{step}.report.h5")
+
+    hows = {1: {}, 2: {}, 3: {"warm_start": True}, 4: {"status": Status.BUDGET_SPENT}, 5: {}}
+    return Trajectory(axis="steps", points=tuple(at(step, **how) for step, how in hows.items()), name="run")
+
+
 CONTENTS = {
     **everything(),
     "archived-report": read(ARCHIVE / "v1.report.h5"),
     "archived-comparison": read(ARCHIVE / "v1.comparison.h5"),
     "sweep": compare([examples.report(batch_size=size, checkpoint=f"{size}.pt") for size in (8, 64, 650)]),
 }
+SHEETS = {**{name: sheet(content) for name, content in CONTENTS.items()}, "run": trajectory_sheet(run())}
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +129,12 @@ def browser():
 
 @pytest.fixture
 def shown(browser, tmp_path):
-    """Open contents as pages; requests and messages are kept and must be none."""
+    """Open sheets as pages; requests and messages are kept and must be none."""
     contexts, requests, messages = [], [], []
 
-    def show(content, *, size="desk", scheme="light"):
+    def show(sheet, *, size="desk", scheme="light"):
         path = tmp_path / "page.html"
-        path.write_text(page(content), encoding="utf-8")
+        path.write_text(page(sheet), encoding="utf-8")
         width, height = SIZES[size]
         context = browser.new_context(
             offline=True, viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
@@ -134,10 +154,10 @@ def shown(browser, tmp_path):
     assert messages == []
 
 
-@pytest.mark.parametrize("name", CONTENTS)
+@pytest.mark.parametrize("name", SHEETS)
 @pytest.mark.parametrize("size", SIZES)
 def test_a_page_fits_its_window_and_every_figure_is_seen(shown, name, size):
-    opened = shown(CONTENTS[name], size=size)
+    opened = shown(SHEETS[name], size=size)
     assert opened.evaluate("document.documentElement.scrollWidth") == SIZES[size][0]
     drawings = opened.locator("figure svg")
     assert drawings.count() >= 1
@@ -150,10 +170,10 @@ def test_a_page_fits_its_window_and_every_figure_is_seen(shown, name, size):
         opened.screenshot(path=Path(PICTURES) / f"{name}-{size}.png", full_page=True)
 
 
-@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("name", ["report", "comparison", "run"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_stands_out(shown, name, scheme):
-    opened = shown(CONTENTS[name], scheme=scheme)
+    opened = shown(SHEETS[name], scheme=scheme)
     opened.evaluate("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
     dark = opened.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
     assert dark == (scheme == "dark")
@@ -163,7 +183,7 @@ def test_every_text_stands_out(shown, name, scheme):
 
 
 def test_details_open_and_links_are_followed_by_keyboard(shown):
-    opened = shown(CONTENTS["comparison"])
+    opened = shown(SHEETS["comparison"])
     assert not opened.locator("details[open]").count()
     for _ in range(40):
         opened.keyboard.press("Tab")
@@ -178,7 +198,7 @@ def test_details_open_and_links_are_followed_by_keyboard(shown):
 
 
 def test_a_screen_reader_finds_headings_tables_and_drawings(shown):
-    opened = shown(CONTENTS["comparison"])
+    opened = shown(SHEETS["comparison"])
     assert opened.get_by_role("heading", level=1).count() == 1
     assert opened.get_by_role("img").count() == opened.locator("svg").count()
     assert opened.get_by_role("rowheader", name="top eigenvalue").first.is_visible()
@@ -190,15 +210,15 @@ def test_markup_in_names_is_text_and_runs_nothing(shown):
     names = tuple(f"{i}{EVIL}" for i in range(9))
     quantities = {key: replace(q, labels=dict.fromkeys(q.dims, names), doc=EVIL) for key, q in deep.quantities.items()}
     content = examples.report(replace(deep, quantities=quantities, notes=(EVIL,)), checkpoint=EVIL)
-    opened = shown(content)
+    opened = shown(sheet(content))
     assert opened.evaluate("window.hacked") is None
     assert opened.locator("img, script").count() == 0
     assert opened.get_by_role("heading", level=1).inner_text() == EVIL
 
 
-@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("name", ["report", "comparison", "run"])
 def test_it_prints(shown, name):
-    opened = shown(CONTENTS[name], scheme="dark")
+    opened = shown(SHEETS[name], scheme="dark")
     printed = opened.pdf(format="A4")
     assert printed.startswith(b"%PDF")
     assert len(printed) > 10_000

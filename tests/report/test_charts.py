@@ -7,7 +7,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from gapscope.report.charts import Curves, Dot, Dots, Map, chart
+from gapscope.report.charts import Curves, Dot, Dots, chart, marked
+from gapscope.report.map_chart import Map
 
 
 def drawn(content):
@@ -32,7 +33,7 @@ def curves(values, **given):
 
 def test_curves_train_is_solid_and_test_dashed():
     root = drawn(curves([[1, 2, 3], [2, 3, 4]]))
-    train, test = (one for one in of_class(root, "curve") if one.get("d").count("L") == 2)
+    test, train = (one for one in of_class(root, "curve") if one.get("d").count("L") == 2)
     assert train.get("stroke-dasharray") is None
     assert test.get("stroke-dasharray") == "7 4"
     assert words(root, "label") == ["train", "test"]
@@ -48,6 +49,47 @@ def test_curves_over_orders_of_magnitude_have_a_log_axis_and_gaps():
     (curve,) = of_class(root, "curve")
     assert curve.get("d").count("M") == 2
     assert not words(root, "label")
+
+
+def test_errors_are_bars_with_caps_and_said_where_the_pointer_rests():
+    root = drawn(curves([[1, 2, 3], [2, 3, 4]], errors=np.array([[0.5, math.nan, 0], [math.nan] * 3])))
+    (bars,) = of_class(root, "error")
+    assert bars.get("class") == "error c0"
+    assert (bars.get("d").count("V"), bars.get("d").count("h6")) == (1, 2)
+    said = [hit.find("title").text for hit in of_class(root, "hit")]
+    assert said[0] == "a 0.0\ntrain: 1.0 ± 0.5\ntest: 2"
+    assert said[1] == "a 1.0\ntrain: 2\ntest: 3"
+    low, high = map(float, re.search(r"M[\d.]+ ([\d.]+)V([\d.]+)", bars.get("d")).groups())
+    ticks = {one.text: float(one.get("y")) - 4 for one in of_class(root, "tick") if one.get("text-anchor") == "end"}
+    assert low - high == pytest.approx(ticks["1"] - ticks["2"], abs=0.3)  # from 0.5 to 1.5; SVG keeps one decimal
+
+
+def test_a_bar_that_leaves_the_axis_has_no_cap_there():
+    log = drawn(curves([[1, 10, 1000]], errors=np.array([[5.0, 1, 1]])))
+    wide = drawn(curves([[1, 2, 3]], errors=np.array([[100.0, 1, 1]])))
+    caps = [bars.get("d").count("h6") for root in (log, wide) for bars in of_class(root, "error")]
+    assert caps == [5, 4]
+    assert words(log, "axis")[0] == "loss (log scale)"
+    assert "100" not in words(wide, "tick")  # it does not flatten the curve
+
+
+def test_bars_of_many_places_have_no_caps():
+    root = drawn(curves([np.linspace(1, 2, 30)], errors=np.full((1, 30), 0.1)))
+    (bars,) = of_class(root, "error")
+    assert (bars.get("d").count("V"), bars.get("d").count("h")) == (30, 0)
+
+
+def test_of_long_curves_what_no_line_reaches_is_marked():
+    values = [1.0, math.nan, *[2.0] * 20, math.nan, 3.0]
+    assert marked(values) == [0, 23]
+    assert marked(values[:5]) == [0, 2, 3, 4]
+    assert len(of_class(drawn(curves([values])), "mark")) == 2
+
+
+def test_the_first_curve_lies_on_top():
+    root = drawn(curves([[1, 2], [2, 1]]))
+    lines = [one.get("class") for one in of_class(root, "curve") if "L" in one.get("d")]
+    assert lines == ["curve c1", "curve c0"]
 
 
 def test_a_filled_curve_stands_on_zero_and_long_ones_have_no_marks():
@@ -104,37 +146,6 @@ def plane(values, **given):
     return Map(said="said", across="first", upward="second", values=np.array(values, dtype=float), **given)
 
 
-def test_a_map_has_cells_with_their_numbers_and_marks_with_names():
-    values = [[1, 2, 3], [2, math.nan, 4], [3, 4, 5]]
-    root = drawn(plane(values, marks=(("small", 0.0, 0.0), ("a name too long for either side " * 2, 1.0, 1.0))))
-    (cells,) = of_class(root, "cells")
-    assert len(cells) == 9
-    assert cells[0].find("title").text == "first -1, second -1: 1"
-    assert len(of_class(root, "odd")) == 1
-    assert len(of_class(root, "cross")) == 2
-    assert words(root, "halo")[0] == "small"
-    assert of_class(root, "halo")[1].get("text-anchor") == "middle"
-
-
-def test_contours_run_where_the_values_cross_a_level():
-    n = 41
-    at = np.linspace(-1, 1, n)
-    root = drawn(plane(at[None, :] ** 2 + at[:, None] ** 2, columns=at, rows=at))
-    contours = [one.get("d") for one in of_class(root, "contour") if "h14" not in one.get("d")]
-    numbers = np.array(re.findall(r"[ML]([\d.]+) ([\d.]+)", contours[0]), dtype=float)
-    x, y = numbers.T
-    middle_x, middle_y = (x.min() + x.max()) / 2, (y.min() + y.max()) / 2
-    radius = np.hypot(x - middle_x, y - middle_y)
-    assert len(numbers) > 40
-    assert radius.std() < 0.02 * radius.mean()  # the level set of a paraboloid is a circle
-
-
-def test_a_flat_map_has_no_contours_and_says_its_only_value():
-    root = drawn(plane(np.ones((3, 3))))
-    assert not of_class(root, "contour")
-    assert "second -1: 1" in next(root.iter("title")).text
-
-
 @pytest.mark.parametrize(
     "values",
     [[[-1.7e308, 1.7e308]], [[5e-324, 1e-300]], [[math.inf, -math.inf]], [[0, 0]], [[1, 1 + 1e-15]], [[1e300, 1e-300]]],
@@ -143,7 +154,15 @@ def test_a_flat_map_has_no_contours_and_says_its_only_value():
 def test_extreme_numbers_are_drawn_all_the_same(values):
     rows = tuple((str(v), (Dot(value=v, words=str(v), interval=(v / 2, v * 2)),)) for v in values[0])
     square = [[values[0][0], values[0][1]], [values[0][1], values[0][0]]]
-    for content in (curves(values), curves(values, log=True), Dots(said="", across="", rows=rows), plane(square)):
+    errors = np.abs(np.array(values, dtype=float))
+    erring = curves(values, errors=errors)
+    for content in (
+        curves(values),
+        curves(values, log=True),
+        erring,
+        Dots(said="", across="", rows=rows),
+        plane(square),
+    ):
         text = chart(content)
         ElementTree.fromstring(text)
         assert not re.search(r'="[^"]*\b(nan|inf)', text)

@@ -53,5 +53,34 @@ def test_a_sweep_has_its_curves():
     assert {"top eigenvalue", "test accuracy %"} <= titles
 
 
+def test_a_sweep_s_curves_have_bars_whose_caption_says_what_they_are():
+    sides = [report(batch_size=size, checkpoint=f"{size}.pt") for size in (8, 64, 650)]
+    top = next(one for one in compared(compare(sides)) if one.title == "top eigenvalue")
+    ((_, content),) = top.panels
+    assert chart(content).count('class="error') == 1
+    assert "A thin bar reaches one error to each side" in top.caption
+    assert [column.header for column in top.numbers.columns] == ["batch", "value", "±"]
+
+
+def test_a_sweep_without_errors_has_no_bars_and_promises_none():
+    comparison = compare([report(batch_size=size, checkpoint=f"{size}.pt") for size in (8, 64, 650)])
+    blind = replace(comparison, rows=tuple(replace(row, errors=(math.nan,) * 3) for row in comparison.rows))
+    top = next(one for one in compared(blind) if one.title == "top eigenvalue")
+    assert "bar" not in top.caption
+    assert [column.header for column in top.numbers.columns] == ["batch", "value"]
+
+
+def test_curves_of_several_runs_have_bars_over_runs():
+    def scaled(k):
+        record = near_rank()
+        values = record.quantities["singular_values"]
+        return replace(record, quantities={"singular_values": replace(values, value=values.value * k)})
+
+    runs = [make(scaled(k), checkpoint=f"{make.__name__}-{k}.pt") for make in (report, large) for k in (1, 1.2)]
+    singular = of(compare(runs))["near-rank/singular_values"]
+    assert "one standard deviation over runs" in singular.caption
+    assert all('class="error' in chart(content) for _, content in singular.panels)
+
+
 def test_nothing_is_drawn_of_nothing():
     assert compared(Comparison(subjects=PAIR.subjects, rows=(), reading=())) == []

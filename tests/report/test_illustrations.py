@@ -16,7 +16,18 @@ from example_reports import (
 )
 
 from gapscope.report.charts import chart
-from gapscope.report.illustrations import LISTED, MOST, figures, kind, numbers, worth
+from gapscope.report.illustrations import (
+    LISTED,
+    MOST,
+    errors,
+    figures,
+    illustrated,
+    kind,
+    measured,
+    numbers,
+    stacked,
+    worth,
+)
 from gapscope.report.records import Record
 from gapscope.results import Quantity, Status
 
@@ -86,6 +97,29 @@ def test_a_caption_says_how_it_was_measured():
     assert Status.BUDGET_SPENT.value in figure.caption
 
 
+def test_several_measurements_are_counted_by_how_they_ended_and_share_their_settings():
+    done, spent = epsilon_sharpness(), epsilon_sharpness(status=Status.BUDGET_SPENT)
+    said = measured([done, done, replace(spent, settings={**spent.settings, "warm_start": True})], " on 5 samples")
+    assert said.startswith("Measured on 5 samples by gapscope epsilon-sharpness (")
+    assert f": 2 of 3 {done.message}; 1 of 3 {spent.message}." in said
+    assert "warm_start" not in said
+
+
+@pytest.mark.parametrize(
+    ("quantity", "bars"),
+    [
+        (array((2, 5), drawn="line", sampling_error=np.full((2, 5), 0.1)), 2),
+        (array((2, 5), drawn="line"), 0),
+        (array((12,), drawn="bars", numerical_error=np.ones(12)), 0),
+    ],
+)
+def test_curves_have_bars_where_errors_are_known_and_areas_have_none(quantity, bars):
+    figure = illustrated("moons/phase", quantity, errors(quantity))
+    ((_, content),) = figure.panels
+    assert chart(content).count('class="error') == bars
+    assert ("A thin bar" in figure.caption) == bool(bars)
+
+
 def test_medians_stand_before_their_quartiles():
     record = curvature()
     median = record.quantities["median"]
@@ -142,3 +176,19 @@ def test_an_analyzer_of_another_package_gets_its_figure():
     record = Record(analyzer="moons", version="1", status=Status.EXACT, quantities={"phase": array((4,), drawn="line")})
     (figure,) = found(record).values()
     assert (figure.path, figure.title) == ("moons/phase", "moons phase")
+
+
+def test_a_single_curve_needs_no_dimension_of_its_own():
+    two = stacked("t", ("0", "1"), ("a", "b"), value=np.ones((2, 2)), sampling_error=np.zeros((2, 2)))
+    one = stacked("t", ("0", "1"), ("a",), value=np.ones((1, 2)), sampling_error=None)
+    assert (two.dims, two.labels["curve"]) == (("curve", "t"), ("a", "b"))
+    assert (one.dims, one.value.shape, one.sampling_error) == (("t",), (2,), None)
+
+
+def test_falling_places_are_drawn_on_an_axis_of_numbers():
+    quantity = stacked("loss", ("0.8", "0.3", "0.1"), ("a",), value=np.array([[1.0, 2, 3]]), sampling_error=None)
+    figure = illustrated("", replace(quantity, sampling_error=np.array([0.1, 0.2, 0.3])), "", name="top")
+    ((_, content),) = figure.panels
+    assert (content.places, content.words, content.across) == ((0.1, 0.3, 0.8), ("0.1", "0.3", "0.8"), "loss")
+    assert (content.values.tolist(), content.errors.tolist()) == ([[3, 2, 1]], [[0.3, 0.2, 0.1]])
+    assert [line.cells[0] for line in figure.numbers.lines] == ["0.8", "0.3", "0.1"]

@@ -10,10 +10,11 @@ import pytest
 from example_reports import adaptive_sharpness, curvature, density, eigenvalues, gap, near_rank, plane, report, together
 
 from gapscope.errors import ReportError, UsageError
-from gapscope.report.charts import Map
-from gapscope.report.comparison_figures import chosen
 from gapscope.report.file import write as write_file
-from gapscope.report.plot import MAGIC, PALETTE, _rows, _sheet, picture, write
+from gapscope.report.map_chart import Map
+from gapscope.report.plot import MAGIC, _rows, _sheet, picture, write
+from gapscope.report.plot_charts import PALETTE
+from gapscope.report.sheets import sheet
 from gapscope.results import Quantity
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -21,9 +22,15 @@ REPORT = report(eigenvalues(), near_rank(), curvature(layers=9), density(), gap(
 ODD = "$x_1$ <b>&amp; $\\frac$ \\$ %s {y}"
 
 
+def figures(content):
+    return sheet(content).figures
+
+
 def words(content):
     """The texts of a picture, as they stand in the file."""
-    return ["".join(one.itertext()) for one in ElementTree.fromstring(picture(content, ".svg")).iter(f"{SVG}text")]
+    return [
+        "".join(one.itertext()) for one in ElementTree.fromstring(picture(figures(content), ".svg")).iter(f"{SVG}text")
+    ]
 
 
 def drawn(value, *, drawn="line", names=("a", "b"), error=None, **given):
@@ -39,8 +46,8 @@ def drawn(value, *, drawn="line", names=("a", "b"), error=None, **given):
 @pytest.mark.parametrize("suffix", MAGIC)
 @pytest.mark.parametrize("content", [REPORT, together()])
 def test_the_same_content_gives_the_same_bytes_of_the_kind_asked_for(content, suffix):
-    first = picture(content, suffix)
-    assert first == picture(content, suffix)
+    first = picture(figures(content), suffix)
+    assert first == picture(figures(content), suffix)
     assert re.match(MAGIC[suffix], first, re.DOTALL)
     assert b"Matplotlib" not in first[:1000] + first[-1000:]
 
@@ -57,10 +64,10 @@ def test_a_matplotlibrc_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize("content", [REPORT, together(), report(plane())])
 def test_every_panel_of_the_page_is_one_area_and_a_map_has_its_scale_beside_it(content):
-    figures = chosen(content)
-    panels = [chart for one in figures for _, chart in one.panels]
+    shown = figures(content)
+    panels = [chart for one in shown for _, chart in one.panels]
     maps = sum(isinstance(chart, Map) for chart in panels)
-    assert len(_sheet(_rows(figures)).axes) == len(panels) + maps
+    assert len(_sheet(_rows(shown)).axes) == len(panels) + maps
 
 
 def test_the_ratios_come_first_with_their_words_and_the_reference():
@@ -78,10 +85,10 @@ def test_titles_units_and_names_are_all_there():
 
 
 def test_narrow_panels_share_a_row_and_figures_of_several_begin_one():
-    one = chosen(report(density()))
+    one = figures(report(density()))
     two = [replace(one[0], panels=one[0].panels * 2)]
     assert [len(row) for row in _rows([*one, *one, *one, *two])] == [2, 1, 2]
-    (forest, *_), wide = chosen(together()), _rows(chosen(together()))
+    (forest, *_), wide = figures(together()), _rows(figures(together()))
     assert [panel.content for panel in wide[0]] == [forest.panels[0][1]]
 
 
@@ -117,17 +124,17 @@ def test_long_names_are_broken_and_lose_nothing():
 )
 def test_extreme_and_missing_values_are_drawn(kind, value):
     content = drawn(value, drawn=kind, better="lower", error=np.full((2, 3), 1e307))
-    assert picture(content, ".png")
+    assert picture(figures(content), ".png")
 
 
 def test_characters_that_the_font_lacks_stay_in_an_svg():
     content = drawn([[1.0, 2.0], [2.0, 1.0]], names=("層一", "b"))
     assert "層一" in words(content)
-    assert picture(content, ".png")
+    assert picture(figures(content), ".png")
 
 
 def test_colours_are_those_of_the_page_and_curves_differ_without_them():
-    text = picture(REPORT, ".svg").decode()
+    text = picture(figures(REPORT), ".svg").decode()
     assert len(PALETTE) == 6
     assert all(colour in text for colour in PALETTE[:3])
     assert len(set(re.findall('stroke-dasharray: ([^;"]+)', text))) >= 2
@@ -135,28 +142,28 @@ def test_colours_are_those_of_the_page_and_curves_differ_without_them():
 
 def test_unknown_suffixes_foreign_files_and_nothing_to_draw_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"names no kind of picture. Expected a name that ends in .png, .svg, .pdf. M"):
-        write(REPORT, tmp_path / "out.jpg")
+        write(figures(REPORT), tmp_path / "out.jpg")
     for suffix in MAGIC:
         place = tmp_path / f"mine{suffix}"
         place.write_text("<?xml version='1.0'?>\n<notes/>")
         with pytest.raises(
             ReportError, match=rf"exists and is no {suffix[1:].upper()}. Expected a new name .* `--plot`."
         ):
-            write(REPORT, place)
+            write(figures(REPORT), place)
         assert place.read_text().endswith("<notes/>")
-    with pytest.raises(ReportError, match=r"there is no figure for `--plot`. Expected an array .* `--csv`."):
-        write(report(gap()), tmp_path / "out.png")
+    with pytest.raises(ReportError, match=r"there is no figure for `--plot`. Expected an array, .* `--json`."):
+        write(figures(report(gap())), tmp_path / "out.png")
     with pytest.raises(ReportError, match=r"cannot be written: .* name another place with `--plot`"):
-        write(REPORT, tmp_path / "none" / "out.png")
+        write(figures(REPORT), tmp_path / "none" / "out.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.pdf", "mine.png", "mine.svg"]
 
 
 @pytest.mark.parametrize("suffix", MAGIC)
 def test_an_earlier_picture_is_replaced(tmp_path, suffix):
     place = tmp_path / f"out{suffix.upper()}"
-    write(report(adaptive_sharpness()), place)
+    write(figures(report(adaptive_sharpness())), place)
     before = place.read_bytes()
-    write(REPORT, place)
+    write(figures(REPORT), place)
     assert place.read_bytes() not in (b"", before)
 
 

@@ -6,7 +6,7 @@ from example_reports import eigenvalues, epsilon_sharpness, gap, large, path, pl
 
 from gapscope.errors import ReportError
 from gapscope.report.comparison import compare
-from gapscope.report.records import merge, merge_comparison
+from gapscope.report.records import combined, merge, merge_comparison
 from gapscope.results import Quantity
 
 
@@ -82,3 +82,12 @@ def test_a_report_gives_its_single_numbers_by_path():
     assert report().number("eigenvalues/top") == 0.154
     for absent in ("eigenvalues/values", "eigenvalues/nothing", "nothing/top"):
         assert report().number(absent) is None
+
+
+def test_errors_are_combined_as_squares_and_unknown_only_where_both_are():
+    nan = np.nan
+    both = Quantity(value=np.ones(3), doc="", dims=("x",), labels={"x": ("a", "b", "c")})
+    both = replace(both, sampling_error=np.array([3.0, nan, nan]), numerical_error=np.array([4.0, 2.0, nan]))
+    assert combined(both).tolist() == pytest.approx([5.0, 2.0, nan], nan_ok=True)
+    assert np.isnan(combined(replace(both, sampling_error=None, numerical_error=None))).all()
+    assert combined(Quantity(value=1.0, doc="", sampling_error=0.5)).tolist() == 0.5

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -49,6 +50,15 @@ def test_without_runs_there_are_none_in_the_file(tmp_path):
         assert "runs" not in file["subjects/0"]
     row = read(tmp_path / "c.h5").rows[0]
     assert (row.runs, math.isnan(row.p)) == ((), True)
+
+
+def test_what_a_row_is_reads_as_it_was_written_and_earlier_files_lack_it(path):
+    before = read(path)
+    write(replace(before, rows=tuple(replace(row, doc=f"what {row.path} is") for row in before.rows)), path)
+    assert [row.doc for row in read(path).rows] == [f"what {row.path} is" for row in before.rows]
+    with h5py.File(path, "r+") as file:
+        del file["results/comparison/doc"]
+    assert {row.doc for row in read(path).rows} == {""}
 
 
 def refusal(path, change):

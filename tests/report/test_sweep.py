@@ -9,7 +9,7 @@ from test_groups import run, saved
 
 from gapscope.report.comparison import compare
 from gapscope.report.document import Note, Series, Table
-from gapscope.report.sweep import BY_LOSS, loss_block, spearman, sweep_blocks, sweep_curves, swept
+from gapscope.report.sweep import BY_LOSS, bars_of, loss_block, spearman, sweep_blocks, sweep_curves, swept
 from gapscope.report.terminal import text
 from gapscope.report.view import comparison_document
 
@@ -67,6 +67,25 @@ def test_curves_have_the_batch_sizes_as_their_axis():
     named = compare([run(name, optimizer=name) for name in ("sgd", "adam", "lars")], by="optimizer")
     (curve,) = sweep_curves(named, [row for row in named.rows if row.path == "eigenvalues/top"])
     assert (curve.axis, curve.labels) == ("regimes", ("sgd", "adam", "lars"))
+
+
+def test_curves_have_the_errors_of_the_table_and_say_what_they_are():
+    _, top = items(sweep_blocks(sweep(), False), Series)
+    assert top.errors[0] == pytest.approx([0.002 / math.sqrt(2)] * 5)  # of two runs 0.002 apart
+    assert top.bars == "A thin bar reaches one standard deviation over runs to each side."
+    (_, alone) = items(sweep_blocks(sweep(seeds=1), False), Series)
+    row = next(row for row in sweep(seeds=1).rows if row.path == "eigenvalues/top")
+    assert alone.errors == (row.errors,)
+    assert np.isfinite(row.errors).all()
+    assert alone.bars.startswith("A thin bar reaches one error to each side: that over the data and that of the comp")
+
+
+def test_a_regime_of_one_run_beside_others_has_the_error_of_its_own():
+    reports = [run(f"b{size}-{seed}", 0.1, batch_size=size, seed=seed) for size in SIZES[:2] for seed in range(2)]
+    said = bars_of(compare([*reports, run("b650-0", 0.2, batch_size=650)]))
+    assert said.startswith(
+        "A thin bar reaches one standard deviation over runs to each side, of a single run one error"
+    )
 
 
 def test_two_regimes_are_no_sweep():
@@ -173,6 +192,15 @@ def test_epochs_are_listed_and_regimes_drawn_at_equal_loss():
     b = 0.13 - 0.01 * math.log(0.21 / 0.06) / math.log(0.3 / 0.06)
     assert top.curves[0][2] == pytest.approx((a + b) / 2)
     assert top.curves[1][2] == pytest.approx(0.12)
+    two, one = top.errors
+    assert two[2] == pytest.approx(abs(a - b) / math.sqrt(2))
+    record = traced().results[BY_LOSS].quantities
+    saved_at = record["gap train_loss"].value.tolist().index(0.8)
+    assert one[0] == pytest.approx(
+        np.hypot(record["eigenvalues top"].sampling_error, record["eigenvalues top"].numerical_error)[saved_at]
+    )
+    assert "the mean of a regime's runs" in top.bars
+    assert "of a single run one error" in top.bars
     assert len(loss_block(traced(), True)) > len(block)
     shown = text(comparison_document(traced()))
     assert "by-loss" in shown
