@@ -23,6 +23,8 @@ _HOMES = {
     "Escape": "gapscope.measure.analyzers.escape",
     "Gap": "gapscope.measure.analyzers.gap",
     "GapscopeError": "gapscope.errors",
+    "LAMB": "gapscope.training.optimizers.lamb",
+    "LayerwiseSGD": "gapscope.training.optimizers.layerwise",
     "NearRank": "gapscope.measure.analyzers.near_rank",
     "Noise": "gapscope.measure.analyzers.noise",
     "Path": "gapscope.measure.analyzers.path",
@@ -31,6 +33,8 @@ _HOMES = {
     "Quantity": "gapscope.results",
     "Report": "gapscope.report.file",
     "Result": "gapscope.results",
+    "SAM": "gapscope.training.optimizers.sam",
+    "SNGM": "gapscope.training.optimizers.sngm",
     "Status": "gapscope.results",
     "Trace": "gapscope.measure.analyzers.trace",
     "compare": "gapscope.report.comparison",
@@ -43,6 +47,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "LAMB",
+    "SAM",
+    "SNGM",
     "AdaptiveSharpness",
     "Comparison",
     "Curvature",
@@ -52,6 +59,7 @@ __all__ = [
     "Escape",
     "Gap",
     "GapscopeError",
+    "LayerwiseSGD",
     "NearRank",
     "Noise",
     "Path",

@@ -6,13 +6,28 @@ Measuring commands are generated from the analyzers' dataclasses.  Nothing here 
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import typer
 import typer.main
 
-from gapscope.cli import analyze, baseline, compare, convert, demo, fields, gate, inspect, measuring, show, track, train
+from gapscope.cli import (
+    analyze,
+    baseline,
+    compare,
+    convert,
+    demo,
+    fields,
+    gate,
+    inspect,
+    measuring,
+    show,
+    study,
+    track,
+    train,
+)
 from gapscope.cli.settings import Configuration, read_configuration
 
 EPILOG = (
@@ -26,6 +41,7 @@ TABLES = {
     "analyze": analyze.Own,
     "gate": gate.Own,
     "track": track.Own,
+    "study": study.StudyOptions,
 }  # commands with a table of their own
 SHARED = (
     "model",
@@ -33,9 +49,11 @@ SHARED = (
     "data",
     "loss",
     "threads",
+    "device",
     "quiet",
     "debug",
 )  # common keys that mean the same to `train`
+TRAINING = ("train", "study", "demo")  # offered where the package that trains is there
 INTERRUPTED = 130
 UNCONFIGURED = ("-h", "--help", "--version", "show", "inspect", "convert", "demo", "baseline")
 
@@ -71,10 +89,13 @@ def app(configuration: Configuration, wanted: str = "") -> typer.Typer:
         ("inspect", inspect.inspect),
         ("convert", convert.convert),
         ("train", train.command()),
+        ("study", study.command()),
         ("demo", demo.demo),
     )
-    alone = [(name, body) for name, body in verbs if name == wanted]
-    for name, body in alone or (*measuring.commands(configuration), *verbs):
+    trains = find_spec("gapscope.training") is not None
+    offered = [verb for verb in verbs if trains or verb[0] not in TRAINING]
+    alone = [verb for verb in offered if verb[0] == wanted]
+    for name, body in alone or (*measuring.commands(configuration), *offered):
         root.command(name, short_help=fields.headline(body.__doc__))(body)
     return root
 
@@ -127,5 +148,6 @@ def _defaults(configuration: Configuration) -> dict[str, Any]:
         "gate": {**common, **own.get("gate", {})},
         "track": {**common, **own.get("track", {})},
         "train": {**shared, **own.get("train", {})},
+        "study": own.get("study", {}),
     }
     return {**analyzers, **verbs}

@@ -24,7 +24,7 @@ class Lines(Monitor):
     first: float | None
 
     def begin(self, name: str, passes: int) -> None:
-        """Start counting passes over the data."""
+        """Start counting passes over the data; 0 where nobody knows how many there will be."""
         self.name, self.passes, self.done, self.text = name, passes, 0.0, ""
         self.started = self.spoken = time.monotonic()
         self.announced, self.first = False, None
@@ -49,11 +49,8 @@ class Lines(Monitor):
         if now - self.spoken > LINE_SECONDS:
             self.spoken = now
             left = (now - self.started) / max(self.done, 1e-9) * max(self.passes - self.done, 0)
-            print(
-                f"{self.name}: pass {self.done:.0f} of about {self.passes}, about {left:.0f} s left  {self.text}",
-                file=sys.stderr,
-                flush=True,
-            )
+            of = f" of about {self.passes}, about {left:.0f} s left" if self.passes else ""
+            print(f"{self.name}: pass {self.done:.0f}{of}  {self.text}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """Keep the current value for the next line."""

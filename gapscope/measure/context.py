@@ -87,9 +87,13 @@ class Context:
         return split in self.subjects[which].problems
 
     def training(self, which: int = 0) -> Mapping[str, Any]:
-        """Return the recorded hyper-parameters: batch_size, lr, momentum, weight_decay, optimizer ..."""
+        """Return the recorded hyper-parameters: batch_size, lr, momentum, weight_decay, optimizer ...
+
+        Under a schedule `lr` is the rate of the last step, which these weights are stable under or not.
+        """
         found = self.subjects[which].training
-        return {"lr": found["learning_rate"], **found} if "learning_rate" in found else found
+        rate = found.get("last_lr", found.get("lr", found.get("learning_rate")))
+        return found if rate is None else {**found, "lr": rate}
 
     def optimizer(self, which: int = 0) -> Mapping[str, Any] | None:
         """Return the optimizer's state_dict, or None where the checkpoint holds none."""

@@ -193,7 +193,7 @@ def open_session(request: Request, execution: Execution, monitor: Monitor | None
         torch.set_num_threads(execution.threads)
     if request.setup is not None:
         return Session(_set_up(request, execution, monitor), execution.seed, monitor)
-    device = _device(execution.device)
+    device = device_named(execution.device)
     if device.type == "mps" and execution.dtype == "float64":
         raise UsageError("The device mps has no float64. Expected `--dtype float32` there, or `--device cpu`.")
     loaded = load(request)
@@ -272,7 +272,8 @@ def _origin(request: Request, loaded: Loaded, split: str, other: Problem | None)
     )
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """Return the device of a name, of `auto` the best there is; raises UsageError for what is not there."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))

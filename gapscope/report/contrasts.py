@@ -143,13 +143,19 @@ def mean_over(values: Array, kind: Contrast = "difference") -> Contrasted:
     half = _quantile(values.size - 1) * spread / math.sqrt(values.size) if spread else math.nan
     if kind == "difference":
         return mean, (mean - half, mean + half)
-    return math.exp(mean), (math.exp(mean - half), math.exp(mean + half))
+    with np.errstate(over="ignore"):
+        low, middle, high = np.exp([mean - half, mean, mean + half]).tolist()
+    return middle, (low, high)
 
 
 def slope_over(places: Sequence[float], runs: Array) -> Contrasted:
-    """Return the mean over runs of the least-squares slope of each run's values (runs, places), as `mean_over` does."""
+    """Return the mean over runs of the least-squares slope of each run's values (runs, places), as `mean_over` does.
+
+    Places that are all one have no slope, nor has a run with a value that is not finite: NaN.
+    """
     centred = np.asarray(places, dtype=np.float64) - np.mean(places)
-    return mean_over(np.asarray(runs, dtype=np.float64) @ centred / (centred @ centred))
+    with np.errstate(invalid="ignore"):
+        return mean_over(np.asarray(runs, dtype=np.float64) @ centred / (centred @ centred))
 
 
 def deviation(values: Array) -> float:

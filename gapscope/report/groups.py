@@ -20,7 +20,7 @@ LOSS = "gap/train_loss"
 BATCH = "batch_size"
 # how far a run had come, and what would have stopped it
 PLACES = ("epochs", "epoch", "steps", "step")
-PROGRESS = (*PLACES, "train_loss", "stopped", "until_loss", "patience")
+PROGRESS = (*PLACES, "last_lr", "train_loss", "stopped", "until_loss", "patience")
 MODEL = ("model", "model_args", "parameters")
 NEAR = 1.05  # runs whose losses lie within this ratio are at one loss: of such choices the lowest says most
 

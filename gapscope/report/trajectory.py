@@ -179,7 +179,8 @@ def _limit_of(report: Report) -> float:
         return math.nan
     if report.results["eigenvalues"].settings.get("preconditioned"):
         return top / edge
-    rate = report.training.get("lr", report.training.get("learning_rate"))
+    known = report.training
+    rate = known.get("last_lr", known.get("lr", known.get("learning_rate")))
     return (2 + 2 * float(report.training.get("momentum") or 0)) / float(rate or math.nan)
 
 

@@ -7,7 +7,6 @@ setting where the contrast at equal loss is clear on every seed tried (top eigen
 evidence.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,13 @@ class Regime:
 REGIMES = (Regime("digits-small-batch", SMALL), Regime("digits-large-batch", LARGE))
 
 
-def make(recipe: Recipe, path: Path, watch: Callable[[int, float], None] = lambda *_: None) -> Trained:
+def make(recipe: Recipe, path: Path) -> Trained:
     """Train one side and save it with everything that later commands need."""
     data = load_data(DATA, "train", recorded=False, trust=Trust())
     assert data is not None
     loss = infer_loss(data.targets)
     arguments: dict[str, Any] = dict(MODEL_ARGS)
-    trained = train(lambda: NETWORKS[MODEL](**arguments), data, loss, recipe, check_every=CHECK_EVERY, watch=watch)
+    trained = train(lambda: NETWORKS[MODEL](**arguments), data, loss, recipe, check_every=CHECK_EVERY)
     save(trained, path, factory=MODEL, model_args=arguments, data=DATA, loss=loss.name)
     return trained
 

@@ -1,69 +1,52 @@
 """The smallest trainer that makes honest checkpoints: it says why it stopped and at which training loss.
 
 The training loss is always that of the whole training data in eval mode, never an average over passing batches.
-Bitwise repeatable on one CPU thread by `seed`.
+Bitwise repeatable on one CPU thread by `seed`, also where it was killed and went on.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gapscope.errors import UsageError
-from gapscope.measure.batches import called, pieces, scores, taken
+from gapscope.measure.batches import called, pieces, placed, scores
 from gapscope.measure.loading.checkpoints.checkpoint import save_checkpoint
 from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.losses import Loss
+from gapscope.measure.monitor import Monitor
+from gapscope.training.gradient import Objective, random_state, set_random_state
+from gapscope.training.layer_curvature import LayerCurvature
+from gapscope.training.log import Log, TrainingLog
+from gapscope.training.optimizers import make_optimizer
+from gapscope.training.optimizers.layerwise import CURVED, LayerwiseSGD
+from gapscope.training.parallel import ALONE, Ranks
+from gapscope.training.recipe import Progress
+from gapscope.training.recipe import Recipe as Recipe
+from gapscope.training.remedies import Proximal
+from gapscope.training.schedules import parse_schedule
+from gapscope.training.state import Kept, on_cpu, settings_digest
 
-STALL = 1e-3  # an epoch that lowers the best loss by less than this share is no progress
+CPU = torch.device("cpu")
+STATE_SECONDS = 60.0
+AUGMENTING = 1  # added to the seed: augmentation must not draw the numbers that shuffle
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How to train; `epochs`, `steps`, `until_loss` and `patience` all stop it, whichever comes first."""
-
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    batch_size: int = 32
-    lr: float = 0.1
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    epochs: int | None = None
-    steps: int | None = None
-    until_loss: float | None = None
-    patience: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        wrong = [
-            f"{name} {value}"
-            for name, value in (("epochs", self.epochs), ("steps", self.steps), ("patience", self.patience))
-            if value is not None and value < 1
-        ]
-        if (
-            self.batch_size < 1
-            or not 0 < self.lr < math.inf
-            or not 0 <= self.momentum < 1
-            or self.weight_decay < 0
-            or wrong
-        ):
-            raise UsageError(
-                f"The recipe has batch size {self.batch_size}, rate {self.lr}, momentum {self.momentum}, weight decay "
-                f"{self.weight_decay}{', ' * bool(wrong)}{', '.join(wrong)}. "
-                "Expected batch size and counts >= 1, rate > 0, 0 <= momentum < 1, weight decay >= 0."
-            )
-        if all(stop is None for stop in (self.epochs, self.steps, self.until_loss, self.patience)):
-            raise UsageError(
-                "Nothing stops this training. Expected `--epochs`, `--steps`, `--until-loss` or `--patience`."
-            )
+class DivergedError(UsageError):
+    """The training loss is NaN or infinite."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training made; `stopped` says why it ended."""
+    """What training made; `stopped` says why it ended.
+
+    Where it is handed to `Running.kept`, training goes on in `model`.
+    """
 
     model: nn.Module
     initial: Mapping[str, Tensor]
@@ -72,27 +55,59 @@ class Trained:
     steps: int
     train_loss: float
     stopped: str
+    last_lr: float = math.nan
+    digest: str = ""  # of everything that it depends on
+    log: TrainingLog | None = None
 
     def record(self) -> dict[str, Any]:
         """Return what goes into the checkpoint's training record."""
-        recipe = {k: v for k, v in vars(self.recipe).items() if v is not None and k not in ("epochs", "steps")}
-        return recipe | {
+        last = {} if self.recipe.schedule == "constant" else {"last_lr": self.last_lr}
+        return self.recipe.record() | {
             "epochs": self.epochs,
             "steps": self.steps,
             "train_loss": self.train_loss,
             "stopped": self.stopped,
+            **last,
         }
 
 
-def mean_loss(model: nn.Module, data: Data, loss: Loss, *, size: int = 2048) -> float:
-    """Return the mean loss over all data, in eval mode."""
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How a training is carried out and watched; none of it changes the weights by more than rounding.
+
+    `kept` is called with the weights every `save_every` epochs, and with those of a training that diverged, whose loss
+    is not finite.  The state that an interrupted training goes on from is in the file `state`, written every
+    `state_seconds`.
+    """
+
+    device: torch.device = CPU
+    ranks: Ranks = ALONE
+    log_every: int = 0
+    save_every: int | None = None
+    kept: Callable[[Trained], None] = lambda _: None
+    state: Path | None = None
+    state_seconds: float = STATE_SECONDS
+    monitor: Monitor = field(default_factory=Monitor)
+    watch: Callable[[int, float], None] = lambda *_: None
+
+
+QUIETLY = Running()
+
+
+def mean_loss(model: nn.Module, data: Data, loss: Loss, *, size: int = 2048, ranks: Ranks = ALONE) -> float:
+    """Return the mean loss over all data, in eval mode; of several processes each takes every so-manieth piece."""
     was, bound = model.training, loss.bound(data.targets)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     model.eval()
     total = 0.0
     with torch.no_grad():
-        for x, y in pieces(data.inputs, data.targets, size):
-            total += float(bound.per_sample(scores(called(model, x)), y).sum(dtype=torch.float64))
+        for number, (x, y) in enumerate(pieces(data.inputs, data.targets, size)):
+            if number % ranks.count == ranks.rank:
+                outputs = scores(called(model, placed(x, like.device, like.dtype)))
+                total += float(bound.per_sample(outputs, y.to(like.device)).cpu().sum(dtype=torch.float64))
     model.train(was)
+    if ranks.count > 1:
+        total = float(ranks.total(torch.tensor(total, dtype=torch.float64, device=like.device)))
     return total / len(data)
 
 
@@ -103,72 +118,221 @@ def train(
     recipe: Recipe,
     *,
     check_every: int | None = None,
-    watch: Callable[[int, float], None] = lambda *_: None,
+    running: Running = QUIETLY,
 ) -> Trained:
     """Train a new network; the loss is looked at every `check_every` steps (default: once an epoch).
 
+    `build` is called under the recipe's seed.  On a GPU the weights start from the same numbers.
+
     Raises UsageError where the loss becomes NaN or infinite.
     """
-    with torch.random.fork_rng(devices=[]):
+    devices = [running.device] if running.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(recipe.seed)
         model = build().train()
-        initial = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        shuffle = torch.Generator().manual_seed(recipe.seed)
-        optimizer = _optimizer(model, recipe)
-        state = _State(per_epoch=math.ceil(len(data) / recipe.batch_size), best=math.inf, fruitless=0)
-        steps, stopped, current = 0, "", math.nan
-        while not stopped:
-            order = torch.randperm(len(data), generator=shuffle)
-            for picked in torch.split(order, recipe.batch_size):
-                optimizer.zero_grad()
-                outputs, targets = scores(called(model, taken(data.inputs, picked))), data.targets[picked]
-                mean = loss.bound(targets).per_sample(outputs, targets).mean()
-                torch.autograd.backward(mean)
-                optimizer.step()
-                steps += 1
-                ended = steps % state.per_epoch == 0
-                if steps % (check_every or state.per_epoch) == 0 or ended or steps == recipe.steps:
-                    current = mean_loss(model, data, loss)
-                    watch(steps, current)
-                    stopped = _why_stop(recipe, state, steps, current, ended)
-                    if stopped:
-                        break
-    return Trained(model.eval(), initial, recipe, steps // state.per_epoch, steps, current, stopped)
+        digest = settings_digest(recipe, model, data, loss, check_every=check_every)
+        initial = on_cpu(model.state_dict())
+        loop = _Loop(model.to(running.device), data, loss, recipe, check_every, running, initial, digest)
+        try:
+            return loop.run()
+        finally:
+            running.monitor.end()
 
 
-@dataclass
-class _State:
-    per_epoch: int
-    best: float
-    fruitless: int
+@dataclass(eq=False)
+class _Loop:
+    """One training: what it is of, its parts, and where it is."""
+
+    model: nn.Module
+    data: Data
+    loss: Loss
+    recipe: Recipe
+    check_every: int | None
+    running: Running
+    initial: Mapping[str, Tensor]
+    digest: str
+
+    def __post_init__(self) -> None:
+        recipe, running = self.recipe, self.running
+        self.progress, self.log = Progress(), Log(self.model, running.device, running.log_every)
+        self.shuffle = torch.Generator().manual_seed(recipe.seed)
+        self.order = self.shuffle.get_state()  # what the order of the current epoch is drawn from
+        augmenting = torch.Generator().manual_seed(recipe.seed + AUGMENTING)
+        self.objective = Objective(self.model, self.loss, recipe, running.device, running.ranks, augmenting)
+        self.optimizer = make_optimizer(
+            recipe.optimizer,
+            self.model,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            options=recipe.options,
+        )
+        strength = recipe.conservative
+        self.stepper = Proximal(self.optimizer, strength=strength) if strength else self.optimizer
+        self.curvature: LayerCurvature | None = None
+        if recipe.optimizer in CURVED:
+            every, probes = recipe.curvature_every, recipe.curvature_probes
+            self.curvature = LayerCurvature(self.model, self.loss, every=every, probes=probes, seed=recipe.seed)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.schedule, self.bound = parse_schedule(recipe.schedule), recipe.bound(len(self.data))
+        self.kept = Kept(running.state, f"{self.digest} {running.log_every}", running.state_seconds)
+        self.started = time.monotonic()
+
+    def run(self) -> Trained:
+        """Train until something stops it."""
+        self._resume()
+        passes = round((self.bound or 0) * self.recipe.batch_size / len(self.data))
+        self.running.monitor.begin("training", passes)
+        self.running.monitor.tick(self.progress.epochs + self.progress.place / len(self.data))
+        for picked in self._picks():
+            self._step(picked)
+            if stopped := self._look():
+                break
+            self._keep()
+        self.model.cpu().eval()
+        return self._made(stopped)
+
+    def _picks(self) -> Iterator[Tensor]:
+        """Yield the samples of one step after the other, from where the training is, without end."""
+        while True:
+            self.order = self.shuffle.get_state()
+            order = torch.randperm(len(self.data), generator=self.shuffle)
+            yield from torch.split(order[self.progress.place :], self.recipe.batch_sizes(self.progress.epochs))
+
+    def _step(self, picked: Tensor) -> None:
+        progress, running = self.progress, self.running
+        step = progress.steps + 1
+        if running.ranks.rank:
+            torch.manual_seed(hash((self.recipe.seed, running.ranks.rank, step)))  # dropout of its own
+        if self.bound is not None and self.recipe.schedule != "constant":
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * self.schedule(progress.steps, self.bound)
+        batch = self.objective.batch(self.data, picked)
+        if self.curvature and isinstance(self.optimizer, LayerwiseSGD):
+            self.curvature.refresh(self.optimizer, batch.inputs, batch.targets)
+        before = self.log.before(step)
+        losses: list[Tensor] = []
+        gradients: list[Tensor] = []
+
+        def closure() -> Any:
+            self.optimizer.zero_grad()
+            losses.append(batch.backward())
+            if before and not gradients:
+                gradients.append(self.log.gradient())
+            return losses[-1]
+
+        self.stepper.step(closure)
+        progress.advance(len(picked), len(self.data))
+        if before:
+            self.log.after(before, gradients[0], batch, losses[0], step=step, rate=self._rate())
+        running.monitor.tick(len(picked) / len(self.data))
+        if running.device.type == "cpu":  # elsewhere looking would wait for the device at every step
+            self._refuse_infinite(float(losses[0]))
+
+    def _look(self) -> str:
+        """Look at the training loss where that is due; return why training stops, or an empty string."""
+        progress = self.progress
+        due = self.check_every is not None and progress.steps % self.check_every == 0
+        if not due and progress.place != 0 and progress.steps != self.recipe.steps:
+            return ""
+        progress.loss = mean_loss(self.model, self.data, self.loss, ranks=self.running.ranks)
+        self.log.looks.append((progress.steps, progress.loss))
+        self.running.monitor.say(f"step {progress.steps:,}  training loss {progress.loss:.4g}")
+        self.running.watch(progress.steps, progress.loss)
+        self._refuse_infinite(progress.loss)
+        return progress.why_stop(self.recipe)
+
+    def _refuse_infinite(self, loss: float) -> None:
+        if math.isfinite(loss):
+            return
+        self.progress.loss = loss
+        self.running.kept(self._made(f"training loss became {loss}"))
+        self.kept.forget()
+        raise DivergedError(
+            f"The training loss became {loss} after {self.progress.steps} steps. Expected it to fall. Lower `--lr`."
+        )
+
+    def _keep(self) -> None:
+        """Save the weights of this epoch, and the state, where they are due."""
+        progress, every = self.progress, self.running.save_every
+        if every and progress.place == 0 and progress.epochs % every == 0:
+            self.running.kept(self._made(f"saved after {progress.epochs} epochs"))
+        if self.kept.due and self.running.ranks.rank == 0:
+            now = self.order if progress.place else self.shuffle.get_state()
+            self.kept.write(
+                {
+                    "progress": asdict(progress),
+                    "model": on_cpu(self.model.state_dict()),
+                    "optimizer": self.optimizer.state_dict(),
+                    "curvature": self.curvature and self.curvature.state_dict(),
+                    "order": now,
+                    "augmenting": self.objective.augmenting.get_state(),
+                    "random": random_state(self.running.device),
+                    "log": self.log.state(),
+                    "seconds": time.monotonic() - self.started,
+                }
+            )
+
+    def _resume(self) -> None:
+        """Go on from the state of these settings, if there is one."""
+        found = self.running.ranks.from_first(self.kept.read() if self.running.ranks.rank == 0 else None)
+        if found is None:
+            if self.kept.path is not None and self.kept.path.is_file():
+                self.running.monitor.plan(f"{self.kept.path} is of other settings, or damaged: training starts anew")
+            return
+        self.progress = Progress(**found["progress"])
+        self.model.load_state_dict(found["model"])
+        self.optimizer.load_state_dict(found["optimizer"])
+        if self.curvature:
+            self.curvature.load_state_dict(found["curvature"])
+        self.shuffle.set_state(found["order"])
+        self.objective.augmenting.set_state(found["augmenting"])
+        self.log.restore(found["log"])
+        self.started -= found["seconds"]
+        set_random_state(found["random"], self.running.device)
+        self.running.monitor.plan(f"going on from step {self.progress.steps:,} of {self.kept.path}")
+
+    def _rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _made(self, stopped: str) -> Trained:
+        """Return the training as it stands."""
+        progress = self.progress
+        return Trained(
+            model=self.model,
+            initial=self.initial,
+            recipe=self.recipe,
+            epochs=progress.epochs,
+            steps=progress.steps,
+            train_loss=progress.loss,
+            stopped=stopped,
+            last_lr=self._rate(),
+            digest=self.digest,
+            log=self.log.result(time.monotonic() - self.started, tuple(self._notes())),
+        )
+
+    def _notes(self) -> Iterator[str]:
+        if self.curvature:
+            yield f"curvature took {self.curvature.share:.0%} of the gradients"
+        if self.recipe.accumulate > 1 and self.objective.mixing:
+            parts = self.recipe.accumulate
+            yield f"BatchNorm took its statistics from each of {parts} parts of a batch: not the gradient of the whole"
 
 
-def _why_stop(recipe: Recipe, state: _State, steps: int, current: float, ended: bool) -> str:
-    """Return why training stops here, or an empty string; counts fruitless epochs."""
-    if not math.isfinite(current):
-        raise UsageError(f"The training loss became {current} after {steps} steps. Expected it to fall. Lower `--lr`.")
-    if ended:
-        state.fruitless = 0 if current < (1 - STALL) * state.best else state.fruitless + 1
-        state.best = min(state.best, current)
-    if recipe.until_loss is not None and current <= recipe.until_loss:
-        return f"training loss reached {recipe.until_loss:g}"
-    if recipe.steps is not None and steps >= recipe.steps:
-        return f"{recipe.steps} steps done"
-    if ended and recipe.epochs is not None and steps >= recipe.epochs * state.per_epoch:
-        return f"{recipe.epochs} epochs done"
-    if ended and recipe.patience is not None and state.fruitless >= recipe.patience:
-        return f"training loss stalled for {recipe.patience} epochs"
-    return ""
+def save(
+    trained: Trained,
+    path: Path,
+    *,
+    factory: str | None,
+    model_args: Mapping[str, Any],
+    data: str,
+    loss: str,
+    made: Mapping[str, Any] = {},
+) -> None:
+    """Write a checkpoint that needs no flag later: model, data, loss, recipe and initial weights are recorded.
 
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-
-
-def save(trained: Trained, path: Path, *, factory: str, model_args: Mapping[str, Any], data: str, loss: str) -> None:
-    """Write a checkpoint that needs no flag later: model, data, loss, recipe and initial weights are recorded."""
+    `made`: how the file came about, which no comparison looks at.
+    """
     save_checkpoint(
         path,
         trained.model,
@@ -176,6 +340,6 @@ def save(trained: Trained, path: Path, *, factory: str, model_args: Mapping[str,
         model_args=model_args,
         data=data,
         loss=loss,
-        training=trained.record(),
+        training=trained.record() | ({"made": made} if made else {}),
         initial=trained.initial,
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import xlogy
-from scipy.stats import permutation_test, ttest_ind
+from scipy.stats import permutation_test, ttest_1samp, ttest_ind
 
 from gapscope.report.contrasts import (
     MOST_SPLITS,
@@ -12,9 +12,11 @@ from gapscope.report.contrasts import (
     Z,
     between,
     difference,
+    mean_over,
     paired_rates,
     permutation,
     ratio,
+    slope_over,
     smallest_p,
 )
 from gapscope.results import CHUNKS
@@ -209,3 +211,55 @@ def test_the_smallest_p_is_reached_by_groups_far_apart(a, b, least):
 def test_more_ways_than_can_be_tried_have_no_exact_test():
     assert math.comb(20, 10) < MOST_SPLITS < math.comb(22, 11)
     assert math.isnan(permutation(runs(*range(11)), runs(*range(11)), "difference"))
+
+
+def test_the_interval_of_a_mean_is_student_s():
+    values = np.random.default_rng(7).normal(3, 2, size=6)
+    known = ttest_1samp(values, 0).confidence_interval(0.95)
+    estimate, interval = mean_over(values)
+    assert estimate == pytest.approx(values.mean())
+    assert interval == pytest.approx((known.low, known.high))
+    estimate, interval = mean_over(np.exp(values), "ratio")
+    assert estimate == pytest.approx(math.exp(values.mean()))
+    assert interval == pytest.approx((math.exp(known.low), math.exp(known.high)))
+
+
+def test_the_interval_of_a_mean_covers_the_truth_as_often_as_it_says():
+    draws = np.random.default_rng(8).normal(1.5, 1.0, size=(500, 5))
+    covered = sum(low < 1.5 < high for _, (low, high) in map(mean_over, draws))
+    assert 0.92 <= covered / 500 <= 0.98
+
+
+@pytest.mark.parametrize(
+    ("values", "mean"), [([2.0], 2.0), ([2.0, 2.0, 2.0], 2.0), ([], math.nan), ([1.0, math.inf], math.nan)]
+)
+def test_a_mean_without_a_spread_has_no_interval(values, mean):
+    for kind in ("difference", "ratio"):
+        estimate, interval = mean_over(np.array(values), kind)
+        assert estimate == pytest.approx(mean, nan_ok=True)
+        assert all(map(math.isnan, interval))
+
+
+def test_a_ratio_that_is_not_positive_has_no_geometric_mean():
+    assert math.isnan(mean_over(np.array([1.0, 0.0]), "ratio")[0])
+
+
+def test_ratios_far_apart_have_an_interval_without_end():
+    assert mean_over(np.array([1e-300, 1e300]), "ratio") == (pytest.approx(1.0), (0.0, math.inf))
+
+
+def test_the_mean_slope_is_that_of_least_squares():
+    places, rng = [1.0, 2.0, 4.0, 8.0], np.random.default_rng(9)
+    runs = 0.7 * np.array(places) + rng.normal(size=(5, 4))
+    slopes = np.polyfit(places, runs.T, 1)[0]
+    estimate, interval = slope_over(places, runs)
+    assert estimate == pytest.approx(slopes.mean())
+    assert interval == pytest.approx(mean_over(slopes)[1])
+
+
+@pytest.mark.parametrize(
+    ("places", "runs"), [([2.0, 2.0], [[1.0, 2.0]]), ([1.0, 2.0], [[1.0, math.nan]]), ([1.0, 2.0], [[1.0, math.inf]])]
+)
+def test_places_that_are_one_and_values_that_are_not_finite_have_no_slope(places, runs):
+    estimate, interval = slope_over(places, np.array([runs]))
+    assert all(map(math.isnan, (estimate, *interval)))

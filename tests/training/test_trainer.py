@@ -6,7 +6,8 @@ from torch import nn
 
 from gapscope.errors import UsageError
 from gapscope.measure.loading import Trust, infer_loss, load_data, read_checkpoint
-from gapscope.training.trainer import Recipe, mean_loss, save, train
+from gapscope.training.recipe import Recipe
+from gapscope.training.trainer import Running, mean_loss, save, train
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,8 @@ def test_it_says_why_it_stopped(data, loss, stop, why):
 
 def test_the_loss_is_that_of_all_data_in_eval_mode(data, loss):
     seen = []
-    trained = train(build, data, loss, Recipe(epochs=2), watch=lambda step, value: seen.append((step, value)))
+    running = Running(watch=lambda step, value: seen.append((step, value)))
+    trained = train(build, data, loss, Recipe(epochs=2), running=running)
     assert not trained.model.training
     with torch.no_grad():
         whole = float(nn.functional.cross_entropy(trained.model(data.inputs).double(), data.targets))
@@ -86,40 +88,105 @@ def test_looking_more_often_does_not_change_the_path(data, loss):
     assert same(one.model.state_dict(), two.model.state_dict())
 
 
-def test_a_loss_that_explodes_is_refused(data, loss):
+def test_a_loss_that_explodes_is_refused_at_its_step_and_the_weights_are_handed_over(data, loss):
+    kept = []
     with pytest.raises(
-        UsageError, match=r"The training loss became (nan|inf) after \d+ steps. Expected it to fall. Lower"
+        UsageError, match=r"The training loss became (nan|inf) after 2 steps. Expected it to fall. Lower"
     ):
-        train(build, data, loss, Recipe(epochs=3, lr=1e30))
+        train(build, data, loss, Recipe(epochs=3, lr=1e30), running=Running(kept=kept.append))
+    (diverged,) = kept
+    assert diverged.steps == 2
+    assert not math.isfinite(diverged.train_loss)
+    assert diverged.stopped == f"training loss became {diverged.train_loss}"
+
+
+def test_weights_are_handed_over_on_the_way(data, loss):
+    kept = []
+    running = Running(save_every=2, kept=lambda one: kept.append((one.epochs, one.steps, one.train_loss, one.stopped)))
+    trained = train(build, data, loss, Recipe(epochs=5), running=running)
+    assert [one[:2] for one in kept] == [(2, 14), (4, 28)]
+    assert kept[-1][3] == "saved after 4 epochs"
+    assert same(trained.model.state_dict(), train(build, data, loss, Recipe(epochs=5)).model.state_dict())
+    assert kept[0][2] == train(build, data, loss, Recipe(epochs=2)).train_loss
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "sngm", "lars", "mclr", "cblr", "lamb", "sam"])
+def test_every_optimizer_learns(data, loss, optimizer):
+    rate = {"sgd": 0.1, "sam": 0.1, "lars": 0.05, "mclr": 0.01, "cblr": 0.01}.get(optimizer, 0.02)
+    trained = train(build, data, loss, Recipe(optimizer=optimizer, lr=rate, epochs=8, weight_decay=1e-4))
+    start = build()
+    start.load_state_dict(dict(trained.initial))
+    assert trained.train_loss < 0.95 * mean_loss(start, data, loss)
+    assert trained.record()["optimizer"] == optimizer
+
+
+def test_the_cost_of_curvature_is_said(data, loss):
+    recipe = Recipe(optimizer="mclr", lr=0.01, steps=4, curvature_every=2, curvature_probes=1)
+    (note,) = train(build, data, loss, recipe).log.notes
+    assert note.startswith("curvature took ")
+    assert train(build, data, loss, Recipe(steps=1)).log.notes == ()
+
+
+def test_batchnorm_over_the_parts_of_a_batch_is_said(data, loss):
+    def mixing():
+        return nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+
+    (note,) = train(mixing, data, loss, Recipe(steps=1, accumulate=4)).log.notes
+    assert note.startswith("BatchNorm took its statistics from each of 4 parts of a batch")
+    assert train(mixing, data, loss, Recipe(steps=1)).log.notes == ()
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "remedy",
     [
-        {"batch_size": 0},
-        {"lr": 0.0},
-        {"lr": math.nan},
-        {"lr": math.inf},
-        {"momentum": 1.0},
-        {"weight_decay": -1.0},
-        {"steps": 0},
+        {"discard": 0.5},
+        {"conservative": 1e-3},
+        {"adversarial": 0.1},
+        {"accumulate": 3},
+        {"schedule": "cosine"},
+        {"batch_size": 64},
     ],
 )
-def test_a_recipe_that_makes_no_sense_is_refused(wrong):
-    with pytest.raises(UsageError, match=r"The recipe has batch size .* Expected batch size and counts >= 1"):
-        Recipe(**{"epochs": 1, **wrong})
+def test_what_the_recipe_says_changes_the_path(data, loss, remedy):
+    def plain():
+        return nn.Linear(64, 10)
+
+    one, two = (train(plain, data, loss, Recipe(epochs=2, **more)) for more in ({}, remedy))
+    assert not same(one.model.state_dict(), two.model.state_dict())
+    assert set(remedy) <= set(two.record())
 
 
-def test_training_that_nothing_stops_is_refused():
-    with pytest.raises(UsageError, match="Nothing stops this training"):
-        Recipe()
+def test_augmentation_shifts_the_images(data, loss):
+    def plain():
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    images = data.__class__(data.inputs.view(-1, 1, 8, 8), data.targets, "images", "images", len(data))
+    one, two, again = (train(plain, images, loss, Recipe(epochs=2, augment=augment)) for augment in (False, True, True))
+    assert not same(one.model.state_dict(), two.model.state_dict())
+    assert same(two.model.state_dict(), again.model.state_dict())
+    assert one.train_loss < two.train_loss  # of the images as they are
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_both_optimizers_learn(data, loss, optimizer):
-    rate = 0.1 if optimizer == "sgd" else 1e-2
-    trained = train(build, data, loss, Recipe(optimizer=optimizer, lr=rate, momentum=0.9, epochs=5, weight_decay=1e-4))
-    assert trained.train_loss < 2.0
+def test_conservative_steps_are_three_on_each_batch(data, loss):
+    calls = []
+
+    class Counted(nn.Linear):
+        def forward(self, x):
+            calls.append(self.training)
+            return super().forward(x)
+
+    train(lambda: Counted(64, 10), data, loss, Recipe(steps=4, conservative=1.0))
+    assert calls.count(True) == 3 * 4
+
+
+def test_schedules_and_batch_schedules_are_followed(data, loss):
+    recipe = Recipe(epochs=3, batch_size=50, batch_schedule="2@1", schedule="polynomial:power=1", lr=0.4)
+    trained = train(build, data, loss, recipe, running=Running(log_every=1))
+    assert trained.steps == 4 + 2 + 2
+    assert trained.log.batch_size.value.tolist() == [50] * 4 + [100] * 4
+    assert trained.log.rate.value == pytest.approx([0.4 * (1 - step / 8) for step in range(8)])
+    assert trained.record()["last_lr"] == pytest.approx(0.4 / 8)
+    assert "last_lr" not in train(build, data, loss, Recipe(steps=1)).record()
 
 
 def test_a_saved_checkpoint_records_everything(data, loss, tmp_path):

@@ -15,6 +15,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "silu": nn.SiLU,
     "softplus": nn.Softplus,
+    "identity": nn.Identity,  # a linear network: a product of matrices
 }
 _WIDTH = 512
 

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from torch import nn
 
 from gapscope.errors import LoadError
@@ -24,6 +25,14 @@ def test_a_single_width_is_one_hidden_layer():
 def test_every_hidden_layer_is_normalized_before_its_relu(model, depth):
     kinds = [type(layer) for layer in model]
     assert kinds == [nn.Flatten, *[nn.Linear, nn.BatchNorm1d, nn.ReLU] * depth, nn.Linear]
+
+
+def test_without_a_non_linearity_it_is_an_affine_map():
+    model = mlp(inputs=3, hidden=(5, 4), outputs=2, activation="identity").double()
+    x, y = torch.randn(2, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        middle, mean = model((x + y) / 2), (model(x) + model(y)) / 2
+    assert torch.allclose(middle, mean, rtol=0, atol=100 * torch.finfo(torch.float64).eps)
 
 
 def test_an_unknown_activation_is_named():

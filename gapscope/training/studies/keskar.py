@@ -1,0 +1,115 @@
+"""Keskar et al. 2017: large batches end in sharper minima, which generalize worse.
+
+Both regimes start from the same weights and take Adam at one rate, as in the paper.  The small batch trains to a stated
+loss; the large one to the same loss, and, beside it, for the same epochs: at equal epochs it is less far trained, which
+changes sharpness by itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gapscope.errors import UsageError, did_you_mean
+from gapscope.report.outcome import Outcome
+from gapscope.training.recipe import Recipe
+from gapscope.training.regimes import Equal, matched
+from gapscope.training.studies.keskar_courses import against_loss, warm_start
+from gapscope.training.studies.keskar_minima import Minima, minima, paths, remedies, sweep
+from gapscope.training.studies.lab import Lab, Run, Spec
+from gapscope.training.studies.plan import Plan as Base
+from gapscope.training.studies.plan import Size, batch
+
+REMEDIES: Mapping[str, Mapping[str, Any]] = {  # what the paper tries for large batches: section 4
+    "augmentation": {"augment": True},
+    "conservative": {"conservative": 1e-3},
+    "adversarial": {"adversarial": 0.1},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Base):
+    """Sizes, stops and how many runs each part has; `paper` names the row of the paper's tables to stand beside."""
+
+    paper: str
+    small_batch: Size
+    large_batch: Size
+    lr: float
+    until_loss: float
+    max_epochs: int
+    epsilons: tuple[float, ...]
+    sweep: tuple[Size, ...]
+    sweep_seeds: int
+    switches: tuple[int, ...]
+    warm_epochs: int
+    warm_seeds: int
+    saved_every: int
+    course_epochs: int
+    course_seeds: int
+    remedies: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The lab, the plan, and the two batch sizes in samples."""
+
+    lab: Lab
+    plan: Plan
+    small: int
+    large: int
+
+    def spec(self, seed: int, size: int, **recipe: object) -> Spec:
+        """Return a run of the small batch's stops, with what is to be otherwise."""
+        plan = self.plan
+        stops = {"until_loss": plan.until_loss, "epochs": plan.max_epochs}
+        whole = Recipe(**{"optimizer": "adam", "lr": plan.lr, "batch_size": size, "seed": seed, **stops, **recipe})  # type: ignore[arg-type]
+        return Spec(recipe=whole, model=plan.model, model_args=plan.model_args, data=plan.data)
+
+    def like(self, reference: Run, size: int, equal: Equal, **recipe: object) -> Spec:
+        """Return a run of another batch size that goes as far as a reference."""
+        spec = self.spec(reference.spec.recipe.seed, size, **recipe)
+        return replace(spec, recipe=matched(spec.recipe, reference, equal, self.plan.max_epochs))
+
+
+def study(lab: Lab, plan: Plan) -> Outcome:
+    """Train every regime, measure the minima, and judge the paper's claims."""
+    samples = lab.samples(plan.data)
+    if unknown := [name for name in plan.remedies if name not in REMEDIES]:
+        raise UsageError(
+            f"`{unknown[0]}` is no remedy.{did_you_mean(unknown[0], REMEDIES)} Expected {', '.join(REMEDIES)}. Mend "
+            "the plan."
+        )
+    bench = Bench(lab, plan, batch(plan.small_batch, samples), batch(plan.large_batch, samples))
+    small = lab.train([bench.spec(seed, bench.small) for seed in range(plan.seeds)], "small batches")
+    kinds: tuple[Equal, ...] = ("loss", "samples")
+    trained = lab.train([bench.like(run, bench.large, equal) for equal in kinds for run in small], "large batches")
+    found = Minima(small=small, loss=trained[: len(small)], epochs=trained[len(small) :])
+    sizes = sorted({batch(size, samples) for size in plan.sweep})
+    parts_and_claims = (
+        minima(bench, found),
+        paths(bench, found),
+        sweep(bench, sizes),
+        warm_start(bench),
+        against_loss(bench),
+        remedies(bench, found, {name: REMEDIES[name] for name in plan.remedies}),
+    )
+    return Outcome(
+        study="keskar",
+        title="Keskar et al. 2017: sharp minima of large batches",
+        source="Keskar et al. 2017",
+        about=(
+            f"{plan.data}, {samples:,} training samples · {plan.model} · Adam, rate {plan.lr:g} · batches of "
+            f"{bench.small} (small) and {bench.large} (large) · {plan.seeds} seeds, {_reached(found.loss, plan)}.",
+            "A ratio is large over small, of geometric means over seeds, with Welch's 95 % interval; nothing is "
+            "corrected for the number of claims.",
+        ),
+        claims=tuple(claim for _, claims in parts_and_claims for claim in claims),
+        parts=tuple(part for part, _ in parts_and_claims),
+        analyzers=("epsilon-sharpness", "eigenvalues", "adaptive-sharpness", "gap"),
+        conditions=lab.conditions(plan.data),
+        environment=lab.environment(),
+    )
+
+
+def _reached(runs: Sequence[Run], plan: Plan) -> str:
+    reached = sum(run.train_loss <= plan.until_loss for run in runs)
+    return f"each to a training loss of {plan.until_loss:g} (reached by {reached} of {len(runs)} large-batch runs)"

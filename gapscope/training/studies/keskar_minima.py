@@ -1,0 +1,348 @@
+"""The minima of both regimes in Keskar's tables and figures: sharpness, accuracy, paths, batch sizes and remedies."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gapscope.measure.analyzers.adaptive_sharpness import AdaptiveSharpness
+from gapscope.measure.analyzers.eigenvalues import Eigenvalues
+from gapscope.measure.analyzers.epsilon_sharpness import EpsilonSharpness
+from gapscope.measure.analyzers.gap import Gap
+from gapscope.measure.analyzers.path import Path
+from gapscope.report.contrasts import Contrasted, deviation, mean_over, slope_over
+from gapscope.report.document import Column, Line, Table
+from gapscope.report.figures import number, spread
+from gapscope.report.outcome import Claim, Part, all_of, judged
+from gapscope.report.records import Record, Report
+from gapscope.results import Array, Quantity, Status
+from gapscope.training.studies.lab import Run, Spec
+from gapscope.training.studies.numbers import contrast, mean_std, numbers
+
+if TYPE_CHECKING:
+    from gapscope.training.studies.keskar import Bench
+
+Made = tuple[Part, tuple[Claim, ...]]
+SHARPNESS = "epsilon-sharpness"
+ACCURACY = "gap/test_accuracy"
+ADAPTIVE = AdaptiveSharpness(rhos_l2=(0.5,), rhos_linf=(), rhos_average=(), rhos_sam=(), probes=0)
+# Tables 2 to 4: test accuracy, and sharpness by space and epsilon, small and large batch
+PAPER = {
+    "F1": ("98.03 / 97.81", ("1.23 / 205.14", "0.61 / 42.90"), ("0.11 / 9.22", "0.05 / 9.17")),
+    "F2": ("64.02 / 59.45", ("1.39 / 310.64", "0.90 / 93.15"), ("0.29 / 23.63", "0.05 / 6.28")),
+    "C1": ("80.04 / 77.26", ("28.58 / 707.23", "7.08 / 227.31"), ("2.18 / 137.25", "0.71 / 29.50")),
+    "C2": ("89.24 / 87.26", ("8.68 / 925.32", "2.07 / 175.31"), ("0.95 / 25.09", "0.31 / 5.82")),
+    "C3": ("49.58 / 46.45", ("29.85 / 258.75", "8.56 / 105.11"), ("17.02 / 236.03", "4.03 / 86.96")),
+    "C4": ("63.08 / 57.81", ("12.83 / 421.84", "4.07 / 109.35"), ("6.05 / 72.99", "1.89 / 19.85")),
+}
+SPACES, EPSILONS = ("full", "manifold"), ("1e-3", "5e-4")  # of those columns
+
+
+@dataclass(frozen=True)
+class Minima:
+    """The runs of the main tables, one per seed in each: small batch, large to the same loss, large for as long."""
+
+    small: Sequence[Run]
+    loss: Sequence[Run]
+    epochs: Sequence[Run]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of the tables: its place in a report, and how the paper has it."""
+
+    title: str
+    path: str
+    labels: Mapping[str, str]
+    kind: str = "ratio"
+    paper: str = ""
+
+
+def sharpness(bench: "Bench", *, manifold: bool = False) -> EpsilonSharpness:
+    """Return the paper's measure: L-BFGS-B for 10 iterations, in the full space and on manifolds."""
+    return EpsilonSharpness(epsilons=bench.plan.epsilons, solvers=("keskar",), manifold=100 * manifold)
+
+
+def phi(bench: "Bench") -> dict[str, str]:
+    """Return the labels of the first epsilon."""
+    return {"solver": "keskar", "epsilon": _label(bench.plan.epsilons[0])}
+
+
+def _label(epsilon: float) -> str:
+    mantissa, power = f"{epsilon:e}".split("e")
+    return f"{float(mantissa):g}e{int(power)}"
+
+
+# Tables 2 to 4
+
+
+def minima(bench: "Bench", found: Minima) -> Made:
+    """Return the paper's main tables: accuracy and sharpness of both regimes, at equal loss and at equal epochs."""
+    analyzers = (Gap(), sharpness(bench, manifold=True), Eigenvalues(), ADAPTIVE)
+    runs = (*found.small, *found.loss, *found.epochs)
+    reports = bench.lab.measure(runs, analyzers, "minima")
+    seeds = len(found.small)
+    small, equal, long = reports[:seeds], reports[seeds : 2 * seeds], reports[2 * seeds :]
+    rows = _measures(bench)
+    tables = tuple(
+        _table(bench, rows, small, large, f"{words}; mean ± standard deviation over {seeds} seeds")
+        for words, large in (("at equal training loss", equal), ("after as many epochs", long))
+    )
+    claims = [
+        *_main(rows, small, equal, "at equal loss"),
+        *_main(rows, small, long, "after as many epochs"),
+    ]
+    record = Record(
+        analyzer="keskar-minima",
+        version="1",
+        status=Status.EXACT,
+        quantities={"numbers": _kept(rows, {"small": small, "large, equal loss": equal, "large, equal epochs": long})},
+    )
+    note = (
+        "At equal epochs the large batch has taken fewer steps and is at another loss: sharpness differs by training "
+        "progress alone. The paper's columns are small / large batch of another network on other data."
+    )
+    return Part(record=record, title="Minima", tables=tables, notes=(note,)), tuple(claims)
+
+
+def _measures(bench: "Bench") -> list[Measure]:
+    accuracy, *spaces = PAPER.get(bench.plan.paper, ("", (), ()))
+    published = dict(zip(SPACES, spaces, strict=True))
+    rows = [
+        Measure("training loss", "gap/train_loss", {}),
+        Measure("test accuracy %", ACCURACY, {}, "difference", accuracy),
+    ]
+    for space in SPACES:
+        for epsilon in map(_label, bench.plan.epsilons):
+            known = dict(zip(EPSILONS, published[space], strict=False))
+            where = {"solver": "keskar", "epsilon": epsilon}
+            title = f"epsilon-sharpness %, {space}, {epsilon}"
+            rows.append(Measure(title, f"{SHARPNESS}/{space}", where, paper=known.get(epsilon, "")))
+    return [
+        *rows,
+        Measure("top eigenvalue", "eigenvalues/top", {}),
+        Measure("adaptive sharpness, worst l2", "adaptive-sharpness/worst_l2", {"rho_l2": "0.5"}),
+    ]
+
+
+def _table(
+    bench: "Bench", rows: Sequence[Measure], small: Sequence[Report], large: Sequence[Report], caption: str
+) -> Table:
+    columns = (
+        Column(header="", numeric=False, wraps=True),
+        Column(header=f"small {bench.small}"),
+        Column(header=f"large {bench.large}"),
+        Column(header="large / small"),
+        Column(header="95 % interval"),
+        Column(header=f"paper, {bench.plan.paper}"),
+    )
+    return Table(columns=columns, lines=tuple(_line(row, small, large) for row in rows), caption=caption)
+
+
+def _line(row: Measure, small: Sequence[Report], large: Sequence[Report]) -> Line:
+    estimate, interval = spread(*_contrast(row, small, large))
+    sign = "+" if row.kind == "difference" and not estimate.startswith("-") else ""
+    sides = (mean_std(numbers(side, row.path, **row.labels)) for side in (small, large))
+    return Line(cells=(row.title, *sides, f"{sign}{estimate}", interval, row.paper))
+
+
+def _contrast(row: Measure, small: Sequence[Report], large: Sequence[Report]) -> Contrasted:
+    return contrast(small, large, row.path, "ratio" if row.kind == "ratio" else "difference", **row.labels)
+
+
+def _main(rows: Sequence[Measure], small: Sequence[Report], large: Sequence[Report], when: str) -> list[Claim]:
+    """Judge the paper's two main claims: sharper in both spaces at both epsilons, and less accurate."""
+    sharp = [row for row in rows if row.path.startswith(SHARPNESS)]
+    each = [
+        judged(row.title, _contrast(row, small, large), "higher", source="", ratio=True, what="ratio") for row in sharp
+    ]
+    accurate = contrast(small, large, ACCURACY, "difference")
+    return [
+        all_of(f"large batches end in sharper minima, {when}", each, source="Tables 3 and 4"),
+        judged(
+            f"large batches generalize worse, {when}",
+            accurate,
+            "lower",
+            source="Table 2",
+            ratio=False,
+            what="difference of test accuracies in points",
+        ),
+    ]
+
+
+def _kept(rows: Sequence[Measure], groups: Mapping[str, Sequence[Report]]) -> Quantity:
+    """Return every number of every seed."""
+    value = [[numbers(group, row.path, **row.labels) for group in groups.values()] for row in rows]
+    seeds = tuple(str(seed) for seed in range(len(next(iter(groups.values())))))
+    return Quantity(
+        value=np.array(value),
+        doc="each number of each run",
+        drawn="detail",
+        dims=("measure", "regime", "seed"),
+        labels={"measure": tuple(row.title for row in rows), "regime": tuple(groups), "seed": seeds},
+    )
+
+
+# Figure 2 and the distance from the start
+
+
+def paths(bench: "Bench", found: Minima) -> Made:
+    """Return the paths between the minima of the first seed, and how far each regime went from its initial weights."""
+    pairs = list(zip(found.small, found.loss, strict=True))
+    whole = bench.lab.together(pairs[0], [Path()])
+    ends = Path(points=5, start=0.0, stop=1.0, curved=False)
+    ratios = [
+        float(one.results["path"].quantities["distance_ratio"].value)
+        for one in [whole, *(bench.lab.together(pair, [ends]) for pair in pairs[1:])]
+    ]
+    claim = judged(
+        "the small batch goes farther from its initial weights",
+        mean_over(np.array(ratios), "ratio"),
+        "higher",
+        source="section 4",
+        ratio=True,
+        what="distance small / large",
+    )
+    record = whole.results["path"]
+    barrier = record.quantities["barrier"]
+    note = (
+        "Paths from the small-batch minimum (a = 0) to the large-batch one (1) of the first seed, at equal training "
+        f"loss; barrier on the straight line {number(float(barrier.value))}. Distance ratios over seeds: "
+        f"{', '.join(number(ratio, 3) for ratio in ratios)} (paper: 3 to 10)."
+    )
+    return Part(record=record, title="Paths between the minima (figures 2 to 4 of the paper)", notes=(note,)), (claim,)
+
+
+# Sharpness against batch size
+
+
+def sweep(bench: "Bench", sizes: Sequence[int]) -> Made:
+    """Return sharpness and test accuracy against the batch size, each run trained to the smallest batch's loss."""
+    seeds = range(bench.plan.sweep_seeds)
+    first = bench.lab.train([bench.spec(seed, sizes[0]) for seed in seeds], "the smallest batch")
+    rest = bench.lab.train([bench.like(run, size, "loss") for size in sizes[1:] for run in first], "batch sizes")
+    reports = bench.lab.measure([*first, *rest], (Gap(), sharpness(bench)), "batch sizes")
+    sharp = _by_seed(numbers(reports, f"{SHARPNESS}/full", **phi(bench)), len(seeds))
+    accurate = _by_seed(numbers(reports, ACCURACY), len(seeds))
+    loss = _by_seed(numbers(reports, "gap/train_loss"), len(seeds))
+    labels = tuple(map(str, sizes))
+    doubled = np.log2(sizes)
+    claims = (
+        judged(
+            "sharpness rises with the batch size",
+            slope_over(doubled.tolist(), np.log2(sharp)),
+            "higher",
+            source="Figure 5",
+            ratio=False,
+            what="change of log2 sharpness per doubling",
+        ),
+        judged(
+            "test accuracy falls with the batch size",
+            slope_over(doubled.tolist(), accurate),
+            "lower",
+            source="Figure 5",
+            ratio=False,
+            what="points per doubling",
+        ),
+    )
+    columns = ("batch size", "training loss", f"sharpness %, full, {phi(bench)['epsilon']}", "test accuracy %")
+    table = Table(
+        columns=tuple(Column(header=header) for header in columns),
+        lines=tuple(
+            Line(cells=(labels[i], mean_std(loss[:, i]), mean_std(sharp[:, i]), mean_std(accurate[:, i])))
+            for i in range(len(sizes))
+        ),
+        caption=f"mean ± standard deviation over {len(seeds)} seeds, at equal training loss",
+    )
+    record = Record(
+        analyzer="keskar-sweep",
+        version="1",
+        status=Status.EXACT,
+        quantities={
+            "sharpness": curve(sharp, "batch size", labels, "epsilon-sharpness in the full space", "%"),
+            "test_accuracy": curve(accurate, "batch size", labels, "test accuracy", "%"),
+        },
+    )
+    return Part(record=record, title="Batch sizes", tables=(table,)), claims
+
+
+def _by_seed(values: Array, seeds: int) -> Array:
+    """Return values that stand size by size as (seeds, sizes)."""
+    return values.reshape(-1, seeds).T
+
+
+def curve(values: Array, dim: str, labels: tuple[str, ...], doc: str, unit: str = "") -> Quantity:
+    """Return the mean over runs (runs, places) as a curve with its standard error over runs."""
+    runs = values.shape[0]
+    error = np.array([deviation(column) / math.sqrt(runs) if runs > 1 else math.nan for column in values.T])
+    return Quantity(
+        value=values.mean(axis=0),
+        sampling_error=error,
+        doc=f"{doc}, mean over {runs} seeds; errors are over seeds",
+        unit=unit,
+        drawn="line",
+        dims=(dim,),
+        labels={dim: labels},
+    )
+
+
+# Remedies
+
+
+def remedies(bench: "Bench", found: Minima, kinds: Mapping[str, Mapping[str, Any]]) -> Made:
+    """Return what augmentation, conservative and adversarial training do for the large batch, at equal loss."""
+    specs: list[Spec] = [
+        bench.like(run, bench.large, "loss", **changes) for changes in kinds.values() for run in found.small
+    ]
+    treated = bench.lab.train(specs, "remedies")
+    plain = bench.lab.measure([*found.small, *found.loss], (Gap(), sharpness(bench)), "the plain regimes")
+    reports = bench.lab.measure(treated, (Gap(), sharpness(bench)), "remedies")
+    seeds = len(found.small)
+    small, large = plain[:seeds], plain[seeds:]
+    groups = {"small": small, "large": large}
+    groups |= {name: reports[i * seeds : (i + 1) * seeds] for i, name in enumerate(kinds)}
+    rows = [
+        Measure("training loss", "gap/train_loss", {}),
+        Measure("test accuracy %", ACCURACY, {}, "difference"),
+        Measure(f"sharpness %, full, {phi(bench)['epsilon']}", f"{SHARPNESS}/full", phi(bench)),
+    ]
+    claims = []
+    for name in kinds:
+        better = contrast(large, groups[name], ACCURACY, "difference")
+        sharp = contrast(small, groups[name], f"{SHARPNESS}/full", "ratio", **phi(bench))
+        claims += [
+            judged(
+                f"{name} training improves the large batch's test accuracy",
+                better,
+                "higher",
+                source="section 4",
+                ratio=False,
+                what="points",
+            ),
+            judged(
+                f"with {name} training its minima are still sharper than the small batch's",
+                sharp,
+                "higher",
+                source="section 4",
+                ratio=True,
+                what="ratio",
+            ),
+        ]
+    table = Table(
+        columns=(Column(header="", numeric=False), *(Column(header=row.title) for row in rows)),
+        lines=tuple(
+            Line(cells=(name, *(mean_std(numbers(group, row.path, **row.labels)) for row in rows)))
+            for name, group in groups.items()
+        ),
+        caption=f"large batch {bench.large} with each remedy; mean ± standard deviation over {seeds} seeds",
+    )
+    record = Record(
+        analyzer="keskar-remedies",
+        version="1",
+        status=Status.EXACT,
+        quantities={"numbers": _kept(rows, groups)},
+    )
+    note = "Training losses are of the data as they are; a remedy that did not come to the loss shows it in its column."
+    return Part(record=record, title="Remedies", tables=(table,), notes=(note,)), tuple(claims)

@@ -1,0 +1,85 @@
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from gapscope.measure.loading import Trust, load_data
+from gapscope.training.parallel import ALONE, Ranks, local_device, ranks
+
+NET = """
+from torch import nn
+
+
+class Net(nn.Linear):
+    def __init__(self):
+        super().__init__(64, 10)
+        self.idle = nn.Parameter(self.bias.detach().clone())  # without a gradient it must not decay either
+"""
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gapscope")
+
+
+def gapscope(command, folder, *words):
+    done = subprocess.run(
+        [*command, "train", "--threads", "1", "--device", "cpu", *words], cwd=folder, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    found = tmp_path_factory.mktemp("parallel")
+    data = load_data("digits", "train", recorded=False, trust=Trust()).limited(134, 0)
+    (found / "net.py").write_text(NET)
+    np.savez(found / "data.npz", x=data.inputs.numpy(), y=data.targets.numpy())
+    return found
+
+
+def test_two_processes_train_as_one_does(folder):
+    """Batches of 133, shared as 67 and 66, and of 1, shared as 1 and 0; weights with momentum, in another order."""
+    words = (
+        "-d",
+        "data.npz",
+        "-m",
+        "net.py:Net",
+        "--momentum",
+        "0.9",
+        "--weight-decay",
+        "0.1",
+        "--batch-size",
+        "133",
+        "--epochs",
+        "3",
+    )
+    words += ("--log-every", "1", "--batch-schedule", "2@2")
+    code, out, err = gapscope(TORCHRUN, folder, *words, "-o", "two.pt")
+    assert code == 0, err
+    assert out.count("two.pt: 3 epochs done, after 5 steps") == 1
+    assert gapscope((sys.executable, "-m", "gapscope"), folder, *words, "-o", "one.pt")[0] == 0
+    one, two = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("one", "two"))
+    for name, weights in one["model"].items():
+        slack = 5 * 134 * torch.finfo(torch.float32).eps  # five steps, of sums of up to 134 samples in another order
+        assert torch.allclose(two["model"][name], weights, rtol=slack, atol=slack * float(weights.abs().max())), name
+    assert torch.equal(two["model"]["idle"], two["initial"]["idle"])
+    losses = [found["gapscope"]["training"]["train_loss"] for found in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=slack)
+    assert sorted(path.name for path in folder.glob("two*")) == ["two.pt", "two.training.h5"]
+
+
+def test_one_process_by_itself_is_alone(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with ranks(torch.device("cpu")) as group:
+        assert group is ALONE
+    vector = torch.arange(3.0)
+    assert group.total(vector) is vector
+    assert group.from_first("here") == "here"
+    assert local_device("auto") == "auto"
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8])
+def test_shares_are_the_whole_and_differ_by_one_at_most(size):
+    shares = [list(range(size))[Ranks(rank, 3).share()] for rank in range(3)]
+    assert sorted(itertools.chain.from_iterable(shares)) == list(range(size))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -1,0 +1,138 @@
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from gapscope.measure.loading import Trust, infer_loss, load_data
+from gapscope.measure.monitor import Monitor
+from gapscope.training.recipe import Recipe
+from gapscope.training.state import Kept, settings_digest
+from gapscope.training.trainer import Running, train
+
+
+@pytest.fixture(scope="module")
+def data():
+    found = load_data("digits", "train", recorded=False, trust=Trust()).limited(150, 0)
+    return dataclasses.replace(found, inputs=found.inputs.view(-1, 1, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def loss(data):
+    return infer_loss(data.targets)
+
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(72, 10)
+    )
+
+
+class Heard(Monitor):
+    def __init__(self):
+        self.plans = []
+
+    def plan(self, text):
+        self.plans.append(text)
+
+
+class StopError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def stopping(after):
+    looks = itertools.count(1)
+
+    def watch(step, loss):
+        if next(looks) == after:
+            raise StopError
+
+    return watch
+
+
+EVERYTHING = {"epochs": 4, "batch_size": 40, "augment": True, "schedule": "cosine"}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"momentum": 0.9},
+        {"optimizer": "adam", "lr": 0.01, "batch_schedule": "2@2"},
+        {"optimizer": "sam", "momentum": 0.5},
+        {"optimizer": "cblr", "lr": 1e-3, "curvature_every": 3, "curvature_probes": 1},
+        {"conservative": 1e-2, "discard": 0.25},
+    ],
+)
+@pytest.mark.parametrize("after", [3, 9])
+def test_what_was_stopped_goes_on_to_the_same_bits(data, loss, tmp_path, recipe, after):
+    recipe, path = Recipe(**EVERYTHING, **recipe), tmp_path / "x.state"
+    whole = train(build, data, loss, recipe, check_every=1, running=Running(log_every=2))
+    running = Running(log_every=2, state=path, state_seconds=0.0)
+    with pytest.raises(StopError):
+        train(build, data, loss, recipe, check_every=1, running=dataclasses.replace(running, watch=stopping(after)))
+    heard, looks = Heard(), []
+    again = dataclasses.replace(running, monitor=heard, watch=lambda step, _: looks.append(step))
+    found = train(build, data, loss, recipe, check_every=1, running=again)
+    assert heard.plans == [f"going on from step {after - 1} of {path}"]
+    assert looks[0] == after
+    ours, theirs = whole.model.state_dict(), found.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert found.record() == whole.record()
+    assert found.log.notes == whole.log.notes
+    for name, quantity in whole.log.quantities().items():
+        assert quantity.value.tolist() == found.log.quantities()[name].value.tolist()
+        assert quantity.labels == found.log.quantities()[name].labels
+
+
+def test_a_state_of_other_settings_is_said_and_not_taken(data, loss, tmp_path):
+    path = tmp_path / "x.state"
+    running = Running(state=path, state_seconds=0.0)
+    with pytest.raises(StopError):
+        train(build, data, loss, Recipe(epochs=2), running=dataclasses.replace(running, watch=stopping(2)))
+    for other, length in ((Recipe(epochs=2, seed=1), 5), (Recipe(epochs=2), 10)):
+        heard = Heard()
+        train(build, data, loss, other, check_every=length, running=dataclasses.replace(running, monitor=heard))
+        assert heard.plans == [f"{path} is of other settings, or damaged: training starts anew"]
+
+
+def test_a_damaged_state_is_not_taken(tmp_path):
+    path = tmp_path / "x.state"
+    for content in (b"", b"PK\x03\x04 and no more"):
+        path.write_bytes(content)
+        assert Kept(path, "digest", 0.0).read() is None
+
+
+def test_a_state_that_cannot_be_written_ends_no_training(data, loss, tmp_path):
+    running = Running(state=tmp_path / "no folder" / "x.state", state_seconds=0.0)
+    assert train(build, data, loss, Recipe(steps=2), running=running).steps == 2
+
+
+def test_a_state_is_written_when_it_is_due_and_forgotten_at_the_end(tmp_path):
+    path = tmp_path / "x.state"
+    assert not Kept(path, "digest", 3600.0).due
+    kept = Kept(path, "digest", 0.0)
+    assert kept.due
+    kept.write({"steps": 3})
+    assert kept.read() == {"digest": "digest", "steps": 3}
+    assert Kept(path, "other", 0.0).read() is None
+    assert [one.name for one in tmp_path.iterdir()] == ["x.state"]
+    kept.forget()
+    assert not path.exists()
+
+
+def test_the_digest_is_of_recipe_layers_weights_data_and_loss(data, loss):
+    def digest(epochs=1, seed=0, data=data, kind=nn.ReLU, **others):
+        torch.manual_seed(seed)
+        return settings_digest(Recipe(epochs=epochs), nn.Sequential(nn.Linear(3, 3), kind()), data, loss, **others)
+
+    same, *different = (
+        digest(),
+        digest(epochs=2),
+        digest(seed=1),
+        digest(data=data.limited(20, 0)),
+        digest(kind=nn.Tanh),
+        digest(check_every=2),
+    )
+    assert same == digest()
+    assert len({same, *different}) == 1 + len(different)
