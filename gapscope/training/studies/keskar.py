@@ -14,7 +14,7 @@ from gapscope.report.outcome import Outcome
 from gapscope.training.recipe import Recipe
 from gapscope.training.regimes import Equal, matched
 from gapscope.training.studies.keskar_courses import against_loss, warm_start
-from gapscope.training.studies.keskar_minima import Minima, minima, paths, remedies, sweep
+from gapscope.training.studies.keskar_minima import PAPER, Minima, minima, paths, remedies, sweep
 from gapscope.training.studies.lab import Lab, Run, Spec
 from gapscope.training.studies.plan import Plan as Base
 from gapscope.training.studies.plan import Size, batch
@@ -42,8 +42,8 @@ class Plan(Base):
     switches: tuple[int, ...]
     warm_epochs: int
     warm_seeds: int
-    saved_every: int
-    course_epochs: int
+    saved_every: tuple[int, ...]
+    course_epochs: tuple[int, ...]
     course_seeds: int
     remedies: tuple[str, ...]
 
@@ -73,6 +73,17 @@ class Bench:
 def study(lab: Lab, plan: Plan) -> Outcome:
     """Train every regime, measure the minima, and judge the paper's claims."""
     samples = lab.samples(plan.data)
+    if plan.paper not in PAPER:
+        raise UsageError(
+            f"The paper has no network `{plan.paper}`.{did_you_mean(plan.paper, PAPER)} Expected one of "
+            f"{', '.join(PAPER)}, to stand beside. Mend the plan."
+        )
+    for key in ("saved_every", "course_epochs"):
+        if len(getattr(plan, key)) != 2:
+            raise UsageError(
+                f"`{key}` is {list(getattr(plan, key))}. Expected two numbers of epochs, for the small and the large "
+                "batch. Mend the plan."
+            )
     if unknown := [name for name in plan.remedies if name not in REMEDIES]:
         raise UsageError(
             f"`{unknown[0]}` is no remedy.{did_you_mean(unknown[0], REMEDIES)} Expected {', '.join(REMEDIES)}. Mend "
@@ -111,5 +122,5 @@ def study(lab: Lab, plan: Plan) -> Outcome:
 
 
 def _reached(runs: Sequence[Run], plan: Plan) -> str:
-    reached = sum(run.train_loss <= plan.until_loss for run in runs)
+    reached = sum("reached" in run.stopped for run in runs)
     return f"each to a training loss of {plan.until_loss:g} (reached by {reached} of {len(runs)} large-batch runs)"

@@ -101,8 +101,8 @@ def against_loss(bench: "Bench") -> Made:
     plan, lab = bench.plan, bench.lab
     seeds = range(plan.course_seeds)
     specs = [
-        replace(bench.spec(seed, size, until_loss=None, epochs=plan.course_epochs), save_every=plan.saved_every)
-        for size in (bench.small, bench.large)
+        replace(bench.spec(seed, size, until_loss=None, epochs=epochs), save_every=every)
+        for size, epochs, every in zip((bench.small, bench.large), plan.course_epochs, plan.saved_every, strict=True)
         for seed in seeds
     ]
     runs = lab.train(specs, "courses")

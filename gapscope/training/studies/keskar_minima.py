@@ -1,7 +1,7 @@
 """The minima of both regimes in Keskar's tables and figures: sharpness, accuracy, paths, batch sizes and remedies."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from gapscope.report.document import Column, Line, Table
 from gapscope.report.figures import number, spread
 from gapscope.report.outcome import Claim, Part, all_of, judged
 from gapscope.report.records import Record, Report
-from gapscope.results import Array, Quantity, Status
+from gapscope.results import Array, Contrast, Quantity, Status
 from gapscope.training.studies.lab import Run, Spec
 from gapscope.training.studies.numbers import contrast, mean_std, numbers
 
@@ -28,14 +28,15 @@ Made = tuple[Part, tuple[Claim, ...]]
 SHARPNESS = "epsilon-sharpness"
 ACCURACY = "gap/test_accuracy"
 ADAPTIVE = AdaptiveSharpness(rhos_l2=(0.5,), rhos_linf=(), rhos_average=(), rhos_sam=(), probes=0)
-# Tables 2 to 4: test accuracy, and sharpness by space and epsilon, small and large batch
-PAPER = {
-    "F1": ("98.03 / 97.81", ("1.23 / 205.14", "0.61 / 42.90"), ("0.11 / 9.22", "0.05 / 9.17")),
-    "F2": ("64.02 / 59.45", ("1.39 / 310.64", "0.90 / 93.15"), ("0.29 / 23.63", "0.05 / 6.28")),
-    "C1": ("80.04 / 77.26", ("28.58 / 707.23", "7.08 / 227.31"), ("2.18 / 137.25", "0.71 / 29.50")),
-    "C2": ("89.24 / 87.26", ("8.68 / 925.32", "2.07 / 175.31"), ("0.95 / 25.09", "0.31 / 5.82")),
-    "C3": ("49.58 / 46.45", ("29.85 / 258.75", "8.56 / 105.11"), ("17.02 / 236.03", "4.03 / 86.96")),
-    "C4": ("63.08 / 57.81", ("12.83 / 421.84", "4.07 / 109.35"), ("6.05 / 72.99", "1.89 / 19.85")),
+Pair = tuple[float, float]
+# Tables 2 to 4: test accuracy, and sharpness in the full space and on manifolds at 1e-3 and 5e-4; small, large batch
+PAPER: dict[str, tuple[Pair, tuple[Pair, Pair], tuple[Pair, Pair]]] = {
+    "F1": ((98.03, 97.81), ((1.23, 205.14), (0.61, 42.90)), ((0.11, 9.22), (0.05, 9.17))),
+    "F2": ((64.02, 59.45), ((1.39, 310.64), (0.90, 93.15)), ((0.29, 23.63), (0.05, 6.28))),
+    "C1": ((80.04, 77.26), ((28.58, 707.23), (7.08, 227.31)), ((2.18, 137.25), (0.71, 29.50))),
+    "C2": ((89.24, 87.26), ((8.68, 925.32), (2.07, 175.31)), ((0.95, 25.09), (0.31, 5.82))),
+    "C3": ((49.58, 46.45), ((29.85, 258.75), (8.56, 105.11)), ((17.02, 236.03), (4.03, 86.96))),
+    "C4": ((63.08, 57.81), ((12.83, 421.84), (4.07, 109.35)), ((6.05, 72.99), (1.89, 19.85))),
 }
 SPACES, EPSILONS = ("full", "manifold"), ("1e-3", "5e-4")  # of those columns
 
@@ -51,13 +52,14 @@ class Minima:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of the tables: its place in a report, and how the paper has it."""
+    """A number of the tables: its place in a report, and what the paper has there."""
 
     title: str
     path: str
     labels: Mapping[str, str]
-    kind: str = "ratio"
-    paper: str = ""
+    kind: Contrast = "ratio"
+    paper: Pair | None = None
+    group: str = ""  # the heading above it and its like
 
 
 def sharpness(bench: "Bench", *, manifold: bool = False) -> EpsilonSharpness:
@@ -90,6 +92,7 @@ def minima(bench: "Bench", found: Minima) -> Made:
         _table(bench, rows, small, large, f"{words}; mean ± standard deviation over {seeds} seeds")
         for words, large in (("at equal training loss", equal), ("after as many epochs", long))
     )
+    tables = (*tables, _paper(bench, rows))
     claims = [
         *_main(rows, small, equal, "at equal loss"),
         *_main(rows, small, long, "after as many epochs"),
@@ -101,55 +104,81 @@ def minima(bench: "Bench", found: Minima) -> Made:
         quantities={"numbers": _kept(rows, {"small": small, "large, equal loss": equal, "large, equal epochs": long})},
     )
     note = (
-        "At equal epochs the large batch has taken fewer steps and is at another loss: sharpness differs by training "
-        "progress alone. The paper's columns are small / large batch of another network on other data."
+        "Ratios are large / small, with a sign large - small. At equal epochs the large batch has taken fewer steps "
+        "and is at another loss: sharpness differs by training progress alone."
     )
     return Part(record=record, title="Minima", tables=tables, notes=(note,)), tuple(claims)
 
 
 def _measures(bench: "Bench") -> list[Measure]:
-    accuracy, *spaces = PAPER.get(bench.plan.paper, ("", (), ()))
-    published = dict(zip(SPACES, spaces, strict=True))
+    accuracy, *spaces = PAPER[bench.plan.paper]
     rows = [
         Measure("training loss", "gap/train_loss", {}),
         Measure("test accuracy %", ACCURACY, {}, "difference", accuracy),
     ]
-    for space in SPACES:
+    for space, published in zip(SPACES, spaces, strict=True):
         for epsilon in map(_label, bench.plan.epsilons):
-            known = dict(zip(EPSILONS, published[space], strict=False))
+            known = dict(zip(EPSILONS, published, strict=True))
             where = {"solver": "keskar", "epsilon": epsilon}
-            title = f"epsilon-sharpness %, {space}, {epsilon}"
-            rows.append(Measure(title, f"{SHARPNESS}/{space}", where, paper=known.get(epsilon, "")))
+            title = f"{space}, {epsilon}"
+            path = f"{SHARPNESS}/{space}"
+            rows.append(Measure(title, path, where, paper=known.get(epsilon), group="epsilon-sharpness %"))
     return [
         *rows,
         Measure("top eigenvalue", "eigenvalues/top", {}),
-        Measure("adaptive sharpness, worst l2", "adaptive-sharpness/worst_l2", {"rho_l2": "0.5"}),
+        Measure("adaptive sharpness", "adaptive-sharpness/worst_l2", {"rho_l2": "0.5"}),
     ]
 
 
 def _table(
     bench: "Bench", rows: Sequence[Measure], small: Sequence[Report], large: Sequence[Report], caption: str
 ) -> Table:
-    columns = (
-        Column(header="", numeric=False, wraps=True),
-        Column(header=f"small {bench.small}"),
-        Column(header=f"large {bench.large}"),
-        Column(header="large / small"),
-        Column(header="95 % interval"),
-        Column(header=f"paper, {bench.plan.paper}"),
+    heads = (f"small {bench.small}", f"large {bench.large}", "ratio", "95 % interval", f"in {bench.plan.paper}")
+    columns = (Column(header="", numeric=False, wraps=True), *(Column(header=head) for head in heads))
+    return Table(columns=columns, lines=tuple(_lines(rows, small, large)), caption=caption)
+
+
+def _lines(rows: Sequence[Measure], small: Sequence[Report], large: Sequence[Report]) -> Iterator[Line]:
+    """Yield a line for each number, those of one group below its heading."""
+    above = ""
+    for row in rows:
+        if row.group and row.group != above:
+            yield Line(cells=(row.group,))
+        above = row.group
+        estimate, interval = spread(*_contrast(row, small, large))
+        sides = (mean_std(numbers(side, row.path, **row.labels)) for side in (small, large))
+        yield Line(
+            cells=(row.title, *sides, _signed(row, estimate), interval, _published(row)), level=int(bool(row.group))
+        )
+
+
+def _signed(row: Measure, text: str) -> str:
+    return f"+{text}" if row.kind == "difference" and not text.startswith("-") else text
+
+
+def _published(row: Measure) -> str:
+    """Return what the paper's numbers give in the column of ratios and differences."""
+    if row.paper is None:
+        return ""
+    small, large = row.paper
+    return _signed(row, number(large / small if row.kind == "ratio" else large - small, 3))
+
+
+def _paper(bench: "Bench", rows: Sequence[Measure]) -> Table:
+    """Return the paper's own numbers."""
+    heads = ("small", "large")
+    known = [(row, row.paper) for row in rows if row.paper is not None]
+    return Table(
+        columns=(Column(header="", numeric=False), *(Column(header=head) for head in heads)),
+        lines=tuple(
+            Line(cells=(f"{row.group} {row.title}".strip(), *(number(side) for side in pair))) for row, pair in known
+        ),
+        caption=f"the paper's {bench.plan.paper} (Tables 2 to 4): another network on other data",
     )
-    return Table(columns=columns, lines=tuple(_line(row, small, large) for row in rows), caption=caption)
-
-
-def _line(row: Measure, small: Sequence[Report], large: Sequence[Report]) -> Line:
-    estimate, interval = spread(*_contrast(row, small, large))
-    sign = "+" if row.kind == "difference" and not estimate.startswith("-") else ""
-    sides = (mean_std(numbers(side, row.path, **row.labels)) for side in (small, large))
-    return Line(cells=(row.title, *sides, f"{sign}{estimate}", interval, row.paper))
 
 
 def _contrast(row: Measure, small: Sequence[Report], large: Sequence[Report]) -> Contrasted:
-    return contrast(small, large, row.path, "ratio" if row.kind == "ratio" else "difference", **row.labels)
+    return contrast(small, large, row.path, row.kind, **row.labels)
 
 
 def _main(rows: Sequence[Measure], small: Sequence[Report], large: Sequence[Report], when: str) -> list[Claim]:
@@ -181,7 +210,11 @@ def _kept(rows: Sequence[Measure], groups: Mapping[str, Sequence[Report]]) -> Qu
         doc="each number of each run",
         drawn="detail",
         dims=("measure", "regime", "seed"),
-        labels={"measure": tuple(row.title for row in rows), "regime": tuple(groups), "seed": seeds},
+        labels={
+            "measure": tuple(f"{row.group} {row.title}".strip() for row in rows),
+            "regime": tuple(groups),
+            "seed": seeds,
+        },
     )
 
 
