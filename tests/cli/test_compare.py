@@ -4,12 +4,8 @@ import json
 import pytest
 
 from gapscope.cli import compare
-from gapscope.measure.loading.datasets.data import load_data
-from gapscope.measure.loading.losses import infer_loss
-from gapscope.measure.loading.networks import NETWORKS
-from gapscope.measure.loading.trust import Trust
 from gapscope.report.file import Comparison, read
-from gapscope.training.trainer import Recipe, save, train
+from tests.loop import make_checkpoint
 
 
 @pytest.fixture
@@ -144,15 +140,11 @@ STEPS = {16: (60, 120), 650: (80, 160)}
 def runs(tmp_path_factory):
     """Three seeds of two batch sizes, each saved twice: a small network on the digits, a second of training."""
     folder = tmp_path_factory.mktemp("runs")
-    data = load_data("digits", "train", recorded=False, trust=Trust())
-    loss = infer_loss(data.targets)
     model = {"inputs": 64, "hidden": [8], "outputs": 10}
     for size, seed in itertools.product(STEPS, (1, 2, 3)):
         for steps in STEPS[size]:
-            recipe = Recipe(batch_size=size, lr=0.2, steps=steps, seed=seed)
-            trained = train(lambda: NETWORKS["mlp"](**model), data, loss, recipe)
             path = folder / f"b{size}-seed{seed}-{steps}.pt"
-            save(trained, path, factory="mlp", model_args=model, data="digits", loss=loss.name)
+            make_checkpoint(path, model_args=model, batch_size=size, lr=0.2, steps=steps, seed=seed)
     return folder
 
 

@@ -28,7 +28,7 @@ def test_the_list_of_commands_cuts_nothing_off(run):
     outcome = run("--help")
     assert outcome.code == 0
     assert "..." not in outcome.out.split("Commands:")[1].split("Exit codes")[0]
-    assert all(name in outcome.out for name in (*names(), "sharpness", "compare", "show", "train", "demo"))
+    assert all(name in outcome.out for name in (*names(), "sharpness", "compare", "track", "gate", "show"))
 
 
 def test_json_is_alone_on_stdout_and_the_report_is_written(run, small, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from gapscope.measure.landscape import Landscape
 from gapscope.report.file import Comparison, read, read_report
+from tests.loop import make_checkpoint
 
 
 def test_a_path_is_a_comparison_file_small_batch_first(run, small, large, tmp_path):
@@ -44,7 +45,7 @@ def test_compare_measures_the_pair_when_both_are_checkpoints(run, small, large, 
 
 def test_models_without_a_path_between_them_are_compared_all_the_same(run, small, tmp_path):
     (tmp_path / "gapscope.toml").write_text("[measure.epsilon-sharpness]\nmanifold = 0\n")
-    assert run("train", "-a", "hidden=[8]", "--epochs", 1, "-o", "other.pt", "-q").code == 0
+    make_checkpoint("other.pt", steps=40, model_args={"hidden": [8]})
     outcome = run("compare", small, "other.pt", "--pair", "path", "-q")
     assert outcome.code == 0
     assert outcome.err.startswith("left out: path. The checkpoints have 4,810 and 610 parameters")
@@ -85,7 +86,7 @@ def test_a_report_is_never_replaced_by_a_pair(run, small, large, tmp_path):
 
 def test_a_pair_of_others_is_never_replaced(run, small, large, tmp_path):
     run("path", small, large, "-q", "-o", "pair.h5")
-    run("train", "-a", "hidden=[64]", "--epochs", 1, "-o", "other.pt", "-q")
+    make_checkpoint("other.pt", steps=40, model_args={"hidden": [64]})
     outcome = run("path", small, "other.pt", "-q", "-o", "pair.h5")
     assert outcome.code == 2
     assert "The existing comparison is of something else" in outcome.err
@@ -104,7 +105,7 @@ def test_a_pair_of_others_is_never_replaced(run, small, large, tmp_path):
 )
 def test_nonsense_is_one_line_and_exit_2(run, small, large, tmp_path, words, message):
     if "OTHER" in words:
-        run("train", "-d", "digits:size=32", "-m", "lenet5", "--epochs", 1, "-a", "size=32", "-o", "other.pt", "-q")
+        make_checkpoint("other.pt", steps=40, model="lenet5", model_args={"size": 32}, data="digits:size=32")
     names = {"SMALL": small, "LARGE": large, "OTHER": "other.pt"}
     outcome = run(*(names.get(word, word) for word in words), "-q")
     assert (outcome.code, outcome.out) == (2, "")

@@ -16,10 +16,8 @@ from gapscope.cli import track
 from gapscope.cli.settings import Configuration
 from gapscope.errors import LoadError, ReportError, UsageError
 from gapscope.measure.analyzers.eigenvalues import Eigenvalues, WarmEigenvalues
-from gapscope.measure.loading import Trust, build_loss, load_data
-from gapscope.measure.loading.networks import NETWORKS
 from gapscope.results import Status
-from gapscope.training.trainer import Recipe, save, train
+from tests.loop import make_checkpoint
 from tests.problems import bowl, measure
 
 ARGS = {"inputs": 64, "hidden": [8], "outputs": 10}
@@ -30,12 +28,7 @@ CHEAP = ("--only", "gap", "--limit", "200")
 
 def saved(path, **recipe):
     """Train a tiny network on the whole batch of the digits and save it."""
-    data = load_data("digits", "train", recorded=False, trust=Trust())
-    loss = build_loss("cross-entropy", recorded=False, trust=Trust())
-    recipe = Recipe(**{"batch_size": 1300, "lr": RATE, **recipe})
-    trained = train(lambda: NETWORKS["mlp"](**ARGS), data, loss, recipe)
-    save(trained, path, factory="mlp", model_args=ARGS, data="digits", loss=loss.name)
-    return path
+    return make_checkpoint(path, **{"batch_size": 1300, "lr": RATE, "model_args": ARGS, **recipe})
 
 
 @pytest.fixture(scope="module")
@@ -274,11 +267,7 @@ def test_numbers_that_cannot_be_written_are_shown_all_the_same(run, folder, monk
 
 
 def test_another_network_is_no_checkpoint_of_the_run(run, folder):
-    data = load_data("digits", "train", recorded=False, trust=Trust())
-    loss = build_loss("cross-entropy", recorded=False, trust=Trust())
-    wide = {**ARGS, "hidden": [9]}
-    made = train(lambda: NETWORKS["mlp"](**wide), data, loss, Recipe(steps=500, batch_size=1300, lr=RATE))
-    save(made, folder / "e.pt", factory="mlp", model_args=wide, data="digits", loss=loss.name)
+    saved(folder / "e.pt", steps=500, model_args={**ARGS, "hidden": [9]})
     outcome = run(folder, *CHEAP, "-q")
     assert outcome.code == 2
     assert "e.pt could not be measured: It differs from c.pt in model_args, parameters. Expected one model on" in (
