@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,7 @@ def test_torch_stops_at_the_file(tmp_path):
         ["--help"],
         ["eigenvalues", "--help"],
         ["track", "--help"],
+        ["study", "--help"],
         ["show", reports[0]],
         ["compare", *reports, "-o", str(tmp_path / "c.h5")],
     ]
@@ -196,8 +198,27 @@ def test_torch_stops_at_the_file(tmp_path):
     seen = json.loads(done.stderr.splitlines()[-1])
     assert seen["--help"] == []
     assert seen["eigenvalues"] == []
+    assert seen["study"] == seen["track"]
     assert "torch" not in seen["track"]
     assert not {"torch", "pyhessian"} & set(seen["show"] + seen["compare"])
+
+
+def test_without_the_trainer_every_other_command_works(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "gapscope", ignore=shutil.ignore_patterns("training", "__pycache__"))
+
+    def run(*words):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        command = [sys.executable, "-m", "gapscope", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+
+    commands = {line.split()[0] for line in run("--help").stdout.splitlines() if line.startswith("  ")}
+    assert {"analyze", "compare", "gap", "show"} <= commands
+    assert not {"train", "study", "demo"} & commands
+    assert run("gap", SMALL, "-q", "-o", "x.h5").returncode == 0
+    assert run("show", "x.h5").returncode == 0
+    refused = run("study", "keskar")
+    assert refused.returncode == 2
+    assert "No such command 'study'" in refused.stderr
 
 
 PLUGIN = '''

@@ -5,14 +5,14 @@ A verdict is about the data, network and seeds of this run, and says so; a claim
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from gapscope.report.contrasts import Contrasted
-from gapscope.report.document import Document, Item, Note, Series, Table
+from gapscope.report.document import Column, Document, Item, Line, Note, Series, Table
 from gapscope.report.export import report_json
 from gapscope.report.figures import spread
 from gapscope.report.records import Facts, Record, Report
@@ -136,27 +136,38 @@ def outcome_document(outcome: Outcome) -> Document:
     answer = (
         Note(text="Claims", tone="heading"),
         Note(text=outcome.lead),
-        *claim_notes(outcome),
+        claims_table(outcome),
         Note(text=LIMITS, tone="dim"),
     )
-    return Document(blocks=(tuple(head), *map(_block, outcome.parts), answer))
+    blocks = (block for part in outcome.parts for block in part_blocks(part, *part.drawn))
+    return Document(blocks=(tuple(head), *blocks, answer))
 
 
-def claim_notes(outcome: Outcome) -> tuple[Note, ...]:
-    """Return each claim with its verdict and the numbers behind it, as one of a list."""
-    return tuple(
-        Note(
-            text=f"{claim.verdict}: {claim.text} ({claim.source}): {claim.because}.",
-            bullet=True,
+def claims_table(outcome: Outcome) -> Table:
+    """Return each claim with the numbers behind its verdict, and the verdict."""
+    columns = (
+        Column(header="claim", numeric=False, wraps=True),
+        Column(header="here", numeric=False, wraps=True),
+        Column(header="verdict", numeric=False),
+    )
+    lines = (
+        Line(
+            cells=(f"{claim.text} ({claim.source})", claim.because, claim.verdict),
             tone="unsure" if claim.verdict == "cannot tell" else "plain",
         )
         for claim in outcome.claims
     )
+    return Table(columns=columns, lines=tuple(lines))
 
 
-def _block(part: Part) -> tuple[Item, ...]:
+def part_blocks(part: Part, *drawn: Item) -> Iterator[tuple[Item, ...]]:
+    """Yield the tables of a part by themselves, the first below its title, and its notes below the last."""
     notes = [Note(text=text, tone="dim") for text in (*part.notes, *part.record.notes)]
-    return (Note(text=part.title, tone="heading"), *part.tables, *part.drawn, *notes)
+    items: list[Item] = [*part.tables, *drawn]
+    first, rest = items[:1], items[1:]
+    blocks: list[list[Item]] = [[Note(text=part.title, tone="heading"), *first], *([item] for item in rest)]
+    blocks[-1] += notes
+    yield from map(tuple, blocks)
 
 
 # Storing
@@ -187,9 +198,13 @@ def _claims(outcome: Outcome) -> Record:
         analyzer=CLAIMS,
         version="1",
         status=Status.EXACT,
-        notes=(*outcome.about, outcome.lead, *(note.text for note in claim_notes(outcome)), LIMITS),
+        notes=(*outcome.about, outcome.lead, *map(_sentence, outcome.claims), LIMITS),
         quantities={"verdict": verdict},
     )
+
+
+def _sentence(claim: Claim) -> str:
+    return f"{claim.verdict}: {claim.text} ({claim.source}): {claim.because}."
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:

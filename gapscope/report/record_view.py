@@ -61,7 +61,8 @@ def _endnotes(record: Record, verbose: bool, explained: bool) -> Iterator[Note]:
     if record.seconds:
         cost.append(f"{record.seconds:.1f}\u00a0s" if record.seconds >= 0.05 else "under 0.1\u00a0s")
     tone: Tone = "dim" if record.status in PROVEN else "warning"
-    yield Note(text=" · ".join([record.message, *cost]), tone=tone)
+    if cost or record.status is not Status.EXACT:  # what is only gathered was not computed
+        yield Note(text=" · ".join([record.message, *cost]), tone=tone)
     yield from (Note(text=note, bullet=True) for note in record.notes)
     if verbose:
         docs = [(short_title(record.analyzer, name), each.doc) for name, each in record.quantities.items() if each.doc]

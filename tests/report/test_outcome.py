@@ -9,7 +9,7 @@ import pytest
 from example_outcomes import EVIL, claim, outcome, part
 
 from gapscope.report.contrasts import Scalar, between
-from gapscope.report.document import Note
+from gapscope.report.document import Table
 from gapscope.report.export import dumps
 from gapscope.report.file import read_report, write
 from gapscope.report.outcome import (
@@ -100,17 +100,15 @@ def test_the_text_ends_with_the_claims_and_what_a_verdict_is_about():
     drawn = text(outcome_document(shown))
     lines = drawn.split("\n")
     assert lines[0] == shown.title
-    assert "· shows: it rises (Table 3): ratio 2." in lines
-    assert "· cannot tell: it falls (Table 3): ratio 2." in lines
+    assert "it rises (Table 3)  ratio 2  shows" in lines
+    assert "it falls (Table 3)  ratio 2  cannot tell" in lines
     assert drawn.replace("\n", " ").endswith(LIMITS)
     assert drawn.index("the sweep") < drawn.index("\nClaims\n")
     assert "it says nothing of speed" in drawn
     assert "said by the record" in drawn
     assert max(map(len, lines)) <= 80
-    assert [one.tone for one in outcome_document(shown).blocks[-1] if isinstance(one, Note) and one.bullet] == [
-        "plain",
-        "unsure",
-    ]
+    (table,) = (one for one in outcome_document(shown).blocks[-1] if isinstance(one, Table))
+    assert [line.tone for line in table.lines] == ["plain", "unsure"]
 
 
 def test_a_file_keeps_the_claims_and_every_number(tmp_path):

@@ -19,44 +19,51 @@ def test_the_claims_come_first_each_with_its_verdict_in_words():
     tree = lxml.html.fromstring(page(outcome_sheet(shown)))
     header = tree.find(".//header")
     assert header.findtext("h1") == shown.title
-    said = [one.text_content() for one in header.iter("li")]
-    assert said == [
-        "shows: a (Table 3): ratio 2.",
-        "does not show: b (Table 3): ratio 2.",
-        "cannot tell: c (Table 3): ratio 2.",
-        LIMITS,
-    ]
     assert shown.lead in header.text_content()
     assert shown.about[0] in header.text_content()
+    assert [one.text_content() for one in header.iter("li")] == [LIMITS]
+    first = next(tree.iter("table"))
+    rows = [[cell.text_content() for cell in row] for row in first.find("tbody")]
+    assert rows == [
+        ["a (Table 3)", "ratio 2", "shows"],
+        ["b (Table 3)", "ratio 2", "does not show"],
+        ["c (Table 3)", "ratio 2", "cannot tell"],
+    ]
 
 
 def test_tables_stand_with_their_title_and_all_notes():
-    ((heading, table, *notes),) = outcome_sheet(outcome()).brief.blocks
+    claims, (heading, table, *notes) = outcome_sheet(outcome()).brief.blocks
+    assert claims[0] == Note(text="Claims", tone="heading")
     assert heading == Note(text="the sweep", tone="heading")
     assert table == part().tables[0]
     assert [note.text for note in notes] == ["it says nothing of speed", "said by the record"]
 
 
+def test_several_tables_of_a_part_stand_apart():
+    one = part()
+    _, first, second = outcome_sheet(outcome(parts=(replace(one, tables=one.tables * 2),))).brief.blocks
+    assert [type(item).__name__ for item in first] == ["Note", "Table"]
+    assert [type(item).__name__ for item in second] == ["Table", "Note", "Note"]
+
+
 def test_a_part_without_tables_is_its_figures_or_its_notes():
     drawn = outcome_sheet(outcome(parts=(replace(part(), tables=()),)))
-    assert drawn.brief.blocks == ()
-    assert len(drawn.figures) == 1
+    assert len(drawn.brief.blocks) == 1  # the claims
+    (figure,) = drawn.figures
+    assert figure.caption.endswith("side. it says nothing of speed said by the record")
     skipped = Record(analyzer="x", version="1", status=Status.SKIPPED, notes=("no loss is shared",))
     told = outcome_sheet(outcome(parts=(replace(part(), tables=(), record=skipped),)))
-    assert [note.text for note in told.brief.blocks[0]] == [
+    assert [note.text for note in told.brief.blocks[1]] == [
         "the sweep",
         "it says nothing of speed",
         "no loss is shared",
     ]
 
 
-def test_a_figure_says_what_it_shows_and_what_it_cannot_tell():
+def test_a_figure_says_what_it_shows():
     (figure,) = outcome_sheet(outcome()).figures
-    assert figure.path == "toy-sweep/sharpness"
-    assert figure.caption == (
-        "Sharpness at the end, errors over seeds. A thin bar reaches one error to each side. it says nothing of speed "
-        "said by the record"
-    )
+    assert (figure.path, figure.title) == ("toy-sweep/sharpness", "the sweep: sharpness")
+    assert figure.caption == "Sharpness at the end, errors over seeds. A thin bar reaches one error to each side."
     (plain,) = outcome_sheet(outcome(parts=(part(doc=""),))).figures
     assert plain.caption.startswith("The sweep. A thin bar")
 

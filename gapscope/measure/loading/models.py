@@ -98,13 +98,13 @@ def parse_args(texts: Sequence[str], flag: str = "-a") -> dict[str, Any]:
             raise UsageError(
                 f"`{flag} {text}` is no argument. Expected `{flag} NAME=VALUE`, for example `{flag} hidden=[32]`."
             )
-        args[name] = _toml_value(value.strip(), text)
+        args[name] = _toml_value(value.strip(), f"{flag} {text}")
     return args
 
 
 def _toml_value(value: str, text: str) -> Any:
     if value in ("True", "False"):
-        raise UsageError(f"`-a {text}` is Python's spelling. Write `-a {text.replace(value, value.lower())}`.")
+        raise UsageError(f"`{text}` is Python's spelling. Write `{text.replace(value, value.lower())}`.")
     try:
         parsed = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
@@ -114,8 +114,7 @@ def _toml_value(value: str, text: str) -> Any:
     if re.fullmatch(r"[\w./:+-]+", value):
         return value
     raise UsageError(
-        f"`-a {text}`: {value!r} is not a TOML value. Expected a number, true, false, [1, 2], or a word; quote "
-        "other text."
+        f"`{text}`: {value!r} is not a TOML value. Expected a number, true, false, [1, 2], or a word; quote other text."
     )
 
 

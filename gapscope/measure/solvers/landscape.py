@@ -29,7 +29,8 @@ Matrix = Array | Sequence[Sequence[float]] | float  # a Hessian (n, n); in one d
 class Escape:
     """Mean first-passage times out of a minimum; `inf` where they overflow.
 
-    The formula is that of small D: at an `exponent` of 5 to 12, the double well's times are 3 to 9 % longer.
+    The formula is that of small D: by quadrature of the exact mean first-passage time, the double well's is 11 % longer
+    at an `exponent` of 5 and 4 % at 12.
     """
 
     iterations: float  # of SGD, from the minimum to the other one

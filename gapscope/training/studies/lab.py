@@ -48,8 +48,8 @@ class Lab:
 
     def conditions(self, data: str) -> Facts:
         """Return on which data a study was, as its report has them."""
-        loaded = training_data(data)
-        return {"data": data, "samples": len(loaded), "data_fingerprint": loaded.fingerprint}
+        found = training_data(data)
+        return {"data": data, "samples": len(found), "data_fingerprint": found.fingerprint}
 
     def environment(self) -> Facts:
         """Return by what and when a study was made."""
@@ -148,7 +148,8 @@ def jobs(asked: int | None, device: str) -> int:
     if asked is not None and asked < 1:
         raise UsageError(f"There are {asked} processes. Expected 1 or more. Mend `--jobs`.")
     on_cpu = device_named(device).type == "cpu"
-    return asked or (len(os.sched_getaffinity(0)) if on_cpu else 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or (cores if on_cpu else 1)
 
 
 def _files(runs: Sequence[Run]) -> list[tuple[Spec, Path]]:

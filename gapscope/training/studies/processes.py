@@ -18,6 +18,8 @@ import torch
 
 from gapscope.errors import UsageError
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @dataclass(eq=False)
 class Processes:
@@ -33,9 +35,10 @@ class Processes:
 
         Raises: what a work raises; UsageError where a process dies.
         """
+        pool = self._pool  # made before signals are held back: making one lets them through again
         try:
             with _unheard():
-                futures = {self._pool.submit(_told, work): position for position, work in enumerate(works)}
+                futures = {pool.submit(_told, work): position for position, work in enumerate(works)}
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
@@ -73,12 +76,22 @@ class Processes:
 
 @contextlib.contextmanager
 def _unheard() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach; here an interrupt waits until they have what they start from."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Start processes that Ctrl-C does not reach; here a signal waits until they have what they start from.
+
+    The mask is what they inherit; here another thread may take the signal, so its handler is put off, too.
+    """
+    late: list[int] = []
+    alone = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    handlers = {number: signal.signal(number, lambda which, _: late.append(which)) for number in SIGNALS * alone}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for which in late:
+            signal.raise_signal(which)
 
 
 @contextlib.contextmanager
