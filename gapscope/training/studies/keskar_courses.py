@@ -13,7 +13,8 @@ from gapscope.report.figures import number
 from gapscope.report.outcome import Claim, Part, judged
 from gapscope.report.records import Record, Report
 from gapscope.results import Array, Quantity, Status
-from gapscope.training.studies.keskar_minima import ACCURACY, SHARPNESS, Made, curve, phi, sharpness
+from gapscope.training.studies.keskar_minima import ACCURACY, SHARPNESS, Made, phi, sharpness
+from gapscope.training.studies.keskar_recipes import curve
 from gapscope.training.studies.numbers import mean_std, numbers
 
 if TYPE_CHECKING:

@@ -1,9 +1,8 @@
 """The minima of both regimes in Keskar's tables and figures: sharpness, accuracy, paths, batch sizes and remedies."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,13 +11,13 @@ from gapscope.measure.analyzers.eigenvalues import Eigenvalues
 from gapscope.measure.analyzers.epsilon_sharpness import EpsilonSharpness
 from gapscope.measure.analyzers.gap import Gap
 from gapscope.measure.analyzers.path import Path
-from gapscope.report.contrasts import Contrasted, deviation, mean_over, slope_over
+from gapscope.report.contrasts import Contrasted, mean_over
 from gapscope.report.document import Column, Line, Table
 from gapscope.report.figures import number, spread
 from gapscope.report.outcome import Claim, Part, all_of, judged
 from gapscope.report.records import Record, Report
-from gapscope.results import Array, Contrast, Quantity, Status
-from gapscope.training.studies.lab import Run, Spec
+from gapscope.results import Contrast, Quantity, Status
+from gapscope.training.studies.lab import Run
 from gapscope.training.studies.numbers import contrast, mean_std, numbers
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def minima(bench: "Bench", found: Minima) -> Made:
         analyzer="keskar-minima",
         version="1",
         status=Status.EXACT,
-        quantities={"numbers": _kept(rows, {"small": small, "large, equal loss": equal, "large, equal epochs": long})},
+        quantities={"numbers": kept(rows, {"small": small, "large, equal loss": equal, "large, equal epochs": long})},
     )
     note = (
         "Ratios are large / small, with a sign large - small. At equal epochs the large batch has taken fewer steps "
@@ -201,7 +200,7 @@ def _main(rows: Sequence[Measure], small: Sequence[Report], large: Sequence[Repo
     ]
 
 
-def _kept(rows: Sequence[Measure], groups: Mapping[str, Sequence[Report]]) -> Quantity:
+def kept(rows: Sequence[Measure], groups: Mapping[str, Sequence[Report]]) -> Quantity:
     """Return every number of every seed."""
     value = [[numbers(group, row.path, **row.labels) for group in groups.values()] for row in rows]
     seeds = tuple(str(seed) for seed in range(len(next(iter(groups.values())))))
@@ -246,136 +245,3 @@ def paths(bench: "Bench", found: Minima) -> Made:
         f"{', '.join(number(ratio, 3) for ratio in ratios)} (paper: 3 to 10)."
     )
     return Part(record=record, title="Paths between the minima (figures 2 to 4 of the paper)", notes=(note,)), (claim,)
-
-
-# Sharpness against batch size
-
-
-def sweep(bench: "Bench", sizes: Sequence[int]) -> Made:
-    """Return sharpness and test accuracy against the batch size, each run trained to the smallest batch's loss."""
-    seeds = range(bench.plan.sweep_seeds)
-    first = bench.lab.train([bench.spec(seed, sizes[0]) for seed in seeds], "the smallest batch")
-    rest = bench.lab.train([bench.like(run, size, "loss") for size in sizes[1:] for run in first], "batch sizes")
-    reports = bench.lab.measure([*first, *rest], (Gap(), sharpness(bench)), "batch sizes")
-    sharp = _by_seed(numbers(reports, f"{SHARPNESS}/full", **phi(bench)), len(seeds))
-    accurate = _by_seed(numbers(reports, ACCURACY), len(seeds))
-    loss = _by_seed(numbers(reports, "gap/train_loss"), len(seeds))
-    labels = tuple(map(str, sizes))
-    doubled = np.log2(sizes)
-    claims = (
-        judged(
-            "sharpness rises with the batch size",
-            slope_over(doubled.tolist(), np.log2(sharp)),
-            "higher",
-            source="Figure 5",
-            ratio=False,
-            what="change of log2 sharpness per doubling",
-        ),
-        judged(
-            "test accuracy falls with the batch size",
-            slope_over(doubled.tolist(), accurate),
-            "lower",
-            source="Figure 5",
-            ratio=False,
-            what="points per doubling",
-        ),
-    )
-    columns = ("batch size", "training loss", f"sharpness %, full, {phi(bench)['epsilon']}", "test accuracy %")
-    table = Table(
-        columns=tuple(Column(header=header) for header in columns),
-        lines=tuple(
-            Line(cells=(labels[i], mean_std(loss[:, i]), mean_std(sharp[:, i]), mean_std(accurate[:, i])))
-            for i in range(len(sizes))
-        ),
-        caption=f"mean ± standard deviation over {len(seeds)} seeds, at equal training loss",
-    )
-    record = Record(
-        analyzer="keskar-sweep",
-        version="1",
-        status=Status.EXACT,
-        quantities={
-            "sharpness": curve(sharp, "batch size", labels, "epsilon-sharpness in the full space", "%"),
-            "test_accuracy": curve(accurate, "batch size", labels, "test accuracy", "%"),
-        },
-    )
-    return Part(record=record, title="Batch sizes", tables=(table,)), claims
-
-
-def _by_seed(values: Array, seeds: int) -> Array:
-    """Return values that stand size by size as (seeds, sizes)."""
-    return values.reshape(-1, seeds).T
-
-
-def curve(values: Array, dim: str, labels: tuple[str, ...], doc: str, unit: str = "") -> Quantity:
-    """Return the mean over runs (runs, places) as a curve with its standard error over runs."""
-    runs = values.shape[0]
-    error = np.array([deviation(column) / math.sqrt(runs) if runs > 1 else math.nan for column in values.T])
-    return Quantity(
-        value=values.mean(axis=0),
-        sampling_error=error,
-        doc=f"{doc}, mean over {runs} seeds; errors are over seeds",
-        unit=unit,
-        drawn="line",
-        dims=(dim,),
-        labels={dim: labels},
-    )
-
-
-# Remedies
-
-
-def remedies(bench: "Bench", found: Minima, kinds: Mapping[str, Mapping[str, Any]]) -> Made:
-    """Return what augmentation, conservative and adversarial training do for the large batch, at equal loss."""
-    specs: list[Spec] = [
-        bench.like(run, bench.large, "loss", **changes) for changes in kinds.values() for run in found.small
-    ]
-    treated = bench.lab.train(specs, "remedies")
-    plain = bench.lab.measure([*found.small, *found.loss], (Gap(), sharpness(bench)), "the plain regimes")
-    reports = bench.lab.measure(treated, (Gap(), sharpness(bench)), "remedies")
-    seeds = len(found.small)
-    small, large = plain[:seeds], plain[seeds:]
-    groups = {"small": small, "large": large}
-    groups |= {name: reports[i * seeds : (i + 1) * seeds] for i, name in enumerate(kinds)}
-    rows = [
-        Measure("training loss", "gap/train_loss", {}),
-        Measure("test accuracy %", ACCURACY, {}, "difference"),
-        Measure(f"sharpness %, full, {phi(bench)['epsilon']}", f"{SHARPNESS}/full", phi(bench)),
-    ]
-    claims = []
-    for name in kinds:
-        better = contrast(large, groups[name], ACCURACY, "difference")
-        sharp = contrast(small, groups[name], f"{SHARPNESS}/full", "ratio", **phi(bench))
-        claims += [
-            judged(
-                f"{name} training improves the large batch's test accuracy",
-                better,
-                "higher",
-                source="section 4",
-                ratio=False,
-                what="points",
-            ),
-            judged(
-                f"with {name} training its minima are still sharper than the small batch's",
-                sharp,
-                "higher",
-                source="section 4",
-                ratio=True,
-                what="ratio",
-            ),
-        ]
-    table = Table(
-        columns=(Column(header="", numeric=False), *(Column(header=row.title) for row in rows)),
-        lines=tuple(
-            Line(cells=(name, *(mean_std(numbers(group, row.path, **row.labels)) for row in rows)))
-            for name, group in groups.items()
-        ),
-        caption=f"large batch {bench.large} with each remedy; mean ± standard deviation over {seeds} seeds",
-    )
-    record = Record(
-        analyzer="keskar-remedies",
-        version="1",
-        status=Status.EXACT,
-        quantities={"numbers": _kept(rows, groups)},
-    )
-    note = "Training losses are of the data as they are; a remedy that did not come to the loss shows it in its column."
-    return Part(record=record, title="Remedies", tables=(table,), notes=(note,)), tuple(claims)

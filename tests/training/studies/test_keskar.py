@@ -56,9 +56,9 @@ def test_every_part_of_the_paper_is_there(outcome):
         "keskar-loss",
         "keskar-remedies",
     ]
-    assert len(outcome.claims) == 17
+    assert len(outcome.claims) == 19
     assert {claim.verdict for claim in outcome.claims} <= {"shows", "does not show", "cannot tell"}
-    assert outcome.lead.startswith("Of 17 claims of Keskar et al. 2017, ")
+    assert outcome.lead.startswith("Of 19 claims of Keskar et al. 2017, ")
 
 
 def test_the_table_is_that_of_the_reports(outcome, folder):

@@ -1,0 +1,164 @@
+"""Keskar's other recipes: batch sizes between the two, and remedies for the large one."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gapscope.measure.analyzers.gap import Gap
+from gapscope.report.contrasts import deviation, slope_over
+from gapscope.report.document import Column, Line, Table
+from gapscope.report.outcome import Claim, Part, judged
+from gapscope.report.records import Record
+from gapscope.results import Array, Quantity, Status
+from gapscope.training.regimes import Equal
+from gapscope.training.studies.keskar_minima import ACCURACY, SHARPNESS, Made, Measure, Minima, kept, phi, sharpness
+from gapscope.training.studies.lab import Run, Spec
+from gapscope.training.studies.numbers import contrast, mean_std, numbers
+
+if TYPE_CHECKING:
+    from gapscope.training.studies.keskar import Bench
+
+WHEN: dict[Equal, str] = {"loss": "at equal loss", "samples": "after as many epochs"}
+
+# Sharpness against batch size
+
+
+def sweep(bench: "Bench", sizes: Sequence[int]) -> Made:
+    """Return sharpness and test accuracy against the batch size, at the smallest one's loss and after its epochs."""
+    seeds = range(bench.plan.sweep_seeds)
+    first = bench.lab.train([bench.spec(seed, sizes[0]) for seed in seeds], "the smallest batch")
+    found = [_swept(bench, first, sizes, equal) for equal in WHEN]
+    record = Record(
+        analyzer="keskar-sweep",
+        version="1",
+        status=Status.EXACT,
+        quantities={name: quantity for _, quantities, _ in found for name, quantity in quantities.items()},
+    )
+    note = (
+        "After as many epochs a larger batch has taken fewer steps, and its loss is higher: that alone moves sharpness."
+    )
+    part = Part(record=record, title="Batch sizes", tables=tuple(table for table, _, _ in found), notes=(note,))
+    return part, tuple(claim for _, _, claims in found for claim in claims)
+
+
+def _swept(
+    bench: "Bench", first: Sequence[Run], sizes: Sequence[int], equal: Equal
+) -> tuple[Table, dict[str, Quantity], tuple[Claim, ...]]:
+    rest = bench.lab.train([bench.like(run, size, equal) for size in sizes[1:] for run in first], "batch sizes")
+    reports = bench.lab.measure([*first, *rest], (Gap(), sharpness(bench)), "batch sizes")
+    shape = (len(sizes), len(first))
+    loss, sharp, accurate = (
+        numbers(reports, path, **labels).reshape(shape).T  # (seeds, sizes)
+        for path, labels in (("gap/train_loss", {}), (f"{SHARPNESS}/full", phi(bench)), (ACCURACY, {}))
+    )
+    labels, doubled = tuple(map(str, sizes)), np.log2(sizes).tolist()
+    claims = (
+        judged(
+            f"sharpness rises with the batch size, {WHEN[equal]}",
+            slope_over(doubled, np.log2(sharp)),
+            "higher",
+            source="Figure 5",
+            ratio=False,
+            what="change of log2 sharpness per doubling",
+        ),
+        judged(
+            f"test accuracy falls with the batch size, {WHEN[equal]}",
+            slope_over(doubled, accurate),
+            "lower",
+            source="Figure 5",
+            ratio=False,
+            what="points per doubling",
+        ),
+    )
+    heads = ("batch size", "training loss", f"sharpness %, full, {phi(bench)['epsilon']}", "test accuracy %")
+    table = Table(
+        columns=tuple(Column(header=head) for head in heads),
+        lines=tuple(
+            Line(cells=(label, *(mean_std(values[:, i]) for values in (loss, sharp, accurate))))
+            for i, label in enumerate(labels)
+        ),
+        caption=f"{WHEN[equal]}; mean ± standard deviation over {len(first)} seeds",
+    )
+    name = equal.replace("samples", "epochs")
+    quantities = {
+        f"sharpness_equal_{name}": curve(sharp, "batch size", labels, f"epsilon-sharpness {WHEN[equal]}", "%"),
+        f"test_accuracy_equal_{name}": curve(accurate, "batch size", labels, f"test accuracy {WHEN[equal]}", "%"),
+    }
+    return table, quantities, claims
+
+
+def curve(values: Array, dim: str, labels: tuple[str, ...], doc: str, unit: str = "") -> Quantity:
+    """Return the mean over runs (runs, places) as a curve with its standard error over runs."""
+    runs = values.shape[0]
+    error = np.array([deviation(column) / math.sqrt(runs) if runs > 1 else math.nan for column in values.T])
+    return Quantity(
+        value=values.mean(axis=0),
+        sampling_error=error,
+        doc=f"{doc}, mean over {runs} seeds; errors are over seeds",
+        unit=unit,
+        drawn="line",
+        dims=(dim,),
+        labels={dim: labels},
+    )
+
+
+# Remedies
+
+
+def remedies(bench: "Bench", found: Minima, kinds: Mapping[str, Mapping[str, Any]]) -> Made:
+    """Return what augmentation, conservative and adversarial training do for the large batch, at equal loss."""
+    specs: list[Spec] = [
+        bench.like(run, bench.large, "loss", **changes) for changes in kinds.values() for run in found.small
+    ]
+    treated = bench.lab.train(specs, "remedies")
+    plain = bench.lab.measure([*found.small, *found.loss], (Gap(), sharpness(bench)), "the plain regimes")
+    reports = bench.lab.measure(treated, (Gap(), sharpness(bench)), "remedies")
+    seeds = len(found.small)
+    small, large = plain[:seeds], plain[seeds:]
+    groups = {"small": small, "large": large}
+    groups |= {name: reports[i * seeds : (i + 1) * seeds] for i, name in enumerate(kinds)}
+    rows = [
+        Measure("training loss", "gap/train_loss", {}),
+        Measure("test accuracy %", ACCURACY, {}, "difference"),
+        Measure(f"sharpness %, full, {phi(bench)['epsilon']}", f"{SHARPNESS}/full", phi(bench)),
+    ]
+    claims = []
+    for name in kinds:
+        better = contrast(large, groups[name], ACCURACY, "difference")
+        sharp = contrast(small, groups[name], f"{SHARPNESS}/full", "ratio", **phi(bench))
+        claims += [
+            judged(
+                f"{name} training improves the large batch's test accuracy",
+                better,
+                "higher",
+                source="section 4",
+                ratio=False,
+                what="points",
+            ),
+            judged(
+                f"with {name} training its minima are still sharper than the small batch's",
+                sharp,
+                "higher",
+                source="section 4",
+                ratio=True,
+                what="ratio",
+            ),
+        ]
+    table = Table(
+        columns=(Column(header="", numeric=False), *(Column(header=row.title) for row in rows)),
+        lines=tuple(
+            Line(cells=(name, *(mean_std(numbers(group, row.path, **row.labels)) for row in rows)))
+            for name, group in groups.items()
+        ),
+        caption=f"large batch {bench.large} with each remedy; mean ± standard deviation over {seeds} seeds",
+    )
+    record = Record(
+        analyzer="keskar-remedies",
+        version="1",
+        status=Status.EXACT,
+        quantities={"numbers": kept(rows, groups)},
+    )
+    note = "Training losses are of the data as they are; a remedy that did not come to the loss shows it in its column."
+    return Part(record=record, title="Remedies", tables=(table,), notes=(note,)), tuple(claims)
