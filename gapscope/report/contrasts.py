@@ -153,9 +153,11 @@ def slope_over(places: Sequence[float], runs: Array) -> Contrasted:
 
     Places that are all one have no slope, nor has a run with a value that is not finite: NaN.
     """
-    centred = np.asarray(places, dtype=np.float64) - np.mean(places)
-    with np.errstate(invalid="ignore"):
-        return mean_over(np.asarray(runs, dtype=np.float64) @ centred / (centred @ centred))
+    centred, values = np.asarray(places, dtype=np.float64) - np.mean(places), np.asarray(runs, dtype=np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slopes = values @ centred / (centred @ centred)
+        size = np.abs(values).max() / np.abs(centred).max()  # rounding is relative to it, and no spread over runs
+        return mean_over(np.round(slopes / size, 12) * size if 0 < size < math.inf else slopes)
 
 
 def deviation(values: Array) -> float:

@@ -27,8 +27,14 @@ def fragment(document: Document) -> str:
 
 
 def _opened(block: Sequence[Item]) -> str:
-    widest = max((len(item.columns) for item in block if isinstance(item, Table)), default=0)
-    return '<section class="wide">' if widest > WIDE else "<section>"
+    tables = [item.columns for item in block if isinstance(item, Table)]
+    wide = any(len(columns) > WIDE or _sentences(columns) for columns in tables)
+    return '<section class="wide">' if wide else "<section>"
+
+
+def _sentences(columns: Sequence[Column]) -> list[Column]:
+    """Return the columns of whole sentences: those between the names and the last that may be broken over lines."""
+    return [column for column in columns[1:-1] if column.wraps]
 
 
 def table(content: Table) -> str:
@@ -90,6 +96,7 @@ def _cells(columns: Sequence[Column], line: Line) -> str:
     cells = [f'<th scope="row"{INDENT if line.level else ""}{named}>{_text(first)}</th>']
     for position, (column, cell) in enumerate(zip(columns[1:], others, strict=True), start=2):
         tone = f' class="{line.tone}"' if position == len(columns) or line.tone == "dim" else ""
+        tone = ' class="words"' if column in _sentences(columns) else tone
         label = f' data-label="{_text(column.header)}"' if column.header else ""
         cells.append(f"<td{tone}{_side(column)}{label}>{_text(cell)}</td>")
     return "".join(cells)

@@ -59,6 +59,7 @@ th, td {{ padding: 0.3rem 0.9rem 0.3rem 0; text-align: left; vertical-align: bas
   overflow-wrap: normal; }}
 th:first-child {{ max-width: 22rem; overflow-wrap: break-word; }}
 td {{ white-space: nowrap; }}
+td.words {{ white-space: normal; max-width: 34rem; }}
 thead th {{ color: var(--soft); font-size: 0.85rem; vertical-align: bottom; border-bottom: 1px solid var(--edge); }}
 tbody tr + tr > * {{ border-top: 1px solid var(--grid); }}
 th[scope="rowgroup"] {{ padding-top: 0.8rem; font-weight: 600; }}
