@@ -185,12 +185,15 @@ def _task(options: TrainOptions) -> "Task":
         load_data,
         parse_args,
     )
+    from gapscope.measure.loading.networks import NETWORKS, sizes_for
     from gapscope.training.regimes import Task
 
     trust, arguments = Trust(), parse_args(list(options.model_arg))
     data = load_data(options.data, "train", recorded=False, trust=trust)
     if data is None:
         raise LoadError(f"`{options.data}` has no training split. Expected some data to train on. Mend `--data`.")
+    if options.model in NETWORKS:
+        arguments = {**sizes_for(NETWORKS[options.model], data.inputs, data.targets), **arguments}
 
     def build() -> "nn.Module":
         return build_model(options.model, arguments, recorded=False, trust=trust)[0]

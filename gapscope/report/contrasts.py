@@ -92,7 +92,7 @@ def between(first: Sequence[Scalar], last: Sequence[Scalar], kind: Contrast) -> 
     Why not a bootstrap: of 5 runs each it covers less than 90 % (tests/test_coverage.py).
     """
     sides = [_scale_of(side, kind) for side in (first, last)]
-    if not all(np.isfinite(side).all() for side in sides):
+    if not all(side.size and np.isfinite(side).all() for side in sides):
         return math.nan, UNKNOWN
     a, b = sides
     estimate = float(b.mean() - a.mean())

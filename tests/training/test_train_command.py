@@ -91,7 +91,7 @@ def test_data_without_a_training_split_are_refused(run, tmp_path):
 
 def test_labels_that_the_model_has_no_output_for_are_refused_before_training(run, tmp_path):
     np.savez(tmp_path / "data.npz", x=np.zeros((6, 64), np.float32), y=np.arange(6) + 9)
-    outcome = run("train", "-d", "data.npz", "--epochs", "1", "-o", "net.pt")
+    outcome = run("train", "-d", "data.npz", "-a", "outputs=10", "--epochs", "1", "-o", "net.pt")
     assert outcome.code == 2
     assert "has labels up to 14" in outcome.err
     assert not (tmp_path / "net.pt").exists()

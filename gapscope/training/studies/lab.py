@@ -30,7 +30,7 @@ from gapscope.report.records import Comparison, Facts, Report, Subject
 from gapscope.training.studies.processes import Processes, one_thread
 from gapscope.training.studies.runs import Run as Run
 from gapscope.training.studies.runs import Spec as Spec
-from gapscope.training.studies.runs import digest, loaded, make, short, training_data
+from gapscope.training.studies.runs import digest, fitted, loaded, make, short, training_data
 
 
 @dataclass(eq=False)
@@ -67,10 +67,11 @@ class Lab:
         Raises: LoadError where model and data do not fit; a run that diverges is returned as such.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        device, stems = device_named(self.device), [spec.stem for spec in specs]
+        device, whole = device_named(self.device), [fitted(spec) for spec in specs]
+        stems = [spec.stem for spec in whole]
         works = {
             stem: functools.partial(make, spec, stem, self.folder, device)
-            for stem, spec in zip(stems, specs, strict=True)
+            for stem, spec in zip(stems, whole, strict=True)
         }
         made = dict(zip(works, self._all([*works.values()], f"train {what}"), strict=True))
         return [made[stem] for stem in stems]

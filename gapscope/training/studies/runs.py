@@ -21,6 +21,7 @@ from gapscope.measure.loading.checkpoints.checkpoint import read_checkpoint
 from gapscope.measure.loading.datasets.arrays import Split
 from gapscope.measure.loading.datasets.data import Data, load_data
 from gapscope.measure.loading.models import build_model
+from gapscope.measure.loading.networks import NETWORKS, sizes_for
 from gapscope.measure.loading.trust import Trust
 from gapscope.report.atomic import replace
 from gapscope.training.recipe import Recipe
@@ -93,6 +94,15 @@ def training_data(name: str) -> Data:
     if data is None:
         raise LoadError(f"`{name}` has no training split. Expected some data to train on. Mend `--data`.")
     return data
+
+
+def fitted(spec: Spec) -> Spec:
+    """Return a run whose built-in network takes these data: a plan need not say their sizes."""
+    if spec.model not in NETWORKS:
+        return spec
+    data = training_data(spec.data)
+    sizes = sizes_for(NETWORKS[spec.model], data.inputs, data.targets)
+    return dataclasses.replace(spec, model_args={**sizes, **spec.model_args})
 
 
 def _task(spec: Spec) -> Task:

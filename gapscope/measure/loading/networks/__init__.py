@@ -11,6 +11,7 @@ from torch import nn
 from gapscope.measure.loading.networks.attention import gpt, vit
 from gapscope.measure.loading.networks.convolutional import c1, c2, c3, c4, lenet5, vgg16
 from gapscope.measure.loading.networks.dense import f1, f2, mlp
+from gapscope.measure.loading.networks.fitting import sizes_for
 from gapscope.measure.loading.networks.recognition import arguments
 from gapscope.measure.loading.networks.residual import resnet18, resnet20, resnet56
 
@@ -29,6 +30,7 @@ __all__ = [
     "resnet18",
     "resnet20",
     "resnet56",
+    "sizes_for",
     "vgg16",
     "vit",
 ]
