@@ -41,6 +41,7 @@ class StudyOptions:
     jobs: Annotated[int | None, "processes of one thread each (default: one per core, on a GPU one)"] = None
     device: Annotated[str, "auto, cpu, cuda, cuda:N"] = "auto"
     output: Annotated[Path | None, "folder of runs, reports and page (default: NAME.study)", "-o"] = None
+    show_plan: Annotated[bool, "print the built-in plans and end"] = False
     json: Annotated[bool, "print JSON only"] = False
     quiet: Annotated[bool, "no progress", "-q"] = False
     debug: Annotated[bool, "show the traceback of an error"] = False
@@ -69,8 +70,8 @@ def command() -> Callable[..., int | None]:
         f"""Repeat a paper's experiments on your data, and say which of its claims show there.
 
         NAME is one of {", ".join(names())}. Every run is a checkpoint in the folder, made once: the same command goes
-        on after an interrupt, and ends in a report and a page with the paper's tables beside these. The built-in plans
-        are TOML files to copy; `--plan FILE` runs one of your own.
+        on after an interrupt, and ends in a report and a page with the paper's tables beside these. `--show-plan`
+        prints the built-in plans, TOML to copy; `--plan FILE` runs one of your own.
         """,
         [SUBJECT, *fields.options(StudyOptions, prefix="GAPSCOPE_STUDY")],
         study,
@@ -89,7 +90,11 @@ def study_and_print(name: str, options: StudyOptions) -> None:
         raise UsageError(f"`--quick` stands beside `--plan {options.plan}`. Expected one of them. Leave one out.")
     stem = name.replace("-", "_")
     table = "quick" if options.quick else options.plan if options.plan in PLANS else "full"
-    path = STUDIES / f"{stem}.toml" if options.plan in PLANS else Path(options.plan)
+    built_in = STUDIES / f"{stem}.toml"
+    path = built_in if options.plan in PLANS else Path(options.plan)
+    if options.show_plan:
+        print(built_in.read_text(encoding="utf-8"), end="")
+        return
 
     from gapscope.measure.resume import Parts
     from gapscope.training.studies.lab import Lab, jobs

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -217,3 +218,10 @@ def test_a_study_ends_in_a_report_a_page_and_one_json_text(run, tmp_path):
     (tmp_path / "out" / "study.h5").unlink()
     (tmp_path / "out" / "study.h5").mkdir()
     assert "study.h5 is a folder. Expected the name of a file." in run(*words, "-q").err
+
+
+def test_the_built_in_plans_are_printed_to_copy(run, tmp_path):
+    outcome = run("keskar", "--show-plan")
+    assert outcome.code == 0
+    assert set(tomllib.loads(outcome.out)) == {"full", "quick", "smoke"}
+    assert list(tmp_path.iterdir()) == []
