@@ -64,7 +64,8 @@ def spread(estimate: float, interval: tuple[float, float]) -> tuple[str, str]:
     low, high = interval
     half = (high - low) / 2
     power = _power(max(abs(estimate), abs(low), abs(high))) if math.isfinite(half) else 0
-    if not (0 < half < math.inf and -3 <= power <= 5):
+    decades = 0 < 1000 * low < high  # digits of the one end would be none of the other's
+    if decades or not (0 < half < math.inf and -3 <= power <= 5):
         return number(estimate, 3), NONE if math.isnan(low) else f"{number(low, 3)} to {number(high, 3)}"
     decimals = min(max((half >= 0.1) - _power(half), 0), MOST - 1 - power)
     # an end that rounds to 0 or 1, where a verdict turns, would hide on which side it lies

@@ -16,6 +16,7 @@ from gapscope.report.terminal import printable
 CANVAS = Canvas(width=100, colours=True)
 POWER = re.compile(r"[^\s<>&;]*\de-\d+")
 WIDE = 4  # columns that fit beside another table
+LONG = 60  # letters of a table that fill half a page
 RIGHT = ' style="text-align:right"'
 INDENT = ' style="padding-left:1.5em"'
 
@@ -27,9 +28,15 @@ def fragment(document: Document) -> str:
 
 
 def _opened(block: Sequence[Item]) -> str:
-    tables = [item.columns for item in block if isinstance(item, Table)]
-    wide = any(len(columns) > WIDE or _sentences(columns) for columns in tables)
+    tables = [item for item in block if isinstance(item, Table)]
+    wide = any(len(one.columns) > WIDE or _letters(one) > LONG or _sentences(one.columns) for one in tables)
     return '<section class="wide">' if wide else "<section>"
+
+
+def _letters(content: Table) -> int:
+    """Return how many letters the longest cells of a table's columns have together."""
+    rows = [line.cells for line in content.lines if len(line.cells) > 1]
+    return sum(max(map(len, column)) for column in zip(*rows, strict=True))
 
 
 def _sentences(columns: Sequence[Column]) -> list[Column]:

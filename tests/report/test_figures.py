@@ -94,6 +94,7 @@ def test_value_and_error_of_separate_columns_agree():
         (NAN, (NAN, NAN), ("–", "–")),
         (2.5e-7, (1e-7, 4e-7), ("2.5e-7", "1e-7 to 4e-7")),
         (2.0, (0.0, math.inf), ("2", "0 to inf")),
+        (1.6e-3, (1.5e-10, 16890.5), ("0.0016", "1.5e-10 to 16900")),
     ],
 )
 def test_an_interval_has_the_digits_of_its_width(estimate, interval, shown):

@@ -9,7 +9,7 @@ import numpy as np
 
 from gapscope.report.contrasts import Contrasted, deviation, slope_over
 from gapscope.report.document import Column
-from gapscope.report.figures import NONE, number, spread
+from gapscope.report.figures import NONE, spread
 from gapscope.report.outcome import Answer, Claim, Part, said
 from gapscope.results import Array, Quantity
 from gapscope.training.recipe import Recipe
@@ -109,10 +109,7 @@ def comparable(text: str, contrast: Contrasted, *, source: str, what: str) -> Cl
 
 
 def told(contrast: Contrasted) -> str:
-    """Return "0.71 (0.69 to 0.73)"; of an interval over decades two digits are enough."""
-    middle, (low, high) = contrast
-    if 0 < 1000 * low < high:
-        return f"{number(middle, 2)} ({number(low, 2)} to {number(high, 2)})"
+    """Return "0.71 (0.69 to 0.73)"."""
     estimate, interval = spread(*contrast)
     return estimate if interval == NONE else f"{estimate} ({interval})"
 

@@ -45,8 +45,8 @@ def test_one_size_or_a_value_that_is_not_positive_has_no_factor():
         assert told(found) == "–"
 
 
-def test_an_interval_over_decades_has_two_digits():
-    assert told((538.1, (4.14e-5, 6.99e9))) == "540 (4.1e-5 to 7e9)"
+def test_an_interval_stands_beside_its_number():
+    assert told((538.1, (4.14e-5, 6.99e9))) == "538 (4.14e-5 to 6.99e9)"
     assert told((0.71, (0.69, 0.73))) == "0.71 (0.69 to 0.73)"
 
 
