@@ -14,7 +14,7 @@ from gapscope.report.outcome import Claim, Part, judged
 from gapscope.report.records import Record, Report
 from gapscope.results import Array, Quantity, Status
 from gapscope.training.studies.keskar_minima import ACCURACY, SHARPNESS, Made, phi, sharpness
-from gapscope.training.studies.keskar_recipes import curve
+from gapscope.training.studies.keskar_recipes import curve, range_of
 from gapscope.training.studies.numbers import mean_std, numbers
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def warm_start(bench: "Bench") -> Made:
             "lower",
             source="Figure 6",
             ratio=False,
-            what="change of log2 sharpness per epoch",
+            what=f"{range_of(loss)}, change of log2 sharpness per epoch",
         ),
         judged(
             "the later the switch, the better its test accuracy",

@@ -18,7 +18,7 @@ from gapscope.report.outcome import Claim, Part, all_of, judged
 from gapscope.report.records import Record, Report
 from gapscope.results import Contrast, Quantity, Status
 from gapscope.training.studies.lab import Run
-from gapscope.training.studies.numbers import contrast, mean_std, numbers
+from gapscope.training.studies.numbers import contrast, mean_std, minding_loss, numbers
 
 if TYPE_CHECKING:
     from gapscope.training.studies.keskar import Bench
@@ -93,8 +93,8 @@ def minima(bench: "Bench", found: Minima) -> Made:
     )
     tables = (*tables, _paper(bench, rows))
     claims = [
-        *_main(rows, small, equal, "at equal loss"),
-        *_main(rows, small, long, "after as many epochs"),
+        *_main(rows, small, equal, "at equal loss", judge=True),
+        *_main(rows, small, long, "after as many epochs", judge=False),
     ]
     record = Record(
         analyzer="keskar-minima",
@@ -180,15 +180,18 @@ def _contrast(row: Measure, small: Sequence[Report], large: Sequence[Report]) ->
     return contrast(small, large, row.path, row.kind, **row.labels)
 
 
-def _main(rows: Sequence[Measure], small: Sequence[Report], large: Sequence[Report], when: str) -> list[Claim]:
+def _main(
+    rows: Sequence[Measure], small: Sequence[Report], large: Sequence[Report], when: str, *, judge: bool
+) -> list[Claim]:
     """Judge the paper's two main claims: sharper in both spaces at both epsilons, and less accurate."""
     sharp = [row for row in rows if row.path.startswith(SHARPNESS)]
     each = [
         judged(row.title, _contrast(row, small, large), "higher", source="", ratio=True, what="ratio") for row in sharp
     ]
     accurate = contrast(small, large, ACCURACY, "difference")
+    sharper = all_of(f"large batches end in sharper minima, {when}", each, source="Tables 3 and 4")
     return [
-        all_of(f"large batches end in sharper minima, {when}", each, source="Tables 3 and 4"),
+        minding_loss(sharper, small, large, judge=judge),
         judged(
             f"large batches generalize worse, {when}",
             accurate,

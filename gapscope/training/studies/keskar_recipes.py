@@ -9,13 +9,14 @@ import numpy as np
 from gapscope.measure.analyzers.gap import Gap
 from gapscope.report.contrasts import deviation, slope_over
 from gapscope.report.document import Column, Line, Table
+from gapscope.report.figures import number
 from gapscope.report.outcome import Claim, Part, judged
 from gapscope.report.records import Record
 from gapscope.results import Array, Quantity, Status
 from gapscope.training.regimes import Equal
 from gapscope.training.studies.keskar_minima import ACCURACY, SHARPNESS, Made, Measure, Minima, kept, phi, sharpness
 from gapscope.training.studies.lab import Run, Spec
-from gapscope.training.studies.numbers import contrast, mean_std, numbers
+from gapscope.training.studies.numbers import contrast, mean_std, minding_loss, numbers
 
 if TYPE_CHECKING:
     from gapscope.training.studies.keskar import Bench
@@ -61,7 +62,7 @@ def _swept(
             "higher",
             source="Figure 5",
             ratio=False,
-            what="change of log2 sharpness per doubling",
+            what=f"{range_of(loss)}, change of log2 sharpness per doubling",
         ),
         judged(
             f"test accuracy falls with the batch size, {WHEN[equal]}",
@@ -87,6 +88,12 @@ def _swept(
         f"test_accuracy_equal_{name}": curve(accurate, "batch size", labels, f"test accuracy {WHEN[equal]}", "%"),
     }
     return table, quantities, claims
+
+
+def range_of(losses: Array) -> str:
+    """Return from where to where the mean training losses (runs, places) go: they move sharpness by themselves."""
+    first, last = (number(float(loss), 2) for loss in losses.mean(axis=0)[[0, -1]])
+    return f"training losses {first} to {last}"
 
 
 def curve(values: Array, dim: str, labels: tuple[str, ...], doc: str, unit: str = "") -> Quantity:
@@ -128,6 +135,14 @@ def remedies(bench: "Bench", found: Minima, kinds: Mapping[str, Mapping[str, Any
     for name in kinds:
         better = contrast(large, groups[name], ACCURACY, "difference")
         sharp = contrast(small, groups[name], f"{SHARPNESS}/full", "ratio", **phi(bench))
+        still = judged(
+            f"with {name} training its minima are still sharper than the small batch's",
+            sharp,
+            "higher",
+            source="section 4",
+            ratio=True,
+            what="ratio",
+        )
         claims += [
             judged(
                 f"{name} training improves the large batch's test accuracy",
@@ -137,14 +152,7 @@ def remedies(bench: "Bench", found: Minima, kinds: Mapping[str, Mapping[str, Any
                 ratio=False,
                 what="points",
             ),
-            judged(
-                f"with {name} training its minima are still sharper than the small batch's",
-                sharp,
-                "higher",
-                source="section 4",
-                ratio=True,
-                what="ratio",
-            ),
+            minding_loss(still, small, groups[name], judge=True),
         ]
     table = Table(
         columns=(Column(header="", numeric=False), *(Column(header=row.title) for row in rows)),

@@ -1,12 +1,15 @@
 """Numbers out of reports, and groups of them against each other."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from gapscope.errors import ReportError, did_you_mean
 from gapscope.report.contrasts import Contrasted, Scalar, between, deviation
 from gapscope.report.figures import figure
+from gapscope.report.outcome import Claim
+from gapscope.report.reading import losses_differ
 from gapscope.report.records import Report
 from gapscope.results import Array, Contrast, Quantity
 
@@ -67,3 +70,16 @@ def mean_std(values: Sequence[float] | Array) -> str:
     if not np.isfinite(given).all() or not given.size:
         return figure(float("nan"))
     return figure(float(given.mean()), deviation(given) if given.size > 1 else float("nan"))
+
+
+def minding_loss(claim: Claim, first: Sequence[Report], last: Sequence[Report], *, judge: bool = False) -> Claim:
+    """Return a claim on sharpness with how far apart the mean training losses are, where that is more than two-fold.
+
+    Sharpness then differs by training progress alone: a claim that was to be one at equal loss (`judge`) cannot be
+    told.
+    """
+    why = losses_differ(first, last)
+    if not why:
+        return claim
+    said = f"{claim.because}; {why[:1].lower()}{why[1:]}"
+    return replace(claim, because=said, verdict="cannot tell" if judge else claim.verdict)

@@ -1,12 +1,14 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from gapscope.errors import ReportError
+from gapscope.report.outcome import Claim
 from gapscope.report.records import Record, Report
 from gapscope.results import Quantity, Status
-from gapscope.training.studies.numbers import contrast, mean_std, numbers, scalar
+from gapscope.training.studies.numbers import contrast, mean_std, minding_loss, numbers, scalar
 
 EMPTY = Report(identity={"checkpoint": "x.pt"}, training={}, conditions={}, environment={}, results={})
 
@@ -82,3 +84,21 @@ def test_groups_are_contrasted_last_over_first():
 )
 def test_a_mean_has_its_deviation_where_there_are_several(values, said):
     assert mean_std(values) == said
+
+
+def at(loss):
+    gap = Record(
+        analyzer="gap", version="1", status=Status.EXACT, quantities={"train_loss": Quantity(value=loss, doc="")}
+    )
+    return replace(EMPTY, results={"gap": gap})
+
+
+@pytest.mark.parametrize(
+    ("loss", "judge", "verdict"), [(0.02, True, "shows"), (0.5, True, "cannot tell"), (0.5, False, "shows")]
+)
+def test_sharpness_at_other_losses_says_so_and_is_not_judged_where_they_were_to_be_equal(loss, judge, verdict):
+    claim = Claim(text="sharper", source="Table 3", verdict="shows", because="ratio 2")
+    found = minding_loss(claim, [at(0.0121)], [at(loss)], judge=judge)
+    assert found.verdict == verdict
+    apart = "ratio 2; the training losses differ 41-fold (0.0121 and 0.5)"
+    assert found.because == ("ratio 2" if loss == 0.02 else apart)
