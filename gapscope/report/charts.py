@@ -99,7 +99,7 @@ def chart(content: Content) -> str:
 
 
 def dash(index: int, name: str) -> str:
-    """Return the dashes of a curve: training data are solid and test data dashed, as in Keskar et al., figure 2."""
+    """Return the dashes of a curve: training data are solid and test data dashed, as in Keskar et al., figure 3."""
     return DASHES[{"train": 0, "test": 1}.get(name, index) % len(DASHES)]
 
 

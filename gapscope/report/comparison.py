@@ -53,6 +53,11 @@ def compare(
     """
     if len(reports) < 2:
         raise UsageError(f"{len(reports)} report to compare; expected at least two: `gapscope compare A B`.")
+    if studies := [report for report in reports if "study" in report.identity]:
+        raise ComparisonError(
+            f"`{studies[0].identity.get('checkpoint')}` is a study of many runs. Expected reports of checkpoints. Show "
+            "it: `gapscope show STUDY`, or compare the reports in its folder of runs."
+        )
     matching = match_loss or by_loss
     saved = sides_of(reports, labels=labels, by=by, names=names, matching=matching)
     sides, note = matched(saved) if matching else (saved, "")

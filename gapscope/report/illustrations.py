@@ -37,8 +37,8 @@ AXES = {
     "second": "second direction",
 }
 CAPTIONS = {
-    "path/loss": "As in figure 2 of Keskar et al. (2017): 0 is the first checkpoint and 1 the second.",
-    "path/accuracy": "As in figure 2 of Keskar et al. (2017): 0 is the first checkpoint and 1 the second.",
+    "path/loss": "As in figures 3 and 7 of Keskar et al. (2017): 0 is the first checkpoint and 1 the second.",
+    "path/accuracy": "As in figures 3 and 7 of Keskar et al. (2017): 0 is the first checkpoint and 1 the second.",
     "density/density": "A tall peak at 0 with few eigenvalues far out is usual; what lies left of 0 is a way down.",
     "near-rank/singular_values": "The faster a curve falls, the fewer directions the activations span; what is smaller "
     "than the axis lies on its foot.",

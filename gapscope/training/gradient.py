@@ -127,7 +127,9 @@ class Batch:
     def value(self) -> Tensor:
         """Return the loss alone, as it is seen in training."""
         with torch.no_grad():
-            return self.objective.ranks.total(sum(self.parts(), torch.zeros((), device=self.targets.device)))
+            # a process without a sample adds a zero, and all must add numbers of one type
+            wide = torch.promote_types(self.objective.dtype, torch.float32)
+            return self.objective.ranks.total(sum(self.parts(), torch.zeros((), device=self.targets.device)).to(wide))
 
     def _reduced(self, value: Tensor) -> Tensor:
         """Sum loss and gradients over the processes; a parameter that none of them used keeps no gradient."""

@@ -51,6 +51,7 @@ class Recipe:
             for name in ("weight_decay", "conservative", "adversarial")
             if not 0 <= (value := getattr(self, name)) < math.inf
         ]
+        wrong += ["until_loss nan"] * (self.until_loss is not None and math.isnan(self.until_loss))
         if self.batch_size < 1 or not 0 < self.lr < math.inf or not 0 <= self.momentum < 1 or wrong:
             raise UsageError(
                 f"The recipe has batch size {self.batch_size}, rate {self.lr}, momentum {self.momentum}"
@@ -121,7 +122,8 @@ class Progress:
         """Return why training stops at this look, or an empty string; counts fruitless epochs."""
         ended = self.place == 0
         if ended:
-            self.fruitless = 0 if self.loss < (1 - STALL) * self.best else self.fruitless + 1
+            fell = self.loss < self.best - (STALL * abs(self.best) if math.isfinite(self.best) else 0)
+            self.fruitless = 0 if fell else self.fruitless + 1
             self.best = min(self.best, self.loss)
         if recipe.until_loss is not None and self.loss <= recipe.until_loss:
             return f"training loss reached {recipe.until_loss:g}"

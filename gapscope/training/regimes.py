@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 import gapscope
-from gapscope.errors import LoadError
+from gapscope.errors import LoadError, UsageError
 from gapscope.measure.loading.checkpoints.checkpoint import read_checkpoint
 from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.losses import Loss
 from gapscope.measure.loading.trust import Trust
 from gapscope.training.recipe import Recipe
-from gapscope.training.state import settings_digest
+from gapscope.training.state import code_digest, settings_digest
 from gapscope.training.trainer import QUIETLY, Running, Trained, save, train
 
 Equal = Literal["loss", "samples", "steps"]
@@ -86,7 +86,8 @@ def make_run(
     The settings are recipe, data, loss, gapscope's version, and the model as far as its layers, initial weights, name
     and arguments show it.  Other software or another machine may round differently.
     """
-    settings = {"check_every": check_every, "factory": task.factory, "arguments": dict(task.arguments)}
+    code = code_digest(task.factory, task.loss.name)
+    settings = {"check_every": check_every, "factory": task.factory, "arguments": dict(task.arguments), "code": code}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = task.build()
@@ -151,6 +152,11 @@ def make_regimes(
     A run that does not come to the loss says so; comparing it with the others would compare training progress.
     """
     first, *others = recipes
+    if equal == "loss" and max_epochs is None and any(one.schedule != "constant" for one in others):
+        raise UsageError(
+            f"The schedule `{first.schedule}` has no length in regimes that train to a loss: the rate would hardly "
+            "fall. Expected one. Give `--max-epochs`, `--equal samples`, or a constant rate."
+        )
     for seed in seeds:
         reference = make(replace(first, seed=seed))
         yield reference

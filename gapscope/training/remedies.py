@@ -73,7 +73,7 @@ class Proximal:
     A step takes `steps` steps of the optimizer towards argmin_x f_B(x) + strength / 2 |x - x_k|^2 from x_k, on one
     batch, and costs so many gradients.  The first is one of f_B alone.
 
-    Source: Keskar et al. 2017, section 4, with 3 steps of Adam and strength 1e-3; the form is that of Li et al. 2014.
+    Source: Keskar et al. 2017, Appendix E, with 3 steps of Adam and strength 1e-3; the form is that of Li et al. 2014.
     """
 
     def __init__(self, optimizer: Optimizer, *, strength: float = 1e-3, steps: int = 3) -> None:

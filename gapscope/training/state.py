@@ -42,6 +42,19 @@ def settings_digest(recipe: Recipe, model: nn.Module, data: Data, loss: Loss, **
     return digest.hexdigest()
 
 
+def code_digest(*names: str | None) -> str:
+    """Return the sha256 of the files in which the user's models and losses stand, `FILE.py:NAME`.
+
+    What such a file imports is not seen.
+    """
+    found = hashlib.sha256()
+    for name in names:
+        path = Path((name or "").rpartition(":")[0])
+        if path.suffix == ".py" and path.is_file():
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
 @dataclass
 class Kept:
     """The file of a training's state, written every so many seconds; without a path nowhere."""

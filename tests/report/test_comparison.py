@@ -282,3 +282,9 @@ def test_rows_stand_in_one_order_whatever_the_order_of_measurement():
     records = [curvature(layers=2), gap(), epsilon_sharpness(), eigenvalues()]
     shown = [row.path.partition("/")[0] for row in compare([report(*records), large(*records)]).rows]
     assert list(dict.fromkeys(shown)) == ["eigenvalues", "epsilon-sharpness", "gap", "curvature"]
+
+
+def test_a_study_is_no_side_of_a_comparison():
+    study = replace(report(), identity={"checkpoint": "Keskar et al. 2017", "study": "keskar"})
+    with pytest.raises(ComparisonError, match=r"`Keskar et al. 2017` is a study of many runs. Expected reports of"):
+        compare([report(), study])

@@ -138,7 +138,7 @@ def test_a_path_has_a_panel_per_path_and_a_curve_per_split():
     figure = found(Record(analyzer="path", version="1", status=Status.EXACT, quantities={"loss": loss}))["path/loss"]
     assert [heading for heading, _ in figure.panels] == ["linear", "curved"]
     assert all(chart(content).count('class="curve') == 4 for _, content in figure.panels)  # two of them in the legend
-    assert figure.caption.startswith("As in figure 2 of Keskar et al. (2017)")
+    assert figure.caption.startswith("As in figures 3 and 7 of Keskar et al. (2017)")
 
 
 def test_checkpoints_are_marked_on_a_plane_by_name():

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from gapscope.errors import UsageError
 from gapscope.measure.loading import NETWORKS, Trust, infer_loss, load_data, read_checkpoint
 from gapscope.training.recipe import Recipe
 from gapscope.training.regimes import LONGEST, Run, Task, make_regimes, make_run, matched, state_path
@@ -106,3 +107,9 @@ def test_nothing_is_to_be_reached_where_the_samples_are_equal(task, tmp_path):
     assert second.trained.epochs == first.trained.epochs == 4
     assert second.trained.train_loss > first.trained.train_loss
     assert second.reached
+
+
+def test_a_schedule_without_a_length_is_refused_where_regimes_train_to_a_loss():
+    recipes = [Recipe(batch_size=size, epochs=3, schedule="cosine") for size in (8, 64)]
+    with pytest.raises(UsageError, match="The schedule `cosine` has no length in regimes that train to a loss"):
+        next(make_regimes(recipes, None, seeds=[0]))

@@ -8,7 +8,7 @@ from torch import nn
 from gapscope.measure.loading import Trust, infer_loss, load_data
 from gapscope.measure.monitor import Monitor
 from gapscope.training.recipe import Recipe
-from gapscope.training.state import Kept, settings_digest
+from gapscope.training.state import Kept, code_digest, settings_digest
 from gapscope.training.trainer import Running, train
 
 
@@ -136,3 +136,12 @@ def test_the_digest_is_of_recipe_layers_weights_data_and_loss(data, loss):
     )
     assert same == digest()
     assert len({same, *different}) == 1 + len(different)
+
+
+def test_the_file_of_a_model_or_loss_counts_and_names_do_not(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text("one")
+    first = code_digest(f"{path}:Net", None)
+    assert code_digest("mlp", "cross-entropy") == code_digest() != first
+    path.write_text("two")
+    assert code_digest(f"{path}:Net", None) != first

@@ -49,7 +49,7 @@ class LayerwiseSGD(Stepper):
         damping: float | None = None,
         trust: float = 1.0,
     ) -> None:
-        chosen = (0.1 if rate in CURVED else weight_decay) if damping is None else damping
+        chosen = 0.1 if damping is None and rate in CURVED else damping
         settings = {"lr": lr, "rate": rate, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
         super().__init__(params, {**settings, "damping": chosen})
 
@@ -59,7 +59,7 @@ class LayerwiseSGD(Stepper):
                 f"There is no rate `{group['rate']}`.{did_you_mean(str(group['rate']), RATES)} "
                 f"Expected one of {', '.join(RATES)}. Mend `rate`."
             )
-        super()._check(group)
+        super()._check({**group, "damping": _damping(group)})
         if group["rate"] in CURVED and not group["damping"]:
             raise UsageError(
                 f"The damping of `{group['rate']}` is 0. Expected more: weights without curvature would take infinite "
@@ -102,7 +102,7 @@ class LayerwiseSGD(Stepper):
             torch._foreach_sub_(bucket.params, steps)
 
     def _multipliers(self, bucket: Bucket) -> list[Tensor]:
-        trust, damping = bucket.group["trust"], bucket.group["damping"]
+        trust, damping = bucket.group["trust"], _damping(bucket.group)
         if bucket.group["rate"] == "lars":
             return lars(bucket.params, bucket.grads, trust=trust, damping=damping)
         curvature = [self.state[parameter].get("curvature") for parameter in bucket.params]
@@ -114,6 +114,11 @@ class LayerwiseSGD(Stepper):
                 "`gapscope.training.LayerCurvature(model).refresh(optimizer, x, y)` before every step."
             )
         return cblr(known, trust=trust, damping=damping)
+
+
+def _damping(group: Mapping[str, Any]) -> Any:
+    """Return a group's damping: its own weight decay where none was given."""
+    return group["weight_decay"] if group["damping"] is None else group["damping"]
 
 
 def lars(weights: list[Tensor], slopes: list[Tensor], *, trust: float, damping: float) -> list[Tensor]:

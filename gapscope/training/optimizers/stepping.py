@@ -101,7 +101,7 @@ class Stepper(Optimizer):
 
 def norms(tensors: list[Tensor]) -> Tensor:
     """Return the Euclidean norms of tensors of one dtype (len(tensors),), in float32 or wider."""
-    wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32  # 3e2 squared is beyond float16
+    wide = torch.float32 if tensors[0].device.type == "mps" else torch.float64  # 1e20 squared is beyond float32
     return torch.stack(torch._foreach_norm(tensors, 2, dtype=wide))
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from gapscope.errors import UsageError, did_you_mean
 from gapscope.report.outcome import Outcome
 from gapscope.training.recipe import Recipe
@@ -19,8 +21,9 @@ from gapscope.training.studies.keskar_recipes import remedies, sweep
 from gapscope.training.studies.lab import Lab, Run, Spec
 from gapscope.training.studies.plan import Plan as Base
 from gapscope.training.studies.plan import Size, batch
+from gapscope.training.studies.runs import loaded, training_data
 
-REMEDIES: Mapping[str, Mapping[str, Any]] = {  # what the paper tries for large batches: section 4
+REMEDIES: Mapping[str, Mapping[str, Any]] = {  # what the paper tries for large batches: Appendix E
     "augmentation": {"augment": True},
     "conservative": {"conservative": 1e-3},
     "adversarial": {"adversarial": 0.1},
@@ -39,13 +42,10 @@ class Plan(Base):
     max_epochs: int
     epsilons: tuple[float, ...]
     sweep: tuple[Size, ...]
-    sweep_seeds: int
     switches: tuple[int, ...]
     warm_epochs: int
-    warm_seeds: int
     saved_every: tuple[int, ...]
     course_epochs: tuple[int, ...]
-    course_seeds: int
     remedies: tuple[str, ...]
 
 
@@ -74,6 +74,56 @@ class Bench:
 def study(lab: Lab, plan: Plan) -> Outcome:
     """Train every regime, measure the minima, and judge the paper's claims."""
     samples = lab.samples(plan.data)
+    _check(plan)
+    bench = Bench(lab, plan, batch(plan.small_batch, samples), batch(plan.large_batch, samples))
+    small = lab.train([bench.spec(seed, bench.small) for seed in range(plan.seeds)], "small batches")
+    kinds: tuple[Equal, ...] = ("loss", "samples")
+    trained = lab.train([bench.like(run, bench.large, equal) for equal in kinds for run in small], "large batches")
+    found = Minima(small=small, loss=trained[: len(small)], epochs=trained[len(small) :])
+    images, untold = _left(plan)
+    sizes = sorted({batch(size, samples) for size in plan.sweep})
+    parts_and_claims = (
+        minima(bench, found),
+        paths(bench, found),
+        sweep(bench, sizes),
+        warm_start(bench),
+        against_loss(bench),
+        remedies(bench, found, {name: REMEDIES[name] for name in plan.remedies if images or name != "augmentation"}),
+    )
+    reached = _reached([*found.small, *found.loss], plan)
+    return Outcome(
+        study="keskar",
+        title="Keskar et al. 2017: sharp minima of large batches",
+        source="Keskar et al. 2017",
+        about=(
+            f"{plan.data}, {samples:,} training samples · {plan.model} · Adam, rate {plan.lr:g} · batches of "
+            f"{bench.small} (small) and {bench.large} (large) · {plan.seeds} seeds, {reached}.",
+            "A ratio is large over small, of geometric means over seeds, with Welch's 95 % interval; nothing is "
+            "corrected for the number of claims.",
+            *untold,
+        ),
+        claims=tuple(claim for _, claims in parts_and_claims for claim in claims),
+        parts=tuple(part for part, _ in parts_and_claims),
+        analyzers=("epsilon-sharpness", "eigenvalues", "adaptive-sharpness", "gap"),
+        conditions=lab.conditions(plan.data),
+        environment=lab.environment(),
+    )
+
+
+def _left(plan: Plan) -> tuple[bool, list[str]]:
+    """Return whether the samples are images, and sentences on what these data cannot be asked."""
+    inputs = training_data(plan.data).inputs
+    images = isinstance(inputs, Tensor) and inputs.ndim == 4
+    said = (
+        [] if images or "augmentation" not in plan.remedies else ["Augmentation is left out: the data are no images."]
+    )
+    if loaded(plan.data, "test") is None:
+        said.append("There are no test data: nothing can be said of test accuracy.")
+    return images, said
+
+
+def _check(plan: Plan) -> None:
+    """Refuse what makes no sense before any work."""
     if plan.paper not in PAPER:
         raise UsageError(
             f"The paper has no network `{plan.paper}`.{did_you_mean(plan.paper, PAPER)} Expected one of "
@@ -85,43 +135,26 @@ def study(lab: Lab, plan: Plan) -> Outcome:
                 f"`{key}` is {list(getattr(plan, key))}. Expected two numbers of epochs, for the small and the large "
                 "batch. Mend the plan."
             )
+    if any(not 1 <= every <= epochs for every, epochs in zip(plan.saved_every, plan.course_epochs, strict=True)):
+        raise UsageError(
+            f"Weights are saved every {list(plan.saved_every)} of {list(plan.course_epochs)} epochs. Expected 1 or "
+            "more, and no more than there are. Mend `saved_every` of the plan."
+        )
     if unknown := [name for name in plan.remedies if name not in REMEDIES]:
         raise UsageError(
             f"`{unknown[0]}` is no remedy.{did_you_mean(unknown[0], REMEDIES)} Expected {', '.join(REMEDIES)}. Mend "
             "the plan."
         )
-    bench = Bench(lab, plan, batch(plan.small_batch, samples), batch(plan.large_batch, samples))
-    small = lab.train([bench.spec(seed, bench.small) for seed in range(plan.seeds)], "small batches")
-    kinds: tuple[Equal, ...] = ("loss", "samples")
-    trained = lab.train([bench.like(run, bench.large, equal) for equal in kinds for run in small], "large batches")
-    found = Minima(small=small, loss=trained[: len(small)], epochs=trained[len(small) :])
-    sizes = sorted({batch(size, samples) for size in plan.sweep})
-    parts_and_claims = (
-        minima(bench, found),
-        paths(bench, found),
-        sweep(bench, sizes),
-        warm_start(bench),
-        against_loss(bench),
-        remedies(bench, found, {name: REMEDIES[name] for name in plan.remedies}),
-    )
-    return Outcome(
-        study="keskar",
-        title="Keskar et al. 2017: sharp minima of large batches",
-        source="Keskar et al. 2017",
-        about=(
-            f"{plan.data}, {samples:,} training samples · {plan.model} · Adam, rate {plan.lr:g} · batches of "
-            f"{bench.small} (small) and {bench.large} (large) · {plan.seeds} seeds, {_reached(found.loss, plan)}.",
-            "A ratio is large over small, of geometric means over seeds, with Welch's 95 % interval; nothing is "
-            "corrected for the number of claims.",
-        ),
-        claims=tuple(claim for _, claims in parts_and_claims for claim in claims),
-        parts=tuple(part for part, _ in parts_and_claims),
-        analyzers=("epsilon-sharpness", "eigenvalues", "adaptive-sharpness", "gap"),
-        conditions=lab.conditions(plan.data),
-        environment=lab.environment(),
-    )
+    counts = ("warm_epochs", "max_epochs")
+    few = [name for name in counts if getattr(plan, name) < 1]
+    few += [name for name in ("sweep", "switches", "epsilons") if not getattr(plan, name)]
+    if few or min(plan.switches) < 0:
+        raise UsageError(
+            f"The plan has {', '.join(f'{name} {getattr(plan, name)}' for name in few or ['switches'])}. Expected "
+            "counts of 1 or more, lists that are not empty, and epochs of 0 or more. Mend it."
+        )
 
 
 def _reached(runs: Sequence[Run], plan: Plan) -> str:
     reached = sum("reached" in run.stopped for run in runs)
-    return f"each to a training loss of {plan.until_loss:g} (reached by {reached} of {len(runs)} large-batch runs)"
+    return f"each to a training loss of {plan.until_loss:g} (reached by {reached} of {len(runs)} runs)"

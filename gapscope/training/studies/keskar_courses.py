@@ -15,6 +15,7 @@ from gapscope.report.records import Record, Report
 from gapscope.results import Array, Quantity, Status
 from gapscope.training.studies.keskar_minima import ACCURACY, SHARPNESS, Made, phi, sharpness
 from gapscope.training.studies.keskar_recipes import curve, range_of
+from gapscope.training.studies.lab import files_of
 from gapscope.training.studies.numbers import mean_std, numbers
 
 if TYPE_CHECKING:
@@ -30,12 +31,13 @@ def warm_start(bench: "Bench") -> Made:
     """Return large-batch runs that begin at the small batch's weights after so many of its epochs."""
     plan, lab = bench.plan, bench.lab
     switches = tuple(sorted(set(plan.switches)))
-    seeds = range(plan.warm_seeds)
+    seeds = range(plan.seeds)
     first = [
         replace(bench.spec(seed, bench.small, until_loss=None, epochs=max(1, switches[-1])), save_every=1)
         for seed in seeds
     ]
     small = lab.train(first, "small batches to start from")
+    files_of(small)  # a run that diverged is refused here
     starts = [[None if epoch == 0 else dict(run.saved)[epoch] for epoch in switches] for run in small]
     specs = [
         replace(bench.spec(seed, bench.large, until_loss=None, epochs=plan.warm_epochs), start=start)
@@ -55,7 +57,7 @@ def warm_start(bench: "Bench") -> Made:
             "the later the switch from the small batch, the flatter the large batch's minimum",
             slope_over(where, np.log2(sharp)),
             "lower",
-            source="Figure 6",
+            source="Figure 5",
             ratio=False,
             what=f"{range_of(loss)}, change of log2 sharpness per epoch",
         ),
@@ -63,7 +65,7 @@ def warm_start(bench: "Bench") -> Made:
             "the later the switch, the better its test accuracy",
             slope_over(where, accurate),
             "higher",
-            source="Figure 6",
+            source="Figure 5",
             ratio=False,
             what="points per epoch",
         ),
@@ -100,13 +102,14 @@ def warm_start(bench: "Bench") -> Made:
 def against_loss(bench: "Bench") -> Made:
     """Return sharpness along both regimes' training, at training losses that all runs went through."""
     plan, lab = bench.plan, bench.lab
-    seeds = range(plan.course_seeds)
+    seeds = range(plan.seeds)
     specs = [
         replace(bench.spec(seed, size, until_loss=None, epochs=epochs), save_every=every)
         for size, epochs, every in zip((bench.small, bench.large), plan.course_epochs, plan.saved_every, strict=True)
         for seed in seeds
     ]
     runs = lab.train(specs, "courses")
+    files_of(runs)
     files = [(run.spec, path) for run in runs for _, path in run.saved]
     reports = iter(lab.measure_files(files, (Gap(), sharpness(bench)), "courses"))
     courses = [_course(bench, [next(reports) for _ in run.saved]) for run in runs]
@@ -122,7 +125,7 @@ def against_loss(bench: "Bench") -> Made:
             "as the loss falls, the large batch's sharpness rises",
             slope_over(fallen, large),
             "higher",
-            source="Figure 4",
+            source="Figure 6",
             ratio=False,
             what="change of log2 sharpness per halving of the loss",
         ),
@@ -130,7 +133,7 @@ def against_loss(bench: "Bench") -> Made:
             "as the loss falls, it rises more than the small batch's",
             slope_over(fallen, large - small),
             "higher",
-            source="Figure 4",
+            source="Figure 6",
             ratio=False,
             what="difference of these changes",
         ),
@@ -173,7 +176,7 @@ def _apart(courses: Sequence[tuple[Array, Array]]) -> Made:
     ranges = ", ".join(f"{number(float(loss[0]), 2)} to {number(float(loss[-1]), 2)}" for loss, _ in courses)
     claim = Claim(
         text="as the loss falls, the large batch's sharpness rises",
-        source="Figure 4",
+        source="Figure 6",
         verdict="cannot tell",
         because=f"the runs share no range of training losses ({ranges})",
     )

@@ -14,7 +14,17 @@ from gapscope.report.outcome import Claim, Part, judged
 from gapscope.report.records import Record
 from gapscope.results import Array, Quantity, Status
 from gapscope.training.regimes import Equal
-from gapscope.training.studies.keskar_minima import ACCURACY, SHARPNESS, Made, Measure, Minima, kept, phi, sharpness
+from gapscope.training.studies.keskar_minima import (
+    ACCURACY,
+    SHARPNESS,
+    Made,
+    Measure,
+    Minima,
+    kept,
+    phi,
+    sharpness,
+    unless_late,
+)
 from gapscope.training.studies.lab import Run, Spec
 from gapscope.training.studies.numbers import contrast, mean_std, minding_loss, numbers
 
@@ -28,7 +38,7 @@ WHEN: dict[Equal, str] = {"loss": "at equal loss", "samples": "after as many epo
 
 def sweep(bench: "Bench", sizes: Sequence[int]) -> Made:
     """Return sharpness and test accuracy against the batch size, at the smallest one's loss and after its epochs."""
-    seeds = range(bench.plan.sweep_seeds)
+    seeds = range(bench.plan.seeds)
     first = bench.lab.train([bench.spec(seed, sizes[0]) for seed in seeds], "the smallest batch")
     found = [_swept(bench, first, sizes, equal) for equal in WHEN]
     record = Record(
@@ -60,7 +70,7 @@ def _swept(
             f"sharpness rises with the batch size, {WHEN[equal]}",
             slope_over(doubled, np.log2(sharp)),
             "higher",
-            source="Figure 5",
+            source="Figure 4",
             ratio=False,
             what=f"{range_of(loss)}, change of log2 sharpness per doubling",
         ),
@@ -68,7 +78,7 @@ def _swept(
             f"test accuracy falls with the batch size, {WHEN[equal]}",
             slope_over(doubled, accurate),
             "lower",
-            source="Figure 5",
+            source="Figure 4",
             ratio=False,
             what="points per doubling",
         ),
@@ -87,7 +97,7 @@ def _swept(
         f"sharpness_equal_{name}": curve(sharp, "batch size", labels, f"epsilon-sharpness {WHEN[equal]}", "%"),
         f"test_accuracy_equal_{name}": curve(accurate, "batch size", labels, f"test accuracy {WHEN[equal]}", "%"),
     }
-    return table, quantities, claims
+    return table, quantities, unless_late(claims, first, rest) if equal == "loss" else claims
 
 
 def range_of(losses: Array) -> str:
@@ -139,7 +149,7 @@ def remedies(bench: "Bench", found: Minima, kinds: Mapping[str, Mapping[str, Any
             f"with {name} training its minima are still sharper than the small batch's",
             sharp,
             "higher",
-            source="section 4",
+            source="Appendix E",
             ratio=True,
             what="ratio",
         )
@@ -148,7 +158,7 @@ def remedies(bench: "Bench", found: Minima, kinds: Mapping[str, Mapping[str, Any
                 f"{name} training improves the large batch's test accuracy",
                 better,
                 "higher",
-                source="section 4",
+                source="Appendix E",
                 ratio=False,
                 what="points",
             ),

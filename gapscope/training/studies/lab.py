@@ -83,7 +83,7 @@ class Lab:
 
         Raises: LoadError for a run that diverged.
         """
-        return self.measure_files(_files(runs), analyzers, what, split=split)
+        return self.measure_files(files_of(runs), analyzers, what, split=split)
 
     def measure_files(
         self,
@@ -107,7 +107,7 @@ class Lab:
 
         Raises: LoadError for a run that diverged.
         """
-        work = functools.partial(_comparison, _files(runs), self.folder, tuple(analyzers), self.device)
+        work = functools.partial(_comparison, files_of(runs), self.folder, tuple(analyzers), self.device)
         made: Comparison = self._all([work], f"measure {_names(analyzers)} of {len(runs)} runs together")[0]
         return made
 
@@ -153,7 +153,7 @@ def jobs(asked: int | None, device: str) -> int:
     return asked or (cores if on_cpu else 1)
 
 
-def _files(runs: Sequence[Run]) -> list[tuple[Spec, Path]]:
+def files_of(runs: Sequence[Run]) -> list[tuple[Spec, Path]]:
     for run in runs:
         if run.diverged:
             raise LoadError(

@@ -26,6 +26,7 @@ from gapscope.measure.loading.trust import Trust
 from gapscope.report.atomic import replace
 from gapscope.training.recipe import Recipe
 from gapscope.training.regimes import Task, make_run
+from gapscope.training.state import code_digest
 from gapscope.training.trainer import DivergedError, Running, Trained
 
 DIGITS = 8  # of a digest, in file names
@@ -51,6 +52,7 @@ class Spec:
         """Its name in the folder: what people look for, and a digest of everything."""
         recipe = self.recipe
         plain = {**vars(self), "recipe": vars(recipe), "start": digest(self.start), "version": gapscope.__version__}
+        plain["code"] = code_digest(self.model, self.loss)
         said = f"{Path(self.model).name}-{recipe.optimizer}-b{recipe.batch_size}-s{recipe.seed}"
         return f"{said}-{short(plain)}"
 
@@ -75,11 +77,6 @@ class Run:
     def diverged(self) -> bool:
         """Whether training ended in no number."""
         return not math.isfinite(self.train_loss)
-
-    @property
-    def gradients(self) -> float:
-        """How many passes over the data its gradients cost, whatever the batch size."""
-        return float(self.epochs)
 
 
 @functools.lru_cache(maxsize=8)

@@ -199,3 +199,15 @@ def test_unknown_rates_and_no_damping_are_refused():
         LayerwiseSGD([parameter(1.0)], 0.1, rate="larz")
     with pytest.raises(UsageError, match=r"The damping of `cblr` is 0\. Expected more: .* Give `damping=0\.1`"):
         LayerwiseSGD([parameter(1.0)], 0.1, rate="cblr", damping=0)
+
+
+def test_a_group_s_own_weight_decay_is_its_damping():
+    def stepped(build):
+        weight = torch.nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+        weight.grad = torch.tensor([0.5, -1.0], dtype=torch.float64)
+        build(weight).step()
+        return weight.detach()
+
+    whole = stepped(lambda w: LayerwiseSGD([w], lr=0.1, momentum=0.0, weight_decay=0.5))
+    group = stepped(lambda w: LayerwiseSGD([{"params": [w], "weight_decay": 0.5}], lr=0.1, momentum=0.0))
+    assert torch.equal(whole, group)

@@ -44,7 +44,7 @@ def test_a_name_makes_its_optimizer_over_what_is_trained(name):
     [
         ("adam", {"beta1": 0.5, "eps": 1e-3}, {"betas": (0.5, 0.999), "eps": 1e-3}),
         ("lamb", {"beta2": 0.5}, {"betas": (0.9, 0.5)}),
-        ("lars", {"trust": 0.001}, {"trust": 0.001, "damping": 0.0}),
+        ("lars", {"trust": 0.001}, {"trust": 0.001, "damping": None}),
         ("cblr", {"damping": 2.0}, {"damping": 2.0}),
         ("sam", {"rho": 0.3}, {"rho": 0.3}),
     ],

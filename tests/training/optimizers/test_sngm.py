@@ -93,3 +93,11 @@ def test_it_comes_as_near_to_a_minimum_as_its_steps_are_long():
             w.grad = h * w.detach()
             optimizer.step()
         assert float(w.detach().norm()) <= 2 * lr / (1 - 0.9)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
+def test_gradients_whose_squares_leave_float32_give_the_same_step(size):
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 4.0]) * size
+    SNGM([weight], lr=1.0, momentum=0.0).step()
+    assert weight.detach() == pytest.approx(torch.tensor([-0.6, -0.8]), rel=1e-6)

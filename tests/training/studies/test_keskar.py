@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from gapscope.report.file import read
 from gapscope.report.outcome import outcome_report
 from gapscope.report.records import Report
 from gapscope.training.studies import keskar
+from gapscope.training.studies.keskar import _left
 from gapscope.training.studies.keskar_courses import _apart, _shared
-from gapscope.training.studies.keskar_minima import PAPER, _label
+from gapscope.training.studies.keskar_minima import PAPER, _label, unless_late
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.plan import read_plan
 
@@ -155,11 +157,33 @@ def test_it_is_a_report(outcome):
         ({"remedies": ("augmentatoin",)}, "`augmentatoin` is no remedy. Did you mean `augmentation`?"),
         ({"saved_every": (2,)}, r"`saved_every` is \[2\]. Expected two numbers of epochs"),
         ({"paper": "C9"}, "The paper has no network `C9`"),
+        ({"saved_every": (9, 20)}, r"Weights are saved every \[9, 20\] of \[6, 20\] epochs. Expected 1 or more"),
+        ({"sweep": ()}, r"The plan has sweep \(\). Expected counts of 1 or more, lists that are not empty"),
+        ({"switches": (-1, 2)}, r"The plan has switches \(-1, 2\). Expected counts of 1 or more"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(folder, plan, changes, said):
     with Lab(folder) as lab, pytest.raises(UsageError, match=said):
         keskar.study(lab, replace(plan, **changes))
+
+
+def test_a_run_that_missed_the_loss_leaves_claims_at_equal_loss_untold(outcome):
+    claim = next(claim for claim in outcome.claims if claim.verdict == "shows")
+    first, late = (SimpleNamespace(train_loss=loss) for loss in (0.1, 0.2))
+    assert unless_late([claim], [first], [first]) == (claim,)
+    (told,) = unless_late([claim], [first], [first, late])
+    assert told.verdict == "cannot tell"
+    assert told.because == f"1 of 2 runs did not come to the loss; {claim.because}"
+
+
+def test_data_without_images_and_without_test_samples_leave_out_what_they_cannot_be_asked(folder, plan):
+    assert _left(plan) == (True, [])
+    images, said = _left(replace(plan, data="digits"))
+    assert not images
+    assert said == ["Augmentation is left out: the data are no images."]
+    np.savez(folder / "alone.npz", x=np.zeros((4, 3), np.float32), y=np.arange(4))
+    _, said = _left(replace(plan, data=str(folder / "alone.npz")))
+    assert said[-1] == "There are no test data: nothing can be said of test accuracy."
 
 
 def test_labels_are_those_of_the_analyzer():

@@ -11,7 +11,7 @@ def sizes_for(network: Callable[..., nn.Module], inputs: Any, targets: Tensor) -
     """Return the arguments of a network without which samples (N, ...) and their classes (N,) do not fit.
 
     inputs: numbers of a sample; channels and size: those of square images; outputs: classes.  An argument whose
-    default does is not returned: a network for 100 classes takes 10.
+    default is right is not returned.
     """
     known = {name: one.default for name, one in inspect.signature(network).parameters.items()}
     wanted: dict[str, int] = {}
@@ -23,5 +23,5 @@ def sizes_for(network: Callable[..., nn.Module], inputs: Any, targets: Tensor) -
     found = {name: value for name, value in wanted.items() if name in known and known[name] != value}
     if targets.ndim == 1 and not targets.is_floating_point() and len(targets):
         classes = int(targets.max()) + 1
-        found |= {"outputs": classes} if known.get("outputs", classes) < classes else {}
+        found |= {"outputs": classes} if "outputs" in known and known["outputs"] != classes > 1 else {}
     return found

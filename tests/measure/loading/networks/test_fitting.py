@@ -11,12 +11,12 @@ from gapscope.measure.loading.networks import NETWORKS, sizes_for
         ("mlp", (1, 28, 28), 10, {"inputs": 784}),
         ("mlp", (3, 32, 32), 100, {"inputs": 3072, "outputs": 100}),
         ("c1", (3, 32, 32), 10, {}),
-        ("c3", (3, 32, 32), 10, {}),  # it has more classes than there are, which does no harm
+        ("c3", (3, 32, 32), 10, {"outputs": 10}),
         ("lenet5", (3, 32, 32), 10, {"channels": 3, "size": 32}),
         ("resnet20", (1, 8, 8), 10, {"channels": 1}),
     ],
 )
-def test_only_what_does_not_fit_is_given(network, shape, classes, expected):
+def test_only_what_is_not_right_is_given(network, shape, classes, expected):
     inputs, targets = torch.randn(classes, *shape), torch.arange(classes)
     found = sizes_for(NETWORKS[network], inputs, targets)
     assert found == expected
