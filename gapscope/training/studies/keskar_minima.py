@@ -90,12 +90,12 @@ def minima(bench: "Bench", found: Minima) -> Made:
     rows = _measures(bench)
     tables = tuple(
         _table(bench, rows, small, large, f"{words}; mean ± standard deviation over {seeds} seeds")
-        for words, large in (("at equal training loss", equal), ("after as many epochs", long))
+        for words, large in (("at equal training loss", equal), ("after as many epochs as the small batch", long))
     )
     tables = (*tables, _paper(bench, rows))
     claims = [
         *unless_late(_main(rows, small, equal, "at equal loss"), found.small, found.loss),
-        *_main(rows, small, long, "after as many epochs"),
+        *_main(rows, small, long, "after as many epochs as the small batch"),
     ]
     record = Record(
         analyzer="keskar-minima",

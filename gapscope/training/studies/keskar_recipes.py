@@ -31,7 +31,7 @@ from gapscope.training.studies.numbers import contrast, mean_std, minding_loss, 
 if TYPE_CHECKING:
     from gapscope.training.studies.keskar import Bench
 
-WHEN: dict[Equal, str] = {"loss": "at equal loss", "samples": "after as many epochs"}
+WHEN: dict[Equal, str] = {"loss": "at equal loss", "samples": "after as many epochs as the smallest"}
 
 # Sharpness against batch size
 

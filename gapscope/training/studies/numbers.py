@@ -69,7 +69,8 @@ def mean_std(values: Sequence[float] | Array) -> str:
     given = np.asarray(values, dtype=np.float64)
     if not np.isfinite(given).all() or not given.size:
         return figure(float("nan"))
-    return figure(float(given.mean()), deviation(given) if given.size > 1 else float("nan"))
+    spread = deviation(given) if given.size > 1 else float("nan")
+    return figure(float(given.mean()), spread) + " ± 0" * (spread == 0)
 
 
 def minding_loss(claim: Claim, first: Sequence[Report], last: Sequence[Report], *, judge: bool = False) -> Claim:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,8 @@ class Spec:
         recipe = self.recipe
         plain = {**vars(self), "recipe": vars(recipe), "start": digest(self.start), "version": gapscope.__version__}
         plain["code"] = code_digest(self.model, self.loss)
-        said = f"{Path(self.model).name}-{recipe.optimizer}-b{recipe.batch_size}-s{recipe.seed}"
+        model = re.sub(r"[^\w.-]+", "-", Path(self.model).name)  # `net.py:Net`: not every file system has colons
+        said = f"{model}-{recipe.optimizer}-b{recipe.batch_size}-s{recipe.seed}"
         return f"{said}-{short(plain)}"
 
 

@@ -80,7 +80,7 @@ def test_every_setting_has_a_name_of_its_own():
         replace(QUICK, save_every=1),
     ]
     assert len({spec.stem for spec in changed}) == len(changed)
-    assert replace(QUICK, model="some/folder/net.py:net").stem.startswith("net.py:net-sgd-b130-s0-")
+    assert replace(QUICK, model="some/folder/net.py:net").stem.startswith("net.py-net-sgd-b130-s0-")
 
 
 def test_names_are_the_same_in_every_process():

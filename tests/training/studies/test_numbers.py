@@ -80,7 +80,14 @@ def test_groups_are_contrasted_last_over_first():
 
 @pytest.mark.parametrize(
     ("values", "said"),
-    [([1.0, 2.0, 3.0], "2.0 ± 1.0"), ([0.5], "0.5"), ([], "–"), ([1.0, math.nan], "–"), ([1.0, math.inf], "–")],
+    [
+        ([1.0, 2.0, 3.0], "2.0 ± 1.0"),
+        ([2.0, 2.0], "2 ± 0"),
+        ([0.5], "0.5"),
+        ([], "–"),
+        ([1.0, math.nan], "–"),
+        ([1.0, math.inf], "–"),
+    ],
 )
 def test_a_mean_has_its_deviation_where_there_are_several(values, said):
     assert mean_std(values) == said
