@@ -27,12 +27,16 @@ LIMITS = "A verdict is about this network, these data and these seeds: it is no 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A sentence of a paper, whether it shows here, and the numbers that say so."""
+    """A sentence, whether it shows here, and the numbers that say so.
+
+    `own` ones are of this study, which the paper does not make: a control, a check of the computation, a question.
+    """
 
     text: str
     source: str  # "Table 3"
     verdict: Answer
     because: str
+    own: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +66,22 @@ class Outcome:
 
     @property
     def lead(self) -> str:
-        """The answer in one sentence."""
-        found = [claim.verdict for claim in self.claims]
-        counted = {answer: found.count(answer) for answer in SIGNS}
-        said = [f"{number} {_form(answer, number)}" for answer, number in counted.items() if number]
-        return f"Of {len(found)} claim{'s' * (len(found) != 1)} of {self.source}, {_listed(said)} here."
+        """The answer in one sentence, which counts the paper's claims apart from the study's own."""
+        paper, own = _apart(self.claims)
+        beside = f"; of {len(own)} beside them of this study's own, {_counted(own)}" if own else ""
+        return f"Of {len(paper)} claim{'s' * (len(paper) != 1)} of {self.source}, {_counted(paper)} here{beside}."
+
+
+def _apart(claims: Sequence[Claim]) -> tuple[list[Claim], list[Claim]]:
+    """Return the paper's claims, and the study's own."""
+    return [claim for claim in claims if not claim.own], [claim for claim in claims if claim.own]
+
+
+def _counted(claims: Sequence[Claim]) -> str:
+    """Return "2 show and 1 cannot be told"."""
+    found = [claim.verdict for claim in claims]
+    counted = {answer: found.count(answer) for answer in SIGNS}
+    return _listed([f"{number} {_form(answer, number)}" for answer, number in counted.items() if number])
 
 
 def _form(answer: str, number: int) -> str:
@@ -144,20 +159,23 @@ def outcome_document(outcome: Outcome) -> Document:
 
 
 def claims_table(outcome: Outcome) -> Table:
-    """Return each claim with the numbers behind its verdict, and the verdict."""
+    """Return each claim with the numbers behind its verdict, and the verdict; the study's own below the paper's."""
     columns = (
         Column(header="claim", numeric=False, wraps=True),
         Column(header="here", numeric=False, wraps=True),
         Column(header="verdict", numeric=False),
     )
-    lines = (
-        Line(
-            cells=(f"{claim.text} ({claim.source})", claim.because, claim.verdict),
-            tone="unsure" if claim.verdict == "cannot tell" else "plain",
-        )
-        for claim in outcome.claims
+    paper, own = _apart(outcome.claims)
+    title = [Line(cells=("beside the paper's claims",))] * bool(own)
+    return Table(columns=columns, lines=(*map(_line, paper), *title, *map(_line, own)))
+
+
+def _line(claim: Claim) -> Line:
+    return Line(
+        cells=(f"{claim.text} ({claim.source})", claim.because, claim.verdict),
+        tone="unsure" if claim.verdict == "cannot tell" else "plain",
+        level=int(claim.own),
     )
-    return Table(columns=columns, lines=tuple(lines))
 
 
 def part_blocks(part: Part, *drawn: Item) -> Iterator[tuple[Item, ...]]:
@@ -189,7 +207,7 @@ def _claims(outcome: Outcome) -> Record:
     """Return the claims: the verdict on each as a number, and all in words."""
     verdict = Quantity(
         value=np.array([SIGNS[claim.verdict] for claim in outcome.claims], dtype=np.float64),
-        doc="1 where a claim of the paper shows here, -1 where it does not, 0 where that cannot be told",
+        doc="1 where a claim shows here, -1 where it does not, 0 where that cannot be told",
         drawn="detail",
         dims=("claim",),
         labels={"claim": tuple(claim.text for claim in outcome.claims)},

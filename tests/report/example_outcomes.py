@@ -10,8 +10,8 @@ from gapscope.results import Quantity, Status
 EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>fc1\'"&'
 
 
-def claim(verdict, *, text="it rises"):
-    return Claim(text=text, source="Table 3", verdict=verdict, because="ratio 2")
+def claim(verdict, *, text="it rises", own=False):
+    return Claim(text=text, source="Table 3", verdict=verdict, because="ratio 2", own=own)
 
 
 def part(*, label="32", doc="sharpness at the end, errors over seeds", unit="%"):

@@ -95,6 +95,24 @@ def test_the_answer_counts_the_verdicts(verdicts, said):
     assert outcome(claims=tuple(map(claim, verdicts))).lead.startswith(said)
 
 
+def test_the_answer_counts_the_claims_of_the_study_apart():
+    paper, own = claim("shows"), (claim("shows", own=True), claim("cannot tell", own=True), claim("shows", own=True))
+    assert outcome(claims=(own[0], paper, *own[1:])).lead == (
+        "Of 1 claim of A et al. 2020, 1 shows here; of 3 beside them of this study's own, 2 show and 1 cannot be told."
+    )
+    assert outcome(claims=own[:1]).lead == (
+        "Of 0 claims of A et al. 2020, none was judged here; of 1 beside them of this study's own, 1 shows."
+    )
+
+
+def test_claims_of_the_study_stand_below_those_of_the_paper():
+    shown = outcome(claims=(claim("shows", text="a control", own=True), claim("shows", text="it falls")))
+    lines = text(outcome_document(shown)).split("\n")
+    first = lines.index("it falls (Table 3)    ratio 2  shows")
+    assert lines[first + 1 : first + 3] == ["beside the paper's claims", " a control (Table 3)  ratio 2  shows"]
+    assert not any("beside the paper" in line for line in text(outcome_document(outcome())).split("\n"))
+
+
 def test_the_text_ends_with_the_claims_and_what_a_verdict_is_about():
     shown = outcome(claims=(claim("shows", text="it rises"), claim("cannot tell", text="it falls")))
     drawn = text(outcome_document(shown))
@@ -118,7 +136,9 @@ def test_a_file_keeps_the_claims_and_every_number(tmp_path):
     found = read_report(tmp_path / "study.h5")
     assert list(found.results) == [CLAIMS, "toy-sweep"]
     assert found.identity == {"checkpoint": shown.title, "study": "toy", "source": "A et al. 2020"}
-    assert found.results[CLAIMS].quantities["verdict"].value.tolist() == [1, -1, 0]
+    verdicts = found.results[CLAIMS].quantities["verdict"]
+    assert verdicts.value.tolist() == [1, -1, 0]
+    assert verdicts.doc.startswith("1 where a claim shows here, -1 where it does not")
     (part_shown,) = shown.parts
     for name, quantity in part_shown.record.quantities.items():
         kept = found.results["toy-sweep"].quantities[name]
@@ -148,10 +168,11 @@ def test_a_stored_study_reads_well(tmp_path):
 
 
 def test_json_has_the_claims_and_no_nan():
-    shown = outcome(claims=(claim("shows"), claim("cannot tell", text=EVIL)))
+    shown = outcome(claims=(claim("shows", own=True), claim("cannot tell", text=EVIL)))
     found = json.loads(dumps(outcome_json(shown)), parse_constant=pytest.fail)
     assert (found["format"], found["format_version"]) == ("gapscope-study", 1)
     assert [one["verdict"] for one in found["claims"]] == ["shows", "cannot tell"]
+    assert [one["own"] for one in found["claims"]] == [True, False]
     assert found["claims"][1]["text"] == EVIL
     assert found["lead"] == shown.lead
     assert found["about"] == list(shown.about)

@@ -31,6 +31,13 @@ def test_the_claims_come_first_each_with_its_verdict_in_words():
     ]
 
 
+def test_claims_of_the_study_have_a_title_of_their_own():
+    shown = outcome(claims=(claim("shows", text="a", own=True), claim("shows", text="b")))
+    first = next(lxml.html.fromstring(page(outcome_sheet(shown))).iter("table"))
+    paper, title, own = ([cell.text_content() for cell in row] for row in first.find("tbody"))
+    assert (paper[0], title, own[0]) == ("b (Table 3)", ["beside the paper's claims"], "a (Table 3)")
+
+
 def test_tables_stand_with_their_title_and_all_notes():
     claims, (heading, table, *notes) = outcome_sheet(outcome()).brief.blocks
     assert claims[0] == Note(text="Claims", tone="heading")

@@ -46,7 +46,7 @@ def flatness(trained: Trained) -> Made:
             "larger eta / B generalizes worse",
             per_doubling(trained, trained.ends, ACCURACY, "difference"),
             "lower",
-            source="abstract",
+            source='abstract: "may"',
             ratio=False,
             what="per doubling of eta / B, points of test accuracy",
         )
@@ -299,7 +299,6 @@ def barrier(trained: Trained) -> Part:
     ends = ordered[0], ordered[-1]
     runs = [trained.courses[setting][0].run for setting in ends]
     record = trained.lab.together(runs, (Escape(),)).results["escape"]
-    sides = sorted(ends, key=lambda one: one.batch_size)  # as `together` has them
     rows = {"rise of the loss": "rise", "diffusion D": "diffusion", "exponent, rise / D": "exponent"}
     lines = [
         Line(cells=(name, *(figure(*pair) for pair in _with_errors(record.quantities[key]))))
@@ -310,7 +309,7 @@ def barrier(trained: Trained) -> Part:
     table = Table(
         columns=(
             Column(header="straight line, seed 0", numeric=False),
-            *(Column(header=f"eta {one.rate:.3g}, B {one.batch_size}") for one in sides),
+            *(Column(header=f"eta {one.rate:.3g}, B {one.batch_size}") for one in ends),
         ),
         lines=tuple(lines),
         caption=f"log10 of the odds of the first basin over the second: {number(float(odds.value), 3)}",

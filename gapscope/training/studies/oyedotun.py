@@ -48,6 +48,7 @@ def study(lab: Lab, plan: Plan) -> Outcome:
     trained = train(lab, networks, seeds=plan.seeds, momentum=plan.momentum, max_epochs=plan.max_epochs)
     found = measure(lab, trained, samples=plan.samples, own_cuts=plan.own_cuts, same_cuts=plan.same_cuts)
     left_out = [reason for one in trained for reason in one.left_out]
+    missing = [one.network.name for one in trained if not one.loss]
     return Outcome(
         study="oyedotun",
         title="Oyedotun et al. 2022: near-rank of activations and the batch size",
@@ -58,12 +59,12 @@ def study(lab: Lab, plan: Plan) -> Outcome:
             "batch on those many samples; where near-rank falls, the number of samples alone has made it fall, and "
             "where they outnumber the units it turns. same: all runs on the same samples.",
             f"Full rank is the smaller of units and samples. {plan.seeds} seeds; of one seed all batch sizes start "
-            "from the same weights, so slopes are taken within a seed. Their 95 % intervals are over seeds, and no "
-            "narrower than counting whole singular values makes them. A claim shows where it does in every "
-            "network. Nothing is corrected for the number of claims.",
+            "from the same weights, so slopes are taken within a seed. Their 95 % intervals are over seeds and, "
+            "for slopes of near-rank in points of one network, no narrower than counting whole singular values makes "
+            "them. A claim shows where it does in every network. Nothing is corrected for the number of claims.",
             *(f"Left out: {'; '.join(left_out)}." for _ in left_out[:1]),
         ),
-        claims=claims(found, wide=plan.wide, narrow=plan.narrow),
+        claims=claims(found, wide=plan.wide, narrow=plan.narrow, missing=missing),
         parts=parts(found),
         analyzers=("near-rank", "gap"),
         conditions=lab.conditions(plan.data),

@@ -1,7 +1,9 @@
 """What the study shows of near-ranks, and how it judges the claims: slopes per doubling of the batch size, by seed."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -26,47 +28,52 @@ from gapscope.training.studies.oyedotun_slopes import (
 )
 
 SHOWN = 6  # layers of one table
-PAPER, CONTROL, ASKED = "section 4.3", "a control, not in the paper", "a question of this study"
+PAPER, CONTROL, ASKED = 'abstract: "near-rank loss"', "a control", "a question of this study"
 SLOPE = "per doubling"
 CAPTION = "mean ± standard deviation over {} seeds; per doubling of the batch size, with its 95 % interval"
 POINTS = "points per doubling"
 HALF = "± half of the 95 % interval"
 Number = Callable[[Found], Contrasted]
+Named = Mapping[str, Found | None]  # by network; None of one without a seed that counts
 Wanted = Literal["higher", "lower"]
 
 
 # Claims
 
 
-def claims(found: Sequence[Found], *, wide: str, narrow: str) -> tuple[Claim, ...]:
-    """Judge the paper's claims over all networks, and beside them what a control says of its way to measure."""
+def claims(found: Sequence[Found], *, wide: str, narrow: str, missing: Sequence[str] = ()) -> tuple[Claim, ...]:
+    """Judge the paper's claims over all networks, and beside them what a control says of its way to measure.
+
+    Of the `missing` networks every seed is left out: what is said of them cannot be told.
+    """
     if not found:
         return ()
     own, same = (one.name.rpartition(" ")[2] for one in (found[0].own[0], found[0].same[0]))
+    named: Named = {**{one.name: one for one in found}, **dict.fromkeys(missing)}
     every = [
         _all(
-            found,
+            named,
             f"near-rank falls with the batch size, each run on its own batch, at {own}",
             PAPER,
             lambda f: slope(f, f.own[0]),
         ),
         _all(
-            found,
+            named,
             f"a network that is only shown more samples loses near-rank as well, at {own}",
             CONTROL,
             lambda f: slope(f, f.control[0]),
         ),
-        _all(found, f"near-rank falls by more than in that control, at {own}", CONTROL, beyond_control),
+        _all(named, f"near-rank falls by more than in that control, at {own}", CONTROL, beyond_control),
         _all(
-            found,
+            named,
             f"near-rank falls with the batch size, all runs on the same samples, at {same}",
             PAPER,
             lambda f: slope(f, f.same[0]),
         ),
     ]
-    every += _by_shape({one.name: one for one in found}, wide, narrow, same)
+    every += _by_shape(named, wide, narrow, same)
     accurate = _all(
-        found,
+        named,
         f"test accuracy falls with near-rank on the same samples, at {same}",
         "abstract",
         lambda f: rank_correlation(f.same[0].mean, f.accuracy),
@@ -76,28 +83,30 @@ def claims(found: Sequence[Found], *, wide: str, narrow: str) -> tuple[Claim, ..
     return (*every, accurate)
 
 
-def _by_shape(named: Mapping[str, Found], wide: str, narrow: str, cut: str) -> Iterator[Claim]:
+def _by_shape(named: Named, wide: str, narrow: str, cut: str) -> Iterator[Claim]:
     """Judge depth and width on two scales, for a layer with less near-rank has fewer points to lose."""
-    if wide not in named:
-        return
     for proportion, scale, what in (
         (False, "in points", POINTS),
         (True, "in proportion", "log2 of near-rank per doubling"),
     ):
         end = f"near-rank on the same samples {scale}, at {cut}"
-        depth = with_depth(named[wide], proportion=proportion)
-        yield _asked(f"deeper layers of {wide} lose more {end}", depth, f"last less first layer, {what}")
-        if narrow in named:
-            width = with_width(named[narrow], named[wide], proportion=proportion)
-            yield _asked(f"{wide} loses more {end}, than {narrow}", width, f"{wide} less {narrow}, {what}")
+        depth, width = (functools.partial(number, proportion=proportion) for number in (with_depth, with_width))
+        if wide in named:
+            text = f"deeper layers of {wide} lose more {end}"
+            yield _asked(text, depth, [named[wide]], f"last less first layer, {what}")
+        if wide in named and narrow in named:
+            text = f"{wide} loses more {end}, than {narrow}"
+            yield _asked(text, width, [named[narrow], named[wide]], f"{wide} less {narrow}, {what}")
 
 
-def _asked(text: str, number: Contrasted, what: str) -> Claim:
-    return judged(text, number, "lower", source=ASKED, ratio=False, what=what)
+def _asked(text: str, number: Callable[..., Contrasted], of: Sequence[Found | None], what: str) -> Claim:
+    if None in of:
+        return replace(_untold(text), source=ASKED, own=True)
+    return replace(judged(text, number(*of), "lower", source=ASKED, ratio=False, what=what), own=True)
 
 
 def _all(
-    found: Sequence[Found],
+    named: Named,
     text: str,
     source: str,
     number: Number,
@@ -106,8 +115,15 @@ def _all(
     what: str = POINTS,
 ) -> Claim:
     """Judge a claim that is to hold in every network."""
-    each = [judged(one.name, number(one), wanted, source="", ratio=False, what=what) for one in found]
-    return all_of(text, each, source=source)
+    each = [
+        judged(name, number(one), wanted, source="", ratio=False, what=what) if one else _untold(name)
+        for name, one in named.items()
+    ]
+    return replace(all_of(text, each, source=source), own=source == CONTROL)
+
+
+def _untold(text: str) -> Claim:
+    return Claim(text=text, source="", verdict="cannot tell", because="no seed is left")
 
 
 # Parts
@@ -140,12 +156,16 @@ def training(found: Sequence[Found]) -> Part:
         ]
     headers = ("batch", "epochs", "training loss", "test accuracy %", "loss, equal epochs")
     table = Table(columns=_headed(headers), lines=tuple(lines), caption="mean ± standard deviation over seeds")
-    note = "The rate is one for all batch sizes: a large batch takes fewer and surer steps to the same loss."
+    notes = (
+        "The rate is one for all batch sizes: a large batch takes fewer and surer steps to the same loss.",
+        "That loss is equal from one side: a larger batch stops at the first look at or below the smallest batch's "
+        "loss, and so lies below it by as much as the training losses above differ.",
+    )
     return Part(
         record=_record("oyedotun-training", {"test_accuracy": _accuracies(found)}),
         title="Training",
         tables=(table,),
-        notes=(note,),
+        notes=notes,
     )
 
 

@@ -82,7 +82,7 @@ def claim(ratios: Array, errors: Array, each: int = 1, *, missing: str = "") -> 
     text = "no step is longer than eta / (1 - beta)"
     if each > 1:  # single steps are not seen
         text = f"{each} steps together go no farther than their eta / (1 - beta) added up"
-    return Claim(text=text, source="its definition", verdict=verdict, because=because)
+    return Claim(text=text, source="its definition", verdict=verdict, because=because, own=True)
 
 
 def _table(ratios: Array, names: Sequence[str], size: int) -> Table:

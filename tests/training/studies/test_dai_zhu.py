@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from gapscope.report.terminal import text
 from gapscope.training.studies import dai_zhu
 from gapscope.training.studies.dai_zhu import Plan, study
 from gapscope.training.studies.dai_zhu_agreement import ALIKE
-from gapscope.training.studies.dai_zhu_courses import TOP, train
+from gapscope.training.studies.dai_zhu_courses import TOP, Setting, train
+from gapscope.training.studies.dai_zhu_flatness import barrier
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.numbers import mean_std
 from gapscope.training.studies.plan import read_plan
@@ -48,7 +50,7 @@ def test_every_part_and_claim_is_there(outcome):
         "dai-zhu-barrier",
     ]
     assert len(outcome.claims) == 12
-    assert {claim.source for claim in outcome.claims} == {"abstract", "theory of escape"}
+    assert {claim.source for claim in outcome.claims} == {"abstract", 'abstract: "may"', "theory of escape"}
     assert all(claim.because for claim in outcome.claims)
     assert outcome.conditions["samples"] == 1300
 
@@ -105,6 +107,16 @@ def test_the_barrier_is_called_no_escape_time(outcome):
     assert any("not an escape time" in note for note in found.record.notes)
     exponent, rise, spread = (found.record.quantities[name].value for name in ("exponent", "rise", "diffusion"))
     np.testing.assert_allclose(exponent, rise / spread)
+
+
+def test_columns_of_the_barrier_are_in_the_order_of_its_numbers(outcome, folder):
+    """The noisier setting has the larger batch here, as where the one of the smaller batch diverged."""
+    with Lab(folder) as lab:
+        trained = train(lab, plan())
+        noisy, quiet = Setting(scale=8e-3, batch_size=64), Setting(scale=4e-3, batch_size=32)
+        found = barrier(replace(trained, courses={one: trained.courses[one] for one in (quiet, noisy)}))
+    assert [column.header for column in found.tables[0].columns[1:]] == ["eta 0.512, B 64", "eta 0.128, B 32"]
+    np.testing.assert_allclose(found.record.quantities["rate_over_batch"].value, [8e-3, 4e-3], rtol=1e-12)
 
 
 def test_a_second_study_trains_and_measures_nothing(outcome, folder):

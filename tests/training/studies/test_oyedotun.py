@@ -82,7 +82,7 @@ def test_table_and_record_have_the_numbers_of_the_reports(folder, outcome):
 
 def test_it_reads_well_and_is_stored(outcome, tmp_path):
     shown = text(outcome_document(outcome))
-    assert "not in the paper" in shown
+    assert "beside the paper's claims" in shown
     assert all(f"Near-rank in {name}" in shown for name in NETWORKS)
     assert "test accuracy" in page(outcome_sheet(outcome))
     write(outcome_report(outcome), tmp_path / "study.h5")
@@ -123,6 +123,16 @@ def test_when_no_seed_counts_nothing_is_judged_and_why_is_said(tmp_path):
     assert outcome.claims == outcome.parts == ()
     assert outcome.about[-1] == "Left out: seed 0 of mlp: batch 32 diverged."
     assert "none was judged" in outcome.lead
+
+
+def test_a_network_that_diverged_is_missing_in_every_claim_and_said_to_be(tmp_path):
+    model = {"model": "mlp", "model_args": {"inputs": 784, "hidden": [8]}}
+    both = dataclasses.replace(plan(seeds=1), networks={"tame": model, "wild": {**model, "lr": 1e30}})
+    with Lab(tmp_path, jobs=1, device="cpu") as lab:
+        outcome = oyedotun.study(lab, both)
+    assert len(outcome.claims) == 5
+    assert all(claim.because.endswith("; wild: cannot tell (no seed is left)") for claim in outcome.claims)
+    assert outcome.about[-1] == "Left out: seed 0 of wild: batch 32 diverged."
 
 
 def test_a_misspelt_key_is_refused():

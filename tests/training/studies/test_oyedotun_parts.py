@@ -41,6 +41,25 @@ def test_a_claim_must_hold_in_every_network():
     )
 
 
+def test_of_a_network_without_a_seed_nothing_can_be_told_and_every_claim_says_so():
+    told = claims([found(FALLS, name="wide")], wide="wide", narrow="narrow", missing=["narrow"])
+    over_all = [claim for claim in told if claim.because.startswith("wide: ")]
+    assert len(over_all) == 5
+    assert all(claim.because.endswith("; narrow: cannot tell (no seed is left)") for claim in over_all)
+    assert over_all[0].verdict == "cannot tell"
+    width = [claim for claim in told if "than narrow" in claim.text]
+    assert [(claim.verdict, claim.because) for claim in width] == [("cannot tell", "no seed is left")] * 2
+    assert {(claim.source, claim.own) for claim in width} == {("a question of this study", True)}
+    refuted = claims([found(RISES)], wide="", narrow="", missing=["other"])[0]
+    assert refuted.verdict == "does not show"
+
+
+def test_controls_and_questions_are_none_of_the_papers_claims():
+    every = claims([found(FALLS, name="wide"), found(FALLS, name="narrow")], wide="wide", narrow="narrow")
+    assert [claim.own for claim in every] == [False, True, True, False, True, True, True, True, False]
+    assert {claim.source for claim in every if not claim.own} == {"abstract", 'abstract: "near-rank loss"'}
+
+
 def test_depth_and_width_are_asked_of_the_networks_that_the_plan_names():
     deep = falling([[-1.0, -3.0], [-1.2, -3.5], [-0.8, -2.7]])
     told = verdicts(found(deep, name="wide"), found(deep / 4, name="narrow"), wide="wide", narrow="narrow")
@@ -80,11 +99,13 @@ def test_tables_have_means_spreads_and_intervals():
     part = layers(found(FALLS))
     assert part.notes == ()
     first = next(line for line in part.tables[0].lines if line.cells[0] == "fc1")
-    assert first.cells == ("fc1", "100", "95.0 ± 1.0", "90.0 ± 2.0", "-2.5 (-3.7 to -1.3)")
+    assert first.cells == ("fc1", "100 ± 0", "95.0 ± 1.0", "90.0 ± 2.0", "-2.5 (-3.7 to -1.3)")
     lines = across([found(FALLS, control=FALLS)]).tables[0].lines
     assert lines[0].cells[0] == "MLP"
     assert lines[0].cells[3] == "0"
-    assert training([found(FALLS)]).tables[0].lines[1].cells == ("16", "16", "0.1", "90", "0.1")
+    trained = training([found(FALLS)])
+    assert "at or below the smallest batch's loss" in trained.notes[1]
+    assert trained.tables[0].lines[1].cells == ("16", "16 ± 0", "0.1 ± 0", "90 ± 0", "0.1 ± 0")
 
 
 def test_errors_of_curves_are_over_seeds():
