@@ -56,7 +56,7 @@ SUBJECT = inspect.Parameter(
 
 def names() -> list[str]:
     """Return the names of the studies: those that have a plan."""
-    return sorted(path.stem.replace("_", "-") for path in STUDIES.glob("*.toml"))
+    return sorted(path.parent.name.replace("_", "-") for path in STUDIES.glob("*/plan.toml"))
 
 
 def command() -> Callable[..., int | None]:
@@ -90,7 +90,7 @@ def study_and_print(name: str, options: StudyOptions) -> None:
         raise UsageError(f"`--quick` stands beside `--plan {options.plan}`. Expected one of them. Leave one out.")
     stem = name.replace("-", "_")
     table = "quick" if options.quick else options.plan if options.plan in PLANS else "full"
-    built_in = STUDIES / f"{stem}.toml"
+    built_in = STUDIES / stem / "plan.toml"
     path = built_in if options.plan in PLANS else Path(options.plan)
     if options.show_plan:
         print(built_in.read_text(encoding="utf-8"), end="")

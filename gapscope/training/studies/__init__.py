@@ -1,5 +1,5 @@
-"""AN OPEN SET: the papers' experiments, one file and one plan each.
+"""AN OPEN SET: the papers' experiments, a folder each.
 
-A study is a module of this folder with a `Plan` (a frozen dataclass whose fields are the keys of its TOML file of the
-same name) and a function `study(lab, plan) -> Outcome`.  Its docstring is what `gapscope study` says of it.
+A study is a package of this folder with a `Plan` (a frozen dataclass whose fields are the keys of its `plan.toml`) and
+a function `study(lab, plan) -> Outcome`; its other files are one part of the paper each.
 """

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from gapscope.training.studies.lab import Run
-from gapscope.training.studies.oyedotun_ranks import Found, Measure
-from gapscope.training.studies.oyedotun_runs import Network, Trained
+from gapscope.training.studies.oyedotun.ranks import Found, Measure
+from gapscope.training.studies.oyedotun.runs import Network, Trained
 
 SIZES = (16, 64, 256)
 

@@ -12,14 +12,14 @@ from gapscope.report.outcome import outcome_document, outcome_report
 from gapscope.report.terminal import text
 from gapscope.training.studies import dai_zhu
 from gapscope.training.studies.dai_zhu import Plan, study
-from gapscope.training.studies.dai_zhu_agreement import ALIKE
-from gapscope.training.studies.dai_zhu_courses import TOP, Setting, train
-from gapscope.training.studies.dai_zhu_flatness import barrier
+from gapscope.training.studies.dai_zhu.agreement import ALIKE
+from gapscope.training.studies.dai_zhu.courses import TOP, Setting, train
+from gapscope.training.studies.dai_zhu.flatness import barrier
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.numbers import mean_std
 from gapscope.training.studies.plan import read_plan
 
-TOML = Path(dai_zhu.__file__).with_suffix(".toml")
+TOML = Path(dai_zhu.__file__).with_name("plan.toml")
 
 
 def plan(table="smoke", **changes):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from gapscope.training.studies.dai_zhu_agreement import WITHIN, agrees
+from gapscope.training.studies.dai_zhu.agreement import WITHIN, agrees
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from gapscope.measure.loading.datasets.data import load_data
 from gapscope.measure.loading.models import build_model
 from gapscope.measure.loading.trust import Trust
 from gapscope.training.studies import dai_zhu
-from gapscope.training.studies.dai_zhu_courses import ACCURACY, LOSS, TOP, TRACE, train
-from gapscope.training.studies.dai_zhu_flatness import flatness
+from gapscope.training.studies.dai_zhu.courses import ACCURACY, LOSS, TOP, TRACE, train
+from gapscope.training.studies.dai_zhu.flatness import flatness
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.plan import read_plan
 
-TOML = Path(dai_zhu.__file__).with_suffix(".toml")
+TOML = Path(dai_zhu.__file__).with_name("plan.toml")
 SMALL = {"model_args": {"hidden": [3]}, "epochs": 2, "batch_sizes": [64], "momentum": 0.5}
 ROUNDING = 1e-4  # of single precision over 1,300 samples, in a loss
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import gapscope
-from gapscope.training.studies.dai_zhu_escape import Way, claims_of
-from gapscope.training.studies.dai_zhu_wells import LEFT, RIGHT, Landscape, Passages, Walk
+from gapscope.training.studies.dai_zhu.escape import Way, claims_of
+from gapscope.training.studies.dai_zhu.wells import LEFT, RIGHT, Landscape, Passages, Walk
 
 WELL, VALLEY = Landscape(), Landscape(across=(4.0, 0.25))
 WALKS = [Walk(variance=25.0, rate=0.02, batch_size=size) for size in (4, 5, 6)]

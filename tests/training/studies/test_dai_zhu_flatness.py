@@ -10,12 +10,12 @@ import pytest
 
 from gapscope.training.recipe import Recipe
 from gapscope.training.studies.dai_zhu import Plan
-from gapscope.training.studies.dai_zhu_courses import ACCURACY, LOSS, TOP, TRACE, Course, Point, Setting, Trained
-from gapscope.training.studies.dai_zhu_flatness import barrier, flatness, pairs, per_doubling
+from gapscope.training.studies.dai_zhu.courses import ACCURACY, LOSS, TOP, TRACE, Course, Point, Setting, Trained
+from gapscope.training.studies.dai_zhu.flatness import barrier, flatness, pairs, per_doubling
 from gapscope.training.studies.lab import Lab, Run, Spec
 from gapscope.training.studies.plan import read_plan
 
-TOML = Path(__file__).parents[3] / "gapscope" / "training" / "studies" / "dai_zhu.toml"
+TOML = Path(__file__).parents[3] / "gapscope" / "training" / "studies" / "dai_zhu" / "plan.toml"
 EPOCHS = (1, 2, 4, 8)
 GRID = [Setting(scale=scale, batch_size=size) for size in (16, 64) for scale in (1e-3, 2e-3, 4e-3)]
 HEAVY = Setting(scale=2e-3, batch_size=64, momentum=0.9)

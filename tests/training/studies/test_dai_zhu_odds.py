@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from gapscope.training.studies.dai_zhu_odds import PLACES, SETTLED, Settling, flatter
-from gapscope.training.studies.dai_zhu_wells import Landscape, Walk, relaxation
+from gapscope.training.studies.dai_zhu.odds import PLACES, SETTLED, Settling, flatter
+from gapscope.training.studies.dai_zhu.wells import Landscape, Walk, relaxation
 
 VALLEY = Landscape(across=(4.0, 0.25))
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from gapscope.errors import UsageError
-from gapscope.training.studies.dai_zhu_escape import SMALL_NOISE
-from gapscope.training.studies.dai_zhu_wells import (
+from gapscope.training.studies.dai_zhu.escape import SMALL_NOISE
+from gapscope.training.studies.dai_zhu.wells import (
     BARRIER,
     LEFT,
     RIGHT,

@@ -20,7 +20,7 @@ from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.plan import read_plan
 from gapscope.training.studies.runs import training_data
 
-PLAN = Path(gao_zhong.__file__).with_suffix(".toml")
+PLAN = Path(gao_zhong.__file__).with_name("plan.toml")
 SMALL, LARGE = 128, 650
 
 

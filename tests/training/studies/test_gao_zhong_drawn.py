@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gapscope.measure.analyzers.noise import Noise
-from gapscope.training.studies.gao_zhong_drawn import DrawnSteps
+from gapscope.training.studies.gao_zhong.drawn import DrawnSteps
 from tests.problems import bowl, context, problem
 
 RATE = 0.3

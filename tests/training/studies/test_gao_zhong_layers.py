@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gapscope.training.studies.gao_zhong_layers import Layers, claim
+from gapscope.training.studies.gao_zhong.layers import Layers, claim
 
 NOISE = np.array([[1.0, 1.01], [1.02, 1.0], [1.0, 1.0]])
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from gapscope.training.recipe import Recipe
-from gapscope.training.studies.gao_zhong_rates import claims, share
-from gapscope.training.studies.gao_zhong_training import Group
+from gapscope.training.studies.gao_zhong.rates import claims, share
+from gapscope.training.studies.gao_zhong.training import Group
 from gapscope.training.studies.lab import Spec
 from gapscope.training.studies.runs import _task
 from gapscope.training.trainer import train

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gapscope.training.recipe import Recipe
-from gapscope.training.studies.gao_zhong_remedies import claims, settings
-from gapscope.training.studies.gao_zhong_runs import Bench
-from gapscope.training.studies.gao_zhong_training import Group
+from gapscope.training.studies.gao_zhong.remedies import claims, settings
+from gapscope.training.studies.gao_zhong.runs import Bench
+from gapscope.training.studies.gao_zhong.training import Group
 
 
 def test_batches_grow_in_equal_parts_to_the_large_one():

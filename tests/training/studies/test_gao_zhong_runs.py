@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gapscope.training.studies.gao_zhong_runs import Bench, comparable, over_seeds, per_doubling, told
+from gapscope.training.studies.gao_zhong.runs import Bench, comparable, over_seeds, per_doubling, told
 from gapscope.training.studies.lab import Lab
 
 EPS = np.finfo(np.float64).eps

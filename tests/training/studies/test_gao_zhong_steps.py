@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gapscope.training.studies.gao_zhong_steps import Place, claims, whole
+from gapscope.training.studies.gao_zhong.steps import Place, claims, whole
 
 SIZES = (16, 64, 256)
 FALLING, RISING = (

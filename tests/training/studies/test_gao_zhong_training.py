@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gapscope.training.studies.gao_zhong_training import Group, Setting, Tuned, gained, kept, lowered
+from gapscope.training.studies.gao_zhong.training import Group, Setting, Tuned, gained, kept, lowered
 
 GRID = {"sgd": (0.1, 0.3, 1.0), "lars": (0.01, 0.03, 0.1)}
 

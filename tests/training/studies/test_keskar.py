@@ -16,12 +16,12 @@ from gapscope.report.outcome import outcome_report
 from gapscope.report.records import Report
 from gapscope.training.studies import keskar
 from gapscope.training.studies.keskar import _left
-from gapscope.training.studies.keskar_courses import _apart, _shared
-from gapscope.training.studies.keskar_minima import PAPER, _label, unless_late
+from gapscope.training.studies.keskar.courses import _apart, _shared
+from gapscope.training.studies.keskar.minima import PAPER, _label, unless_late
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.plan import read_plan
 
-PLAN = Path(keskar.__file__).with_suffix(".toml")
+PLAN = Path(keskar.__file__).with_name("plan.toml")
 LARGE = 650
 
 

@@ -16,10 +16,10 @@ from gapscope.report.page import page
 from gapscope.report.terminal import text
 from gapscope.training.studies import oyedotun
 from gapscope.training.studies.lab import Lab
-from gapscope.training.studies.oyedotun_runs import network
+from gapscope.training.studies.oyedotun.runs import network
 from gapscope.training.studies.plan import read_plan
 
-PLAN = Path(oyedotun.__file__).with_suffix(".toml")
+PLAN = Path(oyedotun.__file__).with_name("plan.toml")
 NETWORKS = ("linear MLP", "MLP", "narrow MLP", "LeNet-5")
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from oyedotun_found import falling, found
 
-from gapscope.training.studies.oyedotun_parts import SHOWN, across, claims, layers, training
+from gapscope.training.studies.oyedotun.parts import SHOWN, across, claims, layers, training
 
 FALLS = falling([[-2.0, -3.0], [-2.5, -3.5], [-3.0, -4.5]])
 RISES = falling([[2.0, 3.0], [2.5, 3.5], [3.0, 4.5]], start=20)

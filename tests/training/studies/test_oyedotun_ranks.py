@@ -9,8 +9,8 @@ from gapscope.measure.loading.datasets.data import load_data
 from gapscope.measure.loading.models import build_model
 from gapscope.measure.loading.trust import Trust
 from gapscope.training.studies.lab import Lab
-from gapscope.training.studies.oyedotun_ranks import AsBatch, measure
-from gapscope.training.studies.oyedotun_runs import network, train
+from gapscope.training.studies.oyedotun.ranks import AsBatch, measure
+from gapscope.training.studies.oyedotun.runs import network, train
 
 USUAL = {"data": "digits", "lr": 0.1, "until_loss": 1.0}
 OWN, SAME = ("abs:1e-1", "abs:1"), ("rel:1e-2", "rel:1e-3")

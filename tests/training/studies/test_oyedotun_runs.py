@@ -5,7 +5,7 @@ import pytest
 
 from gapscope.errors import UsageError
 from gapscope.training.studies.lab import Lab
-from gapscope.training.studies.oyedotun_runs import network, train
+from gapscope.training.studies.oyedotun.runs import network, train
 
 USUAL = {"data": "digits", "lr": 0.1, "until_loss": 1.0}
 SMALL = {"model": "mlp", "model_args": {"hidden": [8]}}

@@ -5,7 +5,7 @@ import pytest
 from oyedotun_found import falling, found
 from scipy import stats
 
-from gapscope.training.studies.oyedotun_slopes import (
+from gapscope.training.studies.oyedotun.slopes import (
     beyond_control,
     layer_slope,
     over,

@@ -123,9 +123,9 @@ def test_a_batch_outside_of_the_data_is_refused(size):
     assert str(refused.value) == said
 
 
-@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*/plan.toml")), ids=lambda path: path.parent.name)
 def test_every_study_has_three_plans_that_fit_it(path):
-    module = import_module(f"gapscope.training.studies.{path.stem}")
+    module = import_module(f"gapscope.training.studies.{path.parent.name}")
     assert module.__doc__
     assert sorted(tomllib.loads(path.read_text())) == ["full", "quick", "smoke"]
     for table in ("quick", "smoke"):

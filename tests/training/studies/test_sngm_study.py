@@ -20,11 +20,11 @@ from gapscope.training.studies import sngm
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.numbers import mean_std
 from gapscope.training.studies.plan import read_plan
-from gapscope.training.studies.sngm_parts import accuracy, over_seeds, rivals
-from gapscope.training.studies.sngm_runs import APART, Bench, Group, Tuned
-from gapscope.training.studies.sngm_steps import claim, steps
+from gapscope.training.studies.sngm.parts import accuracy, over_seeds, rivals
+from gapscope.training.studies.sngm.runs import APART, Bench, Group, Tuned
+from gapscope.training.studies.sngm.steps import claim, steps
 
-TOML = Path(sngm.__file__).with_suffix(".toml")
+TOML = Path(sngm.__file__).with_name("plan.toml")
 NAMES = ("sgd", "lars", "lamb", "sngm")
 EPS = torch.finfo(torch.float64).eps
 

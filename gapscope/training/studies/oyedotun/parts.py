@@ -15,8 +15,8 @@ from gapscope.report.outcome import Claim, Part, all_of, judged
 from gapscope.report.records import Record
 from gapscope.results import Array, Quantity, Status
 from gapscope.training.studies.numbers import mean_std
-from gapscope.training.studies.oyedotun_ranks import Found, Measure
-from gapscope.training.studies.oyedotun_slopes import (
+from gapscope.training.studies.oyedotun.ranks import Found, Measure
+from gapscope.training.studies.oyedotun.slopes import (
     beyond_control,
     layer_slope,
     over,

@@ -18,7 +18,7 @@ from gapscope.report.records import Record
 from gapscope.results import Array, Quantity, Status
 from gapscope.training.schedules import parse_schedule
 from gapscope.training.studies.lab import Run
-from gapscope.training.studies.sngm_runs import Bench, Group
+from gapscope.training.studies.sngm.runs import Bench, Group
 
 TITLE = "Step lengths of SNGM"
 Made = tuple[Part, tuple[Claim, ...]]

@@ -13,8 +13,8 @@ from gapscope.report.figures import number
 from gapscope.report.outcome import Claim, Part, judged
 from gapscope.report.records import Record, Report
 from gapscope.results import Array, Quantity, Status
-from gapscope.training.studies.keskar_minima import ACCURACY, SHARPNESS, Made, phi, sharpness
-from gapscope.training.studies.keskar_recipes import curve, range_of
+from gapscope.training.studies.keskar.minima import ACCURACY, SHARPNESS, Made, phi, sharpness
+from gapscope.training.studies.keskar.recipes import curve, range_of
 from gapscope.training.studies.lab import files_of
 from gapscope.training.studies.numbers import mean_std, numbers
 

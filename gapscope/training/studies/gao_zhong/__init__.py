@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from gapscope.errors import UsageError
 from gapscope.report.figures import number
 from gapscope.report.outcome import Outcome
-from gapscope.training.studies.gao_zhong_layers import layers
-from gapscope.training.studies.gao_zhong_rates import rates
-from gapscope.training.studies.gao_zhong_remedies import remedies
-from gapscope.training.studies.gao_zhong_runs import Bench
-from gapscope.training.studies.gao_zhong_steps import steps
+from gapscope.training.studies.gao_zhong.layers import layers
+from gapscope.training.studies.gao_zhong.rates import rates
+from gapscope.training.studies.gao_zhong.remedies import remedies
+from gapscope.training.studies.gao_zhong.runs import Bench
+from gapscope.training.studies.gao_zhong.steps import steps
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.plan import Plan as Base
 from gapscope.training.studies.plan import Size, batch

@@ -14,7 +14,7 @@ from gapscope.report.outcome import Claim, Part, judged
 from gapscope.report.records import Record
 from gapscope.results import Array, Quantity, Status
 from gapscope.training.regimes import Equal
-from gapscope.training.studies.keskar_minima import (
+from gapscope.training.studies.keskar.minima import (
     ACCURACY,
     SHARPNESS,
     Made,

@@ -13,8 +13,8 @@ from gapscope.report.figures import figure, number, spread
 from gapscope.report.outcome import Claim, Part, all_of, judged
 from gapscope.report.records import Record, combined
 from gapscope.results import Array, Quantity, Status
-from gapscope.training.studies.dai_zhu_agreement import Made, agrees
-from gapscope.training.studies.dai_zhu_courses import ACCURACY, LOSS, MATCHED, TOP, TRACE, Chosen, Setting, Trained
+from gapscope.training.studies.dai_zhu.agreement import Made, agrees
+from gapscope.training.studies.dai_zhu.courses import ACCURACY, LOSS, MATCHED, TOP, TRACE, Chosen, Setting, Trained
 from gapscope.training.studies.numbers import mean_std
 
 FLATNESS, BARRIER = "dai-zhu-flatness", "dai-zhu-barrier"

@@ -13,9 +13,9 @@ from gapscope.errors import UsageError
 from gapscope.report.figures import number
 from gapscope.report.outcome import Outcome
 from gapscope.training.studies.lab import Lab
-from gapscope.training.studies.oyedotun_parts import claims, parts
-from gapscope.training.studies.oyedotun_ranks import measure
-from gapscope.training.studies.oyedotun_runs import Network, network, train
+from gapscope.training.studies.oyedotun.parts import claims, parts
+from gapscope.training.studies.oyedotun.ranks import measure
+from gapscope.training.studies.oyedotun.runs import Network, network, train
 from gapscope.training.studies.plan import Plan as Base
 from gapscope.training.studies.plan import Size
 

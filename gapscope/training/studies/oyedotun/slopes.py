@@ -9,7 +9,7 @@ from scipy.stats import rankdata
 
 from gapscope.report.contrasts import LEVEL, Contrasted, Scalar, between, deviation, mean_over
 from gapscope.results import Array
-from gapscope.training.studies.oyedotun_ranks import Found, Measure
+from gapscope.training.studies.oyedotun.ranks import Found, Measure
 
 DECIMALS = 9  # of slopes in points, and of correlations
 

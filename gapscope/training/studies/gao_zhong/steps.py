@@ -12,8 +12,8 @@ from gapscope.report.figures import number
 from gapscope.report.outcome import Claim, Part, all_of, judged
 from gapscope.report.records import Record, Report
 from gapscope.results import Array, Quantity, Status
-from gapscope.training.studies.gao_zhong_drawn import DrawnSteps
-from gapscope.training.studies.gao_zhong_runs import (
+from gapscope.training.studies.gao_zhong.drawn import DrawnSteps
+from gapscope.training.studies.gao_zhong.runs import (
     Bench,
     Made,
     change_per_doubling,

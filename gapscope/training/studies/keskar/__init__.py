@@ -15,9 +15,9 @@ from gapscope.errors import UsageError, did_you_mean
 from gapscope.report.outcome import Outcome
 from gapscope.training.recipe import Recipe
 from gapscope.training.regimes import Equal, matched
-from gapscope.training.studies.keskar_courses import against_loss, warm_start
-from gapscope.training.studies.keskar_minima import PAPER, Minima, minima, paths
-from gapscope.training.studies.keskar_recipes import remedies, sweep
+from gapscope.training.studies.keskar.courses import against_loss, warm_start
+from gapscope.training.studies.keskar.minima import PAPER, Minima, minima, paths
+from gapscope.training.studies.keskar.recipes import remedies, sweep
 from gapscope.training.studies.lab import Lab, Run, Spec
 from gapscope.training.studies.plan import Plan as Base
 from gapscope.training.studies.plan import Size, batch

@@ -10,7 +10,7 @@ from gapscope.report.document import Line, Table
 from gapscope.report.outcome import Claim, Part, judged
 from gapscope.report.records import Record, Report
 from gapscope.results import Array, Quantity, Status
-from gapscope.training.studies.gao_zhong_runs import (
+from gapscope.training.studies.gao_zhong.runs import (
     Bench,
     Made,
     headed,
@@ -19,7 +19,7 @@ from gapscope.training.studies.gao_zhong_runs import (
     tens,
     told,
 )
-from gapscope.training.studies.gao_zhong_steps import SOURCE, whole
+from gapscope.training.studies.gao_zhong.steps import SOURCE, whole
 from gapscope.training.studies.lab import Run
 from gapscope.training.studies.numbers import mean_std
 

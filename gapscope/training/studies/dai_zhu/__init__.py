@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from gapscope.errors import UsageError
 from gapscope.report.outcome import Outcome
-from gapscope.training.studies.dai_zhu_agreement import WITHIN
-from gapscope.training.studies.dai_zhu_courses import train
-from gapscope.training.studies.dai_zhu_escape import escape
-from gapscope.training.studies.dai_zhu_flatness import barrier, flatness, pairs
-from gapscope.training.studies.dai_zhu_odds import odds
+from gapscope.training.studies.dai_zhu.agreement import WITHIN
+from gapscope.training.studies.dai_zhu.courses import train
+from gapscope.training.studies.dai_zhu.escape import escape
+from gapscope.training.studies.dai_zhu.flatness import barrier, flatness, pairs
+from gapscope.training.studies.dai_zhu.odds import odds
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.plan import Plan as Base
 from gapscope.training.studies.plan import Size

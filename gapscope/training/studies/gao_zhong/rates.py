@@ -11,8 +11,8 @@ from gapscope.results import Status
 from gapscope.training.layer_curvature import GRAPH, PRODUCT
 from gapscope.training.optimizers.layerwise import CURVED
 from gapscope.training.recipe import Recipe
-from gapscope.training.studies.gao_zhong_runs import ALIKE, Bench, Made, comparable, headed, told
-from gapscope.training.studies.gao_zhong_training import (
+from gapscope.training.studies.gao_zhong.runs import ALIKE, Bench, Made, comparable, headed, told
+from gapscope.training.studies.gao_zhong.training import (
     LARGE,
     SMALL,
     Groups,

@@ -13,8 +13,8 @@ from gapscope.report.figures import count, figure, number, spread
 from gapscope.report.outcome import Claim, Part, all_of, judged
 from gapscope.report.records import Record
 from gapscope.results import Array, Quantity, Status
-from gapscope.training.studies.dai_zhu_agreement import Made, agrees
-from gapscope.training.studies.dai_zhu_wells import (
+from gapscope.training.studies.dai_zhu.agreement import Made, agrees
+from gapscope.training.studies.dai_zhu.wells import (
     BARRIER,
     LEFT,
     RIGHT,

@@ -9,8 +9,8 @@ from gapscope.report.figures import NONE, number
 from gapscope.report.outcome import Claim, Part, judged
 from gapscope.report.records import Record
 from gapscope.results import Status
-from gapscope.training.studies.gao_zhong_runs import Bench, Made, headed, told
-from gapscope.training.studies.gao_zhong_training import (
+from gapscope.training.studies.gao_zhong.runs import Bench, Made, headed, told
+from gapscope.training.studies.gao_zhong.training import (
     LARGE,
     SMALL,
     Groups,

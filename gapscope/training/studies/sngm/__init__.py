@@ -15,9 +15,9 @@ from gapscope.report.outcome import Outcome
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.plan import Plan as Base
 from gapscope.training.studies.plan import Size, batch
-from gapscope.training.studies.sngm_parts import accuracy, rivals, scaled, sharpness, tuning
-from gapscope.training.studies.sngm_runs import Bench, Cell, Group, judge, tune, untuned
-from gapscope.training.studies.sngm_steps import steps
+from gapscope.training.studies.sngm.parts import accuracy, rivals, scaled, sharpness, tuning
+from gapscope.training.studies.sngm.runs import Bench, Cell, Group, judge, tune, untuned
+from gapscope.training.studies.sngm.steps import steps
 
 
 @dataclass(frozen=True, kw_only=True)

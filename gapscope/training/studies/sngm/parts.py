@@ -16,7 +16,7 @@ from gapscope.report.outcome import Claim, Part, all_of, judged
 from gapscope.report.records import Record
 from gapscope.results import Contrast, Quantity, Status
 from gapscope.training.studies.numbers import contrast, mean_std, numbers
-from gapscope.training.studies.sngm_runs import Bench, Cell, Group, Tuned
+from gapscope.training.studies.sngm.runs import Bench, Cell, Group, Tuned
 
 Made = tuple[Part, tuple[Claim, ...]]
 LOSS, TRAIN, TEST = "gap/train_loss", "gap/train_accuracy", "gap/test_accuracy"

@@ -19,7 +19,7 @@ from gapscope.measure.context import Analyzer
 from gapscope.report.records import Report
 from gapscope.results import Array
 from gapscope.training.studies.lab import Lab, Run
-from gapscope.training.studies.oyedotun_runs import Grid, Trained
+from gapscope.training.studies.oyedotun.runs import Grid, Trained
 
 if TYPE_CHECKING:
     from gapscope.measure.context import Context

@@ -11,7 +11,7 @@ from gapscope.measure.analyzers.gap import Gap
 from gapscope.report.contrasts import Contrasted, mean_over
 from gapscope.results import Array, Quantity
 from gapscope.training.optimizers.layerwise import CURVED
-from gapscope.training.studies.gao_zhong_runs import UNKNOWN, Bench
+from gapscope.training.studies.gao_zhong.runs import UNKNOWN, Bench
 from gapscope.training.studies.lab import Run, Spec
 from gapscope.training.studies.numbers import numbers
 
