@@ -130,7 +130,7 @@ def against_loss(bench: "Bench") -> Made:
             what="change of log2 sharpness per halving of the loss",
         ),
         judged(
-            "as the loss falls, it rises more than the small batch's",
+            "as the loss falls, it grows relative to the small batch's",
             slope_over(fallen, large - small),
             "higher",
             source="Figure 6",
