@@ -3,10 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
-import io
-import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +12,10 @@ import typer
 
 from gapscope.cli import analyze, fields, pages
 from gapscope.cli.measuring import Job, common_of, configured, keeping, load, say
+from gapscope.cli.news import News
+from gapscope.cli.run_folder import Found, arranged
 from gapscope.cli.settings import Common, Configuration
-from gapscope.errors import ComparisonError, GapscopeError, LoadError, ReportError, UsageError
+from gapscope.errors import ComparisonError, GapscopeError, ReportError, UsageError
 
 if TYPE_CHECKING:
     from gapscope.measure.session import Session
@@ -24,12 +23,6 @@ if TYPE_CHECKING:
     from gapscope.report.trajectory import Point, Trajectory
 
 CHEAP = ("gap", "eigenvalues", "near-rank")
-SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")  # of the files that a folder of checkpoints is searched for
-KEYS = {
-    "steps": ("steps", "step", "global_step", "iteration", "iterations", "iter_num"),
-    "epochs": ("epochs", "epoch"),
-}
-NAMED, GIVEN = "number in the name", "order given"
 ONE_MODEL = ("model", "model_args", "parameters")
 SUBJECTS = inspect.Parameter(
     "subjects",
@@ -77,53 +70,15 @@ def command(configuration: Configuration) -> Callable[..., int | None]:
     )
 
 
-@dataclass(frozen=True)
-class Found:
-    """A checkpoint of the run, where it is in it, and the name of its report."""
-
-    path: Path
-    place: str
-    report: str
-
-
 @dataclass
 class Work:
     """What has been done so far: finished points, why others are none, and what the next may start from."""
 
     common: Common
+    news: News
     points: "list[Point]" = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)
     spent: list[tuple[float, int]] = field(default_factory=list)  # seconds and products of what was measured now
-    heard: set[str] = field(default_factory=set)
     vector: Any = None  # (n,), the Ritz vector of the checkpoint before, if that was measured now
-
-    def tell(self, text: str) -> None:
-        """Say where the work stands, unless it is to be quiet."""
-        from gapscope.report.terminal import printable
-
-        if not self.common.quiet:
-            print(printable(text), file=sys.stderr)
-
-    def failed(self, who: str, why: object) -> None:
-        """Remember what could not be measured, and say it at once."""
-        from gapscope.report.terminal import printable
-
-        self.failures[who] = str(why)
-        lead = "" if str(why).startswith(who) else f"{who} could not be measured: "
-        print(printable(f"error: {lead}{why}"), file=sys.stderr)
-
-    @contextlib.contextmanager
-    def once(self) -> Iterator[None]:
-        """Pass on what is said on stderr, but nothing twice: the checkpoints of a run are loaded alike."""
-        said = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(said):
-                yield
-        finally:
-            for line in dict.fromkeys(said.getvalue().splitlines()):
-                if line not in self.heard:
-                    print(line, file=sys.stderr)
-                self.heard.add(line)
 
 
 def track_and_print(subjects: Sequence[Path], common: Common, own: Own, configuration: Configuration) -> int:
@@ -139,29 +94,32 @@ def track_and_print(subjects: Sequence[Path], common: Common, own: Own, configur
         )
     analyzers = configured(wanted, configuration)
     pages.refuse(own.html, own.plot)
-    work = Work(common)
-    axis, found = _arranged(subjects, work)
+    work = Work(common, News(common.quiet))
+    axis, found = arranged(subjects, common, work.news)
     run = subjects[0] if subjects[0].is_dir() and len(subjects) == 1 else subjects[0].parent
-    folder = _made(common.output or Path(f"{run.resolve().name}.track"))
-    work.tell(f"{len(found)} checkpoints by {axis}; their reports go to {folder}")
+    folder = common.output or Path(f"{run.resolve().name}.track")
 
     def done() -> str:
         return f"{len(work.points)} of {len(found)} checkpoints are in {folder}: the same command goes on from there"
 
-    with keeping(Parts(), done):
+    with _made(folder), keeping(Parts(), done), work.news.counting():
+        work.news.tell(f"{len(found)} checkpoints by {axis}; their reports go to {folder}")
         for number, one in enumerate(found, start=1):
-            work.tell(f"{number} of {len(found)}: {one.path}")
+            work.news.tell(f"{number} of {len(found)}: {one.path}")
             try:
                 _measure(one, folder / one.report, analyzers, own, work)
             except GapscopeError as error:
                 work.vector = None
-                work.failed(str(one.path), error)
+                work.news.failed(one.path, error)
     if work.points:
         _show(Trajectory(axis=axis, points=tuple(work.points), name=run.resolve().name), folder, own, work)
-    return 2 if work.failures else 0
+    return 2 if work.news.failures else 0
 
 
-def _made(folder: Path) -> Path:
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make the folder of the reports, so that no work begins without one, and leave none behind without a report."""
+    there = folder.is_dir()
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -169,101 +127,11 @@ def _made(folder: Path) -> Path:
             f"The folder {folder} cannot be made: {error.strerror}. Expected a place for the reports. Name one with "
             "`--output`."
         ) from error
-    return folder
-
-
-# Which checkpoints, and in which order
-
-
-def _arranged(subjects: Sequence[Path], work: Work) -> tuple[str, list[Found]]:
-    """Return what orders the checkpoints, and them in that order; copies and what cannot be read are left out."""
-    searched = len(subjects) == 1 and subjects[0].is_dir()
-    trainings: dict[Path, Mapping[str, Any]] = {}
-    seen: dict[str, Path] = {}
-    for path in _inside(subjects[0], work) if searched else dict.fromkeys(subjects):
-        try:
-            digest, training = _look(path, work.common)
-        except GapscopeError as error:
-            work.failed(str(path), error)
-            continue
-        if digest in seen:
-            work.tell(f"left out: {path} is a copy of {seen[digest]}")
-            continue
-        seen[digest], trainings[path] = path, training
-    if not trainings:
-        raise LoadError(f"{subjects[0]}: none of its checkpoints can be read. Expected one or more. Mend the path.")
-    axis, places = _places(trainings)
-    if axis == GIVEN and searched and len(trainings) > 1:
-        raise UsageError(
-            f"Nothing orders the checkpoints of {subjects[0]}: they record neither steps nor epochs, and not every "
-            "name has a number of its own. Expected one of these. Give the files in order: `gapscope track A B C`."
-        )
-    order = sorted(trainings, key=lambda path: places[path]) if places else list(trainings)
-    names = _names(order)
-    shown = {path: str(places[path]) if places else name for path, name in zip(order, names, strict=True)}
-    return axis, [Found(p, shown[p], f"{name}.report.h5") for p, name in zip(order, names, strict=True)]
-
-
-def _inside(folder: Path, work: Work) -> list[Path]:
-    """Return the checkpoints of a run's folder: files by their suffix, and folders that hold one."""
-    from gapscope.measure.loading.checkpoints.formats import sniff
-
-    def holds(path: Path) -> bool:
-        if path.is_file():
-            return path.suffix in SUFFIXES
-        with contextlib.suppress(LoadError):
-            return not sniff(path).instead
-        return False
-
-    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    kept = [path for path in inside if holds(path)]
-    if not kept:
-        raise LoadError(
-            f"{folder} holds no checkpoints ({len(inside)} other entries). Expected files that end in "
-            f"{', '.join(SUFFIXES)}, or folders of checkpoints. Name the files: `gapscope track A B C`."
-        )
-    if others := [path.name for path in inside if path not in kept]:
-        work.tell(f"left out: {', '.join(others[:5])}{f' and {len(others) - 5} more' if others[5:] else ''}")
-    return kept
-
-
-def _look(path: Path, common: Common) -> tuple[str, Mapping[str, Any]]:
-    """Return the digest of a checkpoint and what it records of its training; of `--setup`'s, only the name."""
-    from gapscope.measure.loading import Trust, read_checkpoint
-
-    if common.setup is not None:
-        return str(path.resolve()), {}
-    trust = Trust(common.trusted, common.trust_embedded, common.allow_global, common.trust_file)
-    found = read_checkpoint(path, trust, values=False)
-    return found.sha256, found.training
-
-
-def _places(trainings: Mapping[Path, Mapping[str, Any]]) -> tuple[str, dict[Path, Any]]:
-    """Return what all checkpoints have and not all share, best first, and its value for each."""
-    ways = {
-        axis: {
-            path: next((one[key] for key in keys if one.get(key) is not None), None) for path, one in trainings.items()
-        }
-        for axis, keys in KEYS.items()
-    }
-    ways[NAMED] = {path: int(found[-1]) if (found := re.findall("[0-9]+", _stem(path))) else None for path in trainings}
-    for axis, places in ways.items():
-        values = list(places.values())
-        usable = all(isinstance(value, int | float) for value in values)
-        if usable and (len(set(values)) > 1 or len(values) == 1):
-            return axis, places
-    return GIVEN, {}
-
-
-def _stem(path: Path) -> str:
-    return path.name if path.is_dir() else path.stem
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Return names for the reports: stems, with their folders where those repeat, or else numbered."""
-    ways = [[_stem(p) for p in paths], [f"{p.resolve().parent.name}-{_stem(p)}" for p in paths]]
-    numbered = [f"{number}-{_stem(path)}" for number, path in enumerate(paths, start=1)]
-    return next((names for names in ways if len(set(names)) == len(names)), numbered)
+    try:
+        yield
+    finally:
+        if not there and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 # Measuring one
@@ -275,7 +143,7 @@ def _measure(one: Found, path: Path, analyzers: Sequence[Any], own: Own, work: W
     from gapscope.report.trajectory import Point
 
     common = work.common
-    with work.once():
+    with work.news.once():
         session = load(one.path, common)
     _refuse_other(session, work)
     old = _report_at(path, session)
@@ -283,7 +151,7 @@ def _measure(one: Found, path: Path, analyzers: Sequence[Any], own: Own, work: W
     results = {name: old.results[name] for name in ready if old}  # what is there with other settings does not count
     start, work.vector = work.vector, None
     if len(ready) == len(analyzers):
-        work.tell(f"measured already: {path}")
+        work.news.tell(f"measured already: {path}")
     else:
         warm = own.warm_start and start is not None and len(start) == session.problem.size
         asked = [_warmed(a, start) if warm and a.name == "eigenvalues" else a for a in analyzers]
@@ -296,19 +164,19 @@ def _measure(one: Found, path: Path, analyzers: Sequence[Any], own: Own, work: W
 def _run(job: Job, asked: Sequence[Any], who: Path, work: Work) -> "dict[str, Record]":
     """Measure and write one analyzer after the other, and return the records; keep the Ritz vector for the next."""
     records = {}
-    with work.once():
+    with work.news.once():
         context = job.context(asked)
     for analyzer in asked:
         try:
             measured = job.measure([analyzer], context)
         except GapscopeError as error:
-            work.failed(f"{analyzer.name} of {who}", error)
+            work.news.failed(who, error, analyzer.name)
             continue
         records[analyzer.name] = measured.report.results[analyzer.name]
         for said in measured.said:
-            work.tell(said)
+            work.news.tell(said)
         if measured.failure is not None:
-            work.failed(str(job.path), measured.failure)
+            work.news.failed(job.path, measured.failure)
     work.spent += [(result.seconds, result.matvecs) for result in context.results]
     vector = getattr(context.finished("eigenvalues"), "vector", None)
     work.vector = vector if vector is not None and bool(vector.isfinite().all()) else None
@@ -380,7 +248,7 @@ def _show(trajectory: "Trajectory", folder: Path, own: Own, work: Work) -> None:
     if work.common.json:
         from gapscope.report.export import dumps
 
-        print(dumps(trajectory_json(trajectory, work.failures)))
+        print(dumps(trajectory_json(trajectory, work.news.failures)))
     else:
         from gapscope.report.terminal import output
 

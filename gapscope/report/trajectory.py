@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from gapscope.report.course import EDGE, Measure, course, ends
 from gapscope.report.document import Column, Document, Item, Line, Note, Series, Table
-from gapscope.report.figures import figure, number
 from gapscope.report.groups import PROGRESS, shared
 from gapscope.report.record_view import PROVEN
 from gapscope.report.records import Report
@@ -22,12 +22,10 @@ from gapscope.report.view import report_document
 from gapscope.results import Array, Quantity
 
 FORMAT, FORMAT_VERSION = "gapscope-trajectory", 1
-TOP, EDGE, LIMIT = "eigenvalues/top", "eigenvalues/stability", "limit"
+TOP, LIMIT = "eigenvalues/top", "limit"
 LOSSES = ("gap/train_loss", "gap/test_loss", "gap/loss_gap", "gap/test_accuracy", "gap/train_accuracy")
 RANK = "near-rank/near_rank"
 LAYERS, MEDIAN = 3, "median"  # of more layers, their median is shown
-HOVERS = 0.8  # values that stay above this share of the largest
-LEAST = 3  # checkpoints that make a course
 WORDS = {"steps": "step", "epochs": "epoch", "number in the name": "number"}
 
 
@@ -57,33 +55,6 @@ class Trajectory:
     def at(self, index: int) -> str:
         """Return where a checkpoint is, for a sentence."""
         return f"{WORDS.get(self.axis, 'checkpoint')} {self.points[index].place}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """One number along the run, NaN where a checkpoint lacks it.
-
-    `data` is one standard error over the data and `numerical` the error of the computation, NaN where unknown; `open`
-    are the checkpoints whose solver did not finish, so that the value is a bound.
-    """
-
-    path: str
-    title: str
-    unit: str
-    values: Array  # (points,)
-    data: Array  # (points,)
-    numerical: Array  # (points,)
-    open: tuple[bool, ...]
-
-    @property
-    def errors(self) -> Array:
-        """Both errors together, 0 where neither is known."""
-        return np.asarray(np.hypot(np.nan_to_num(self.data), np.nan_to_num(self.numerical)))
-
-    @property
-    def words(self) -> str:
-        """Its title with its unit."""
-        return f"{self.title} {self.unit}".strip()
 
 
 def measures(trajectory: Trajectory) -> dict[str, Measure]:
@@ -200,7 +171,7 @@ def trajectory_document(trajectory: Trajectory, verbose: bool = False) -> Docume
 
 def _table(trajectory: Trajectory, found: Mapping[str, Measure]) -> Table:
     lines = [
-        Line(cells=(point.place + "*" * point.warm, *(_cell(each, i) for each in found.values())))
+        Line(cells=(point.place + "*" * point.warm, *(each.bounded(i) for each in found.values())))
         for i, point in enumerate(trajectory.points)
     ]
     with_errors = any("±" in cell for line in lines for cell in line.cells)
@@ -217,19 +188,6 @@ def _table(trajectory: Trajectory, found: Mapping[str, Measure]) -> Table:
         overflow="split",
         caption="; ".join(text for text, applies in said.items() if applies),
     )
-
-
-def _cell(measure: Measure, index: int) -> str:
-    value, error = float(measure.values[index]), float(measure.errors[index])
-    # errors would crowd the columns that only go along: those of losses and accuracies are in the reports
-    bare = measure.path.startswith(("gap/", EDGE)) or not error
-    shown = _share(value) if measure.path == EDGE else number(value, 3) if bare else figure(value, error)
-    return "≥ " * measure.open[index] + shown
-
-
-def _share(value: float) -> str:
-    """Return a share of the limit to three digits, or as many as tell it from 1."""
-    return next((text for text in (number(value, digits) for digits in (3, 4, 5)) if text != "1"), number(value, 6))
 
 
 def _drawn(trajectory: Trajectory, found: Mapping[str, Measure], verbose: bool) -> Iterator[Item]:
@@ -254,7 +212,7 @@ def _drawn(trajectory: Trajectory, found: Mapping[str, Measure], verbose: bool) 
 def reading(trajectory: Trajectory) -> tuple[str, ...]:
     """Return what the run shows, and what it cannot tell."""
     found = measures(trajectory)
-    said = [*_edge(trajectory, found), *_course(trajectory, found), *_losses(found)]
+    said = [*_edge(trajectory, found), *(course(found[TOP], trajectory.at) if TOP in found else ()), *ends(found)]
     warm = sum(point.warm for point in trajectory.points)
     if warm:
         said.append(
@@ -285,7 +243,7 @@ def _edge(trajectory: Trajectory, found: Mapping[str, Measure]) -> Iterator[str]
     reach = np.where(edge.open, np.inf, edge.values + np.nan_to_num(edge.numerical))
     unsure = np.flatnonzero(~above & (reach >= 1)).tolist()
     most, where = int(np.nanargmax(edge.values)), np.flatnonzero(above)
-    share, exceeds = _share(float(edge.values[most])), "the top eigenvalue exceeds the limit of stability"
+    share, exceeds = edge.shown(most), "the top eigenvalue exceeds the limit of stability"
     if not where.size:
         text = f"The top eigenvalue stays below the limit of stability: at most {share} of it, at {trajectory.at(most)}"
     elif above.all():
@@ -307,41 +265,6 @@ def _of_whom(report: Report) -> str:
     if isinstance(batch, int) and isinstance(samples, int) and batch < samples:
         return f"That limit is one of the full batch: with batches of {batch} the noise keeps SGD below it as a rule."
     return "Beyond it the steps of gradient descent grow along that direction."
-
-
-def _course(trajectory: Trajectory, found: Mapping[str, Measure]) -> Iterator[str]:
-    values = found[TOP].values if TOP in found else np.array([])
-    if len(values) < LEAST or not np.isfinite(values).all() or values.max() <= 0:
-        return
-    highest = int(values.argmax())
-    first, last, peak = (number(float(values[i]), 3) for i in (0, -1, highest))
-    high = values >= HOVERS * values.max()
-    since = len(high) - int(np.argmin(high[::-1])) if not high.all() else 0
-    if high.all():
-        yield f"It stays {_between(values)} all along."
-    elif (np.diff(values) > 0).all():
-        yield f"It rises all along, from {first} to {last}."
-    elif (np.diff(values) < 0).all():
-        yield f"It falls all along, from {first} to {last}."
-    elif len(values) - since >= LEAST:
-        yield f"It begins at {first}, and from {trajectory.at(since)} on it hovers {_between(values[since:])}."
-    else:
-        largest = f"largest at {trajectory.at(highest)} ({peak})" if highest else "largest there"
-        yield f"It begins at {first}, is {largest}, and ends at {last}."
-
-
-def _between(values: Array) -> str:
-    return f"between {number(float(values.min()), 3)} and {number(float(values.max()), 3)}"
-
-
-def _losses(found: Mapping[str, Measure]) -> Iterator[str]:
-    said = [
-        f"{words} goes from {number(float(ends[0]), 3)} to {number(float(ends[1]), 3)}"
-        for path, words in (("gap/train_loss", "The training loss"), ("gap/loss_gap", "the loss gap (test - training)"))
-        if path in found and np.isfinite(ends := found[path].values[[0, -1]]).all() and found[path].values.size > 1
-    ]
-    if said:
-        yield f"{', '.join(said)}."
 
 
 def _unlike(trainings: Sequence[Mapping[str, Any]]) -> list[str]:

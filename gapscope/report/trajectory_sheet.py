@@ -5,17 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 
+from gapscope.report.course import EDGE, Measure
 from gapscope.report.document import Column, Document, Line, Note, Table
-from gapscope.report.figures import count, figure
+from gapscope.report.figures import count
 from gapscope.report.illustrations import MOST, Figure, curves, errors, measured, numbers, sampled, stacked
 from gapscope.report.records import Record
 from gapscope.report.sheet import Sheet, about, brief, defined, docs_of, origin
 from gapscope.report.trajectory import (
-    EDGE,
     LIMIT,
     RANK,
     TOP,
-    Measure,
     Trajectory,
     every_rank,
     measures,
@@ -58,16 +57,12 @@ def _numbers(trajectory: Trajectory) -> Table:
     """Return every number with its error, those of all layers too."""
     found = {**measures(trajectory), **every_rank(trajectory)}
     lines = [
-        Line(cells=(point.place, *("≥ " * one.open[i] + _shown(one, i) for one in found.values())))
+        Line(cells=(point.place, *(one.bounded(i) for one in found.values())))
         for i, point in enumerate(trajectory.points)
     ]
     columns = (Column(header=trajectory.axis, numeric=False), *(Column(header=one.words) for one in found.values()))
     caption = "± one standard error over the data and the numerical error together; ≥ where the solver did not finish"
     return Table(columns=columns, lines=tuple(lines), caption=caption)
-
-
-def _shown(measure: Measure, index: int) -> str:
-    return figure(float(measure.values[index]), float(measure.errors[index]))
 
 
 def _checkpoints(trajectory: Trajectory, analyzers: Sequence[str]) -> Table:

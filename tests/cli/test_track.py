@@ -38,6 +38,8 @@ def trained(tmp_path_factory):
     for steps, name in STEPS.items():
         saved(folder / f"{name}.pt", steps=steps)
     (folder / "log.txt").write_text("epoch 1 ...")
+    (folder / "a.training.h5").touch()
+    (folder / "a.report.h5").touch()
     return folder
 
 
@@ -243,7 +245,10 @@ def test_an_analyzer_that_cannot_measure_leaves_the_others(run, folder):
     tables = {"measure": {"near-rank": {"cuts": ["rel:5"]}}}
     outcome = run(folder, *CHEAP, "--only", "near-rank", "-q", **tables)
     assert outcome.code == 2
-    assert outcome.err.count("error: near-rank of ") == 4
+    path = folder / "c.pt"
+    assert outcome.err.count("error: near-rank of ") == 1
+    others = ", ".join(str(folder / f"{name}.pt") for name in "adb")
+    assert f"error: as near-rank of {path}, 3 more checkpoints: {others}\n" in outcome.err
     assert "train loss" in outcome.out
 
 
@@ -280,7 +285,12 @@ def test_nothing_is_shown_where_nothing_can_be_measured(run, folder):
     outcome = run(folder, *CHEAP, "-m", "mlp", "-a", "hidden=[7]", "-q")
     assert outcome.code == 2
     assert outcome.out == ""
-    assert outcome.err.count("error: ") == 4
+    assert outcome.err.count("error: ") == 2
+    assert f"error: as {folder / 'c.pt'}, 3 more checkpoints: {folder / 'a.pt'}, " in outcome.err
+    assert not Path("wide.track").exists()
+    Path("wide.track").mkdir()
+    run(folder, *CHEAP, "-m", "mlp", "-a", "hidden=[7]", "-q")
+    assert Path("wide.track").is_dir()  # it was there before
 
 
 def test_mistakes_are_refused_before_the_work(run, folder, tmp_path):
@@ -335,6 +345,21 @@ def test_without_any_number_only_given_files_have_an_order(run, folder, tmp_path
     content = json.loads(run(target / "late.pt", target / "early.pt", *NAMED).out)
     assert content["axis"] == "order given"
     assert [point["place"] for point in content["points"]] == ["late", "early"]
+
+
+def test_a_folder_of_several_runs_is_refused_and_its_files_by_name_are_not(run, folder, tmp_path):
+    saved(folder / "b8-100.pt", steps=100, batch_size=8)
+    saved(folder / "b8-300.pt", steps=300, batch_size=8)
+    with pytest.raises(UsageError) as caught:
+        run(folder)
+    names = " ".join(str(folder / f"{name}.pt") for name in "abcd")
+    assert str(caught.value) == (
+        f"{folder} holds the checkpoints of 2 runs: batch_size 1300 (4), batch_size 8 (2). Expected one run. "
+        f"Name its checkpoints: `gapscope track {names}`."
+    )
+    assert not (tmp_path / "wide.track").exists()
+    content = json.loads(run(folder / "a.pt", folder / "b8-300.pt", *CHEAP, "--json", "-q").out)
+    assert "Mind that these checkpoints record different batch_size" in " ".join(content["reading"])
 
 
 def test_a_copy_counts_once_and_folders_are_checkpoints_too(run, folder, tmp_path):

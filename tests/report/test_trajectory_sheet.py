@@ -39,7 +39,7 @@ def test_the_reading_comes_first_and_who_was_measured_is_told():
     assert sheet.lead.startswith(
         "The top eigenvalue stays below the limit of stability: at most 0.938 of it, at step 30"
     )
-    assert sheet.said[0].text.startswith("It rises all along")
+    assert sheet.said[0].text.startswith("It rises, from ")
     assert [note.text for note in sheet.about][-1] == "3 checkpoints by steps: 10 to 30"
     assert sheet.origin.startswith("Measured by gapscope")
 

@@ -1,0 +1,73 @@
+"""What is said while many checkpoints are worked on: each thing once, and what happened again as a count."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NAMED = 5  # names that one line lists
+
+
+def listed(names: list[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if names[NAMED:] else "")
+
+
+@dataclass
+class News:
+    """Where the work stands and what could not be measured, on stderr."""
+
+    quiet: bool = False
+    failures: dict[str, str] = field(default_factory=dict)  # who -> why
+    heard: set[str] = field(default_factory=set)
+    alike: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # what happened -> who first, then where else
+
+    def tell(self, text: str) -> None:
+        """Say where the work stands, unless it is to be quiet."""
+        from gapscope.report.terminal import printable
+
+        if not self.quiet:
+            print(printable(text), file=sys.stderr)
+
+    def failed(self, path: Path, why: object, what: str = "") -> None:
+        """Remember what could not be measured, and say it at once, unless it was said of another checkpoint."""
+        from gapscope.report.terminal import printable
+
+        who = f"{what} of {path}" if what else str(path)
+        self.failures[who] = str(why)
+        nameless = str(why)
+        for name in (str(path), path.name, f"{path.stem}.report.h5"):
+            nameless = nameless.replace(name, "")
+        before = self.alike.setdefault((what, nameless), [])
+        before.append(str(path) if before else who)
+        if len(before) == 1:
+            lead = "" if str(why).startswith(who) else f"{who} could not be measured: "
+            print(printable(f"error: {lead}{why}"), file=sys.stderr)
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Say at the end, also of interrupted work, where else the same failed."""
+        from gapscope.report.terminal import printable
+
+        try:
+            yield
+        finally:
+            for who, *others in self.alike.values():
+                if others:
+                    many = f"{len(others)} more checkpoint{'s' * (len(others) > 1)}"
+                    print(printable(f"error: as {who}, {many}: {listed(others)}"), file=sys.stderr)
+
+    @contextlib.contextmanager
+    def once(self) -> Iterator[None]:
+        """Pass on what is said on stderr, but nothing twice: the checkpoints of a run are loaded alike."""
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                yield
+        finally:
+            for line in dict.fromkeys(said.getvalue().splitlines()):
+                if line not in self.heard:
+                    print(line, file=sys.stderr)
+                self.heard.add(line)
