@@ -48,7 +48,7 @@ def _run(words: list[str]) -> int:
         _trace(words)
         return _fail(str(error))
     except KeyboardInterrupt:
-        print("\ninterrupted: reports that were there before are whole", file=sys.stderr)
+        print("\ninterrupted: every file that was there before is whole", file=sys.stderr)
         return 130
     except BrokenPipeError:
         raise

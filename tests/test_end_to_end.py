@@ -289,7 +289,7 @@ def started(folder, process):
 
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [(signal.SIGINT, 130, "interrupted: reports that were there before"), (signal.SIGTERM, 143, "")],
+    [(signal.SIGINT, 130, "interrupted: every file that was there before"), (signal.SIGTERM, 143, "")],
 )
 def test_a_signal_in_the_middle_leaves_the_old_report(folder, slow, number, code, said):
     before = (folder / "slow.h5").read_bytes()

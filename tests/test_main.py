@@ -44,7 +44,7 @@ def test_a_command_s_own_code_is_passed_on(monkeypatch, code):
         ),
         (SystemExit(1), 2, "error: Something asked Python to exit (1)"),
         (SystemExit(143), 143, ""),
-        (KeyboardInterrupt(), 130, "interrupted: reports that were there before are whole"),
+        (KeyboardInterrupt(), 130, "interrupted: every file that was there before is whole"),
     ],
 )
 def test_failures(monkeypatch, capfd, error, code, message):

@@ -40,8 +40,8 @@ class Lines(Monitor):
         if not self.announced and self.done >= 2 and self.first is not None:
             self.announced = True
             each = (now - self.first) / (self.done - 1)
-            if each * self.passes > PLAN_SECONDS:
-                self.plan(f"{self.name}: about {self.passes} passes over the data, {each:.2g} s each")
+            if (whole := each * self.passes) > PLAN_SECONDS:
+                self.plan(f"{self.name}: about {self.passes} passes over the data, about {whole:.0f} s at most")
         self.show(now)
 
     def show(self, now: float) -> None:

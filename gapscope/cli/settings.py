@@ -191,12 +191,13 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-def parse_seconds(text: str) -> float:
-    """Read `90s`, `5m`, `1.5h` or a plain number of seconds."""
+def parse_seconds(text: str, name: str = "time budget") -> float:
+    """Read `90s`, `5m`, `1.5h` or a plain number of seconds; `name` is the option's, in words."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", text)
     seconds = float(match.group(1)) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match.group(2) or "s"] if match else 0.0
     if seconds <= 0:
-        raise UsageError(f"The time budget is `{text}`. Expected a time, like 90s, 5m or 1h. Mend `--time-budget`.")
+        option = f"--{name.replace(' ', '-')}"
+        raise UsageError(f"The {name} is `{text}`. Expected a time, like 90s, 5m or 1h. Mend `{option}`.")
     return seconds
 
 

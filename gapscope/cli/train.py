@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from gapscope.cli import fields
 from gapscope.cli.measuring import refuse_unwritable, say
+from gapscope.cli.regime_sizes import refuse_idle, refuse_large, regime_sizes
 from gapscope.cli.settings import parse_seconds
-from gapscope.errors import LoadError, ReportError, UsageError, did_you_mean
+from gapscope.errors import LoadError, ReportError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from gapscope.training.recipe import Recipe
     from gapscope.training.regimes import Run, Task
     from gapscope.training.trainer import Running, Trained
-
-WORDS = ("small", "large")  # regimes by name
-LARGE_SHARE = 10  # a large batch is this part of the data, unless it is given
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class TrainOptions:
     check_every: Annotated[int | None, "steps between looks at that loss (default: an epoch)"] = None
     seed: Annotated[int, "seed of the initial weights and of the batches"] = 0
     regimes: Annotated[str | None, "train several batch sizes: small,large or 16,64,256; the first by its stops"] = None
-    small_batch: Annotated[int, "batch size of the regime `small`"] = 32
+    small_batch: Annotated[int | None, "batch size of the regime `small` (default: 32)"] = None
     large_batch: Annotated[int | None, "batch size of the regime `large` (default: a tenth of the data)"] = None
     seeds: Annotated[int, "train this many runs of each, from --seed on"] = 1
     equal: Annotated[Literal["loss", "samples", "steps"], "how far the other regimes go: as far as the first"] = "loss"
@@ -78,7 +76,7 @@ class TrainOptions:
     device: Annotated[str, "auto, cpu, cuda, cuda:1 or mps"] = "auto"
     threads: Annotated[int | None, "CPU threads"] = None
     output: Annotated[
-        Path | None, "checkpoint to write (default: checkpoint.pt; several: runs/MODEL-bB-sS.pt)", "-o"
+        Path | None, "checkpoint to write (default: checkpoint.pt; several, also a folder: runs/MODEL-bB-sS.pt)", "-o"
     ] = None
     quiet: Annotated[bool, "no progress", "-q"] = False
     debug: Annotated[bool, "show the traceback of an error"] = False
@@ -95,8 +93,9 @@ def command() -> Callable[..., int | None]:
 
     --epochs, --steps, --until-loss and --patience all stop it, whichever comes first, and it says which one did.
     The training loss is that of all training data in eval mode. The initial weights are saved too. The same command
-    goes on where an interrupted one was. With --regimes or --seeds a run that is finished is not trained again; exit
-    code 2 where one did not come to the loss. `torchrun --nproc-per-node 2 -m gapscope train ...` shares each batch.
+    goes on where an interrupted one was, also to a later end. With --regimes or --seeds a finished run is not trained
+    again; exit code 2 where one did not come to the loss. `torchrun --nproc-per-node 2 -m gapscope train ...` shares
+    each batch.
     """
     return fields.command("train", summary, parameters, train)
 
@@ -126,16 +125,8 @@ def _recipe(options: TrainOptions) -> "Recipe":
 
     same = (
         *("optimizer", "batch_size", "batch_schedule", "schedule", "momentum", "weight_decay", "augment", "seed"),
-        *(
-            "conservative",
-            "adversarial",
-            "epochs",
-            "steps",
-            "until_loss",
-            "patience",
-            "curvature_every",
-            "curvature_probes",
-        ),
+        *("conservative", "adversarial", "epochs", "steps", "until_loss", "patience"),
+        *("curvature_every", "curvature_probes"),
     )
     return Recipe(
         **{name: getattr(options, name) for name in same},
@@ -171,6 +162,8 @@ def _refuse_nonsense(options: TrainOptions) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"`--{name.replace('_', '-')} {value}` was given. Expected 1 or more. Mend it.")
+    parse_seconds(options.save_state, "save state")
+    refuse_idle(options.regimes, options.small_batch, options.large_batch)
 
 
 def _task(options: TrainOptions) -> "Task":
@@ -233,6 +226,7 @@ class _Job:
         from gapscope.training.trainer import train
 
         refuse_unwritable(path)
+        refuse_large(recipe.batch_size, len(self.task.data), "--batch-size")
         state = state_path(path)
         running = replace(self._running(path), state=state)
         task, every = self.task, self.options.check_every
@@ -245,33 +239,49 @@ class _Job:
 
     def several(self, recipe: "Recipe") -> int:
         """Train the runs of several batch sizes and seeds, and say what to compare."""
+        from gapscope.measure.loading.checkpoints.inspection import named
         from gapscope.training.regimes import make_regimes
 
         options = self.options
-        sizes = _sizes(options, len(self.task.data))
+        samples = len(self.task.data)
+        if options.regimes is None:
+            refuse_large(options.batch_size, samples, "--batch-size")
+            sizes = [options.batch_size]
+        else:
+            sizes = regime_sizes(options.regimes, samples, options.small_batch, options.large_batch)
         recipes = [replace(recipe, batch_size=size, lr=_rate(options, size)) for size in sizes]
         seeds = range(recipe.seed, recipe.seed + options.seeds)
         found = make_regimes(recipes, self._make, seeds=seeds, equal=options.equal, max_epochs=options.max_epochs)
         runs = list(found)
         late = [run for run in runs if not run.reached]
         for run in late:
-            self.tell(f"{run.path} did not come to the loss: {run.trained.stopped}, at {run.trained.train_loss:.4g}.")
-        ready = [str(run.path) for run in runs if run.reached]
-        if self.first and len(ready) > 1:
-            print(f"\nnext: gapscope compare {shlex.join(ready)}")  # in one line, to be pasted
+            self.tell(
+                f"{run.path} has a training loss of {run.trained.train_loss:.4g} ({run.trained.stopped}). Expected at "
+                f"most {run.trained.recipe.until_loss:.4g}, that of the first regime. Raise `--max-epochs`, or its "
+                "rate, and train again."
+            )
+        ready = [run for run in runs if run.reached]
+        if self.first and len({run.trained.recipe.batch_size for run in ready}) > 1:
+            paths = shlex.join(str(run.path) for run in ready)
+            known = " ".join(["", *named(options.model, options.data, options.loss)])
+            print(f"\nnext: gapscope compare {paths}{known}")  # in one line, to be pasted
         return 2 if late else 0
 
     def _make(self, recipe: "Recipe") -> "Run":
         from gapscope.training.regimes import Run, make_run, state_path
 
         options = self.options
-        prefix = options.output or Path("runs", re.sub(r"\W+", "-", options.model).strip("-") + ".pt")
+        prefix = options.output or Path("runs")
+        if not prefix.suffix or prefix.is_dir():
+            _make_folder(prefix)
+            prefix /= re.sub(r"\W+", "-", options.model.rpartition(":")[2]).strip("-") + ".pt"
         path = prefix.with_name(f"{prefix.stem}-b{recipe.batch_size}-s{recipe.seed}.pt")
-        if options.output is None:
-            _make_folder(path.parent)
         refuse_unwritable(path)
+        was = path.is_file()
         with _going_on(state_path(path)):
             trained = make_run(recipe, self.task, path, check_every=options.check_every, running=self._running(path))
+        if was and trained.log:
+            self.tell(f"{path} was there: trained anew, for its settings changed")
         self._tell_of(trained, path)
         return Run(path, trained)
 
@@ -295,15 +305,16 @@ class _Job:
             log_every=options.log_every if options.log else 0,
             save_every=options.save_every,
             kept=kept,
-            state_seconds=parse_seconds(options.save_state),
+            state_seconds=parse_seconds(options.save_state, "save state"),
             monitor=monitor(quiet=options.quiet or not self.first),
         )
 
     def _tell_of(self, trained: "Trained", path: Path) -> None:
         written = self._write_log(trained, path)
+        before = "" if trained.log else " (trained already)"
         self.tell(
-            f"{path}: {trained.stopped}, after {trained.steps:,} steps; training loss {trained.train_loss:.4g} over "
-            f"{len(self.task.data):,} samples{'' if trained.log else ' (trained already)'}",
+            f"{path}: {trained.stopped}, after {trained.steps:,} step{'s' * (trained.steps != 1)}; training "
+            f"loss {trained.train_loss:.4g} over {len(self.task.data):,} samples{before}",
             *(trained.log.notes if trained.log else ()),
             *([f"log: {written}"] if written else []),
         )
@@ -368,22 +379,3 @@ def _make_folder(folder: Path) -> None:
             f"The folder {folder} cannot be made: {error.strerror}. Expected a place for the runs. Name one with "
             "`--output`."
         ) from error
-
-
-def _sizes(options: TrainOptions, samples: int) -> list[int]:
-    """Return the batch sizes of the regimes, in the order given."""
-    known = {"small": options.small_batch, "large": options.large_batch or max(1, samples // LARGE_SHARE)}
-    words = [word.strip() for word in (options.regimes or str(options.batch_size)).split(",")]
-    for word in words:
-        if word not in known and not (word.isdecimal() and int(word) > 0):
-            raise UsageError(
-                f"There is no regime `{word}`.{did_you_mean(word, known)} Expected small, large or a batch size. Mend "
-                "`--regimes`, like small,large or 16,64,256."
-            )
-    sizes = [known[word] if word in known else int(word) for word in words]
-    if len(set(sizes)) < len(sizes):
-        raise UsageError(
-            f"`--regimes {options.regimes}` has the batch sizes {', '.join(map(str, sizes))}. Expected each once. Mend "
-            "it, or `--small-batch` and `--large-batch`."
-        )
-    return sizes

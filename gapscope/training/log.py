@@ -14,6 +14,7 @@ from gapscope.training.gradient import Batch, random_state, untouched
 
 PER_STEP = ("rate", "batch_size", "batch_loss", "batch_loss_after")
 PER_LAYER = ("gradient_norm", "step_length", "first_order_change")
+ENDS = PER_LAYER[:2]  # shown at both ends of what was logged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class TrainingLog(Result):
     first_order_change: Quantity | None
     gradient_norm: Quantity | None
     step_length: Quantity | None
+    gradient_norm_at: Quantity | None
+    step_length_at: Quantity | None
     batch_loss: Quantity | None
     rate: Quantity | None
     batch_size: Quantity | None
@@ -92,11 +95,11 @@ class Log:
 
     def result(self, seconds: float, notes: tuple[str, ...] = ()) -> TrainingLog:
         """Return the log as a result."""
-        logged = self._logged() if self.rows else dict.fromkeys(_DOCS)
+        logged = self._logged() if self.rows else dict.fromkeys([*_DOCS, *(f"{name}_at" for name in ENDS)])
         losses = np.array([loss for _, loss in self.looks])
-        labels = {"look": _texts(step for step, _ in self.looks)}
+        labels = {"steps": _texts(step for step, _ in self.looks)}
         doc = "mean loss over all training data in eval mode, after so many steps"
-        train_loss = Quantity(value=losses, doc=doc, better="lower", drawn="line", dims=("look",), labels=labels)
+        train_loss = Quantity(value=losses, doc=doc, better="lower", drawn="line", dims=("steps",), labels=labels)
         return TrainingLog(status=Status.EXACT, seconds=seconds, notes=notes, train_loss=train_loss, **logged)
 
     def _logged(self) -> dict[str, Quantity | None]:
@@ -111,17 +114,27 @@ class Log:
         steps, layers = _texts(self.steps), tuple(self._blocks)
         # the losses of one batch before and after are rounded apart
         rounded = np.finfo(np.float32).eps * (np.abs(per_step["batch_loss"]) + np.abs(per_step["batch_loss_after"]))
-        return {
+        found: dict[str, Quantity | None] = {
             name: Quantity(
                 value=value,
                 doc=_DOCS[name],
                 numerical_error=rounded if name == "loss_change" else None,
                 contrast="difference" if "change" in name else "ratio",
-                drawn="line" if value.ndim == 1 else "detail",
+                drawn="line" if value.ndim == 1 and np.ptp(value) > 0 else "detail",  # a constant is no curve
                 dims=("step", "layer")[: value.ndim],
                 labels={"step": steps, "layer": layers} if value.ndim == 2 else {"step": steps},
             )
             for name, value in values.items()
+        }
+        ends = sorted({0, len(table) - 1})
+        return found | {
+            f"{name}_at": Quantity(
+                value=values[name][ends].T,
+                doc=f"{_DOCS[name]}, of the first and the last logged step",
+                dims=("layer", "at"),
+                labels={"layer": layers, "at": tuple(f"step {steps[end]}" for end in ends)},
+            )
+            for name in ENDS
         }
 
     def _flat(self, named: Mapping[str, Tensor]) -> Tensor:

@@ -57,5 +57,6 @@ def ranks(device: torch.device) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
+        dist.barrier()  # one that leaves while another is still at its last reduction aborts it
     finally:
         dist.destroy_process_group()

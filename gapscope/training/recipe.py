@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from gapscope.errors import UsageError
 from gapscope.training.schedules import parse_batch_schedule, parse_schedule
 
 STALL = 1e-3  # an epoch that lowers the best loss by less than this share is no progress
-COUNTS = ("epochs", "steps", "patience", "accumulate", "curvature_every", "curvature_probes")
+COUNTS = ("batch_size", "epochs", "steps", "patience", "accumulate", "curvature_every", "curvature_probes")
 ALWAYS = ("optimizer", "batch_size", "lr", "momentum", "weight_decay", "seed")  # recorded even at their defaults
 
 
@@ -45,19 +45,23 @@ class Recipe:
 
     def __post_init__(self) -> None:
         counts = {name: getattr(self, name) for name in COUNTS}
-        wrong = [f"{name} {value}" for name, value in counts.items() if value is not None and value < 1]
+        wrong = [
+            f"{name} {value} (expected 1 or more)" for name, value in counts.items() if value is not None and value < 1
+        ]
         wrong += [
-            f"{name} {value}"
+            f"{name} {value:g} (expected 0 or more)"
             for name in ("weight_decay", "conservative", "adversarial")
             if not 0 <= (value := getattr(self, name)) < math.inf
         ]
-        wrong += ["until_loss nan"] * (self.until_loss is not None and math.isnan(self.until_loss))
-        if self.batch_size < 1 or not 0 < self.lr < math.inf or not 0 <= self.momentum < 1 or wrong:
+        wrong += ["until_loss nan (expected a number)"] * (self.until_loss is not None and math.isnan(self.until_loss))
+        if not 0 < self.lr < math.inf:
+            wrong.append(f"rate {self.lr:g} (expected more than 0)")
+        if not 0 <= self.momentum < 1:
+            wrong.append(f"momentum {self.momentum:g} (expected 0 or more, less than 1)")
+        if wrong:
             raise UsageError(
-                f"The recipe has batch size {self.batch_size}, rate {self.lr}, momentum {self.momentum}"
-                f"{', ' * bool(wrong)}{', '.join(wrong).replace('_', ' ')}. Expected batch size and counts >= 1, "
-                "rate > 0, 0 <= momentum < 1, and weight decay, conservative and adversarial >= 0. Mend the first that "
-                "is not."
+                f"The recipe has {', '.join(wrong).replace('_', ' ')}. Expected numbers that a training can have. Mend "
+                f"{'it' if len(wrong) == 1 else 'them'}."
             )
         if not 0 <= self.discard < 1:
             raise UsageError(
@@ -92,6 +96,22 @@ class Recipe:
             whole = sum(math.ceil(samples / self.batch_sizes(epoch)) for epoch in range(self.epochs))
         return min((most for most in (whole, self.steps) if most is not None), default=None)
 
+    def passes(self, samples: int) -> int:
+        """Return about the most passes over the data that there can be, 0 where only the loss stops the training."""
+        found = self.epochs
+        if self.steps is not None:
+            factor, left, epoch = parse_batch_schedule(self.batch_schedule), self.steps, 0
+            while left > 0 and epoch != found:
+                left -= math.ceil(samples / (self.batch_size * factor(epoch)))
+                epoch += 1
+            found = epoch
+        return found or 0
+
+    def moving(self) -> "Recipe":
+        """Return a recipe of the same steps whose stops are the same for all such: the length counts for a schedule."""
+        length: dict[str, Any] = {"epochs": 1, "steps": None} if self.schedule == "constant" else {}
+        return replace(self, until_loss=None, patience=None, **length)
+
     def record(self) -> dict[str, Any]:
         """Return what a checkpoint records: what always counts, and what is not as by default."""
         # of epochs and steps those are recorded that were done
@@ -111,6 +131,7 @@ class Progress:
     loss: float = math.nan  # of all training data, at the last look
     best: float = math.inf
     fruitless: int = 0  # epochs without progress, one after the other
+    stalled: int = 0  # the most of those that there were
 
     def advance(self, seen: int, samples: int) -> None:
         """Note a step on so many samples."""
@@ -124,13 +145,34 @@ class Progress:
         if ended:
             fell = self.loss < self.best - (STALL * abs(self.best) if math.isfinite(self.best) else 0)
             self.fruitless = 0 if fell else self.fruitless + 1
+            self.stalled = max(self.stalled, self.fruitless)
             self.best = min(self.best, self.loss)
         if recipe.until_loss is not None and self.loss <= recipe.until_loss:
-            return f"training loss reached {recipe.until_loss:g}"
+            return f"training loss reached: {self.loss:.4g} is at or below the {recipe.until_loss:.4g} asked for"
         if recipe.steps is not None and self.steps >= recipe.steps:
-            return f"{recipe.steps} steps done"
+            return f"{counted(recipe.steps, 'step')} done"
         if ended and recipe.epochs is not None and self.epochs >= recipe.epochs:
-            return f"{recipe.epochs} epochs done"
+            return f"{counted(recipe.epochs, 'epoch')} done"
         if ended and recipe.patience is not None and self.fruitless >= recipe.patience:
-            return f"training loss stalled for {recipe.patience} epochs"
+            return f"training loss stalled for {counted(recipe.patience, 'epoch')}"
         return ""
+
+    def beyond(self, recipe: Recipe, lowest: float) -> str:
+        """Return what shows that a training by `recipe` stopped before here, or an empty string.
+
+        `lowest`: the lowest training loss at a look so far.
+        """
+        if recipe.until_loss is not None and lowest <= recipe.until_loss:
+            return f"a training loss of {lowest:.4g}"
+        if recipe.steps is not None and self.steps >= recipe.steps:
+            return counted(self.steps, "step")
+        if recipe.epochs is not None and self.epochs >= recipe.epochs:
+            return counted(self.epochs, "epoch")
+        if recipe.patience is not None and self.stalled >= recipe.patience:
+            return f"a stall of {counted(self.stalled, 'epoch')}"
+        return ""
+
+
+def counted(number: int, word: str) -> str:
+    """Return a number of things: `1 step`, `2 steps`."""
+    return f"{number} {word}{'s' * (number != 1)}"

@@ -122,7 +122,7 @@ def _worded(part: str, text: str) -> tuple[str, dict[str, Any]]:
     if name not in _KNOWN:
         raise UsageError(
             f"There is no schedule `{name}`.{did_you_mean(name, _KNOWN)} Expected one of {', '.join(_KNOWN)}. Mend "
-            f"`{text}`."
+            "`--schedule`."
         )
     try:
         options = tomllib.loads(f"given = {{ {given} }}")["given"]

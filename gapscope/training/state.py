@@ -1,15 +1,18 @@
 """A training that goes on after it was killed: its whole state beside the checkpoint, until that is written.
 
-The state belongs to a digest of everything that the weights depend on, so other settings never pick it up.
+The state belongs to everything that the steps depend on, so other settings never pick it up.  What only ends a training
+does not count: a longer one goes on from a shorter one.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import signal
+import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,25 @@ import torch
 from torch import Tensor, nn
 
 import gapscope
+from gapscope.errors import UsageError
 from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.losses import Loss
 from gapscope.training.recipe import Recipe
+
+ELSEWHERE = "name another `--output`, or delete that file to start anew."
+
+
+def plain_settings(recipe: Recipe, model: nn.Module, data: Data, loss: Loss, **others: Any) -> dict[str, Any]:
+    """Return what a training's outcome depends on beside the numbers that it starts from, by name."""
+    return {
+        **vars(recipe),
+        "options": dict(recipe.options),
+        "gapscope": gapscope.__version__,
+        "model": str(model),
+        "data": data.fingerprint,
+        "loss": loss.name,
+        **others,
+    }
 
 
 def settings_digest(recipe: Recipe, model: nn.Module, data: Data, loss: Loss, **others: Any) -> str:
@@ -27,14 +46,7 @@ def settings_digest(recipe: Recipe, model: nn.Module, data: Data, loss: Loss, **
 
     Of the model's code only what its layers and initial weights show is seen.
     """
-    plain = {
-        "gapscope": gapscope.__version__,
-        "recipe": {**vars(recipe), "options": dict(recipe.options)},
-        "model": str(model),
-        "data": data.fingerprint,
-        "loss": loss.name,
-        **others,
-    }
+    plain = plain_settings(recipe, model, data, loss, **others)
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
@@ -57,11 +69,15 @@ def code_digest(*names: str | None) -> str:
 
 @dataclass
 class Kept:
-    """The file of a training's state, written every so many seconds; without a path nowhere."""
+    """The file of a training's state, written every so many seconds; without a path nowhere.
+
+    `settings`: what `digest` is of, as far as it has names.
+    """
 
     path: Path | None
     digest: str
     seconds: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._written = time.monotonic()
@@ -72,14 +88,24 @@ class Kept:
         return self.path is not None and time.monotonic() - self._written >= self.seconds
 
     def read(self) -> Mapping[str, Any] | None:
-        """Return the state of these settings, None where there is none that can be read."""
+        """Return the state of these settings, None where there is none that can be read.
+
+        Raises: UsageError where it is of other settings: it may be hours of work, so nothing overwrites it.
+        """
         if self.path is None or not self.path.is_file():
             return None
         try:
             found: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception:  # whatever damage raises: the training starts anew
             return None
-        return found if found.get("digest") == self.digest else None
+        if found.get("digest") != self.digest:
+            theirs, ours = found.get("settings", {}), self.settings
+            other = sorted(name.replace("_", " ") for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
+            raise UsageError(
+                f"{self.path} is the state of a training of other settings: {', '.join(other) or 'initial weights'}. "
+                f"Expected one of these settings. Give the earlier ones, {ELSEWHERE}"
+            )
+        return found
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Replace the file in one step: a kill at any moment leaves a whole one.
@@ -90,7 +116,7 @@ class Kept:
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         with contextlib.suppress(OSError, RuntimeError):  # torch reports a full disk as a RuntimeError
             with temporary.open("wb") as file:
-                torch.save({"digest": self.digest, **state}, file)
+                torch.save({"digest": self.digest, "settings": dict(self.settings), **state}, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)
@@ -108,3 +134,26 @@ class Kept:
 def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return copies on the CPU."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+@contextlib.contextmanager
+def held_interrupt() -> Iterator[threading.Event]:
+    """Hold the first Ctrl-C back as an event, for a state is whole only between steps; a second one ends at once.
+
+    Only the main thread hears of Ctrl-C; elsewhere the event is never set.
+    """
+    event = threading.Event()
+
+    def hear(*_: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)

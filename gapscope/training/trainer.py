@@ -4,6 +4,7 @@ The training loss is always that of the whole training data in eval mode, never 
 Bitwise repeatable on one CPU thread by `seed`, also where it was killed and went on.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,11 +27,11 @@ from gapscope.training.log import Log, TrainingLog
 from gapscope.training.optimizers import make_optimizer
 from gapscope.training.optimizers.layerwise import CURVED, LayerwiseSGD
 from gapscope.training.parallel import ALONE, Ranks
-from gapscope.training.recipe import Progress
+from gapscope.training.recipe import Progress, counted
 from gapscope.training.recipe import Recipe as Recipe
 from gapscope.training.remedies import Proximal
 from gapscope.training.schedules import parse_schedule
-from gapscope.training.state import Kept, on_cpu, settings_digest
+from gapscope.training.state import ELSEWHERE, Kept, held_interrupt, on_cpu, plain_settings, settings_digest
 
 CPU = torch.device("cpu")
 STATE_SECONDS = 60.0
@@ -77,7 +78,7 @@ class Running:
 
     `kept` is called with the weights every `save_every` epochs, and with those of a training that diverged, whose loss
     is not finite.  The state that an interrupted training goes on from is in the file `state`, written every
-    `state_seconds`.
+    `state_seconds` and at Ctrl-C.
     """
 
     device: torch.device = CPU
@@ -124,7 +125,7 @@ def train(
 
     `build` is called under the recipe's seed.  On a GPU the weights start from the same numbers.
 
-    Raises UsageError where the loss becomes NaN or infinite.
+    Raises UsageError where the loss becomes NaN or infinite, and where the state is of another training.
     """
     devices = [running.device] if running.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -175,22 +176,34 @@ class _Loop:
             self.curvature = LayerCurvature(self.model, self.loss, every=every, probes=probes, seed=recipe.seed)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule, self.bound = parse_schedule(recipe.schedule), recipe.bound(len(self.data))
-        self.kept = Kept(running.state, f"{self.digest} {running.log_every}", running.state_seconds)
+        others: dict[str, Any] = {"check_every": self.check_every, "log_every": running.log_every}
+        about = (recipe.moving(), self.model, self.data, self.loss)
+        digest = settings_digest(*about, **others)
+        self.kept = Kept(running.state, digest, running.state_seconds, plain_settings(*about, **others))
         self.started = time.monotonic()
 
     def run(self) -> Trained:
         """Train until something stops it."""
         self._resume()
-        passes = round((self.bound or 0) * self.recipe.batch_size / len(self.data))
-        self.running.monitor.begin("training", passes)
+        self.running.monitor.begin("training", self.recipe.passes(len(self.data)))
         self.running.monitor.tick(self.progress.epochs + self.progress.place / len(self.data))
-        for picked in self._picks():
-            self._step(picked)
-            if stopped := self._look():
-                break
-            self._keep()
+        stopped = self._train()
         self.model.cpu().eval()
         return self._made(stopped)
+
+    def _train(self) -> str:
+        """Step until something stops it, and return what did; at Ctrl-C the state is written first."""
+        alone = self.kept.path is not None and self.running.ranks.count == 1  # several would stop at several steps
+        with held_interrupt() if alone else contextlib.nullcontext() as interrupted:
+            for picked in self._picks():
+                self._step(picked)
+                if stopped := self._look():
+                    return stopped
+                asked = interrupted is not None and interrupted.is_set()
+                self._keep(now=asked)
+                if asked:
+                    raise KeyboardInterrupt
+        raise AssertionError("the samples have no end")
 
     def _picks(self) -> Iterator[Tensor]:
         """Yield the samples of one step after the other, from where the training is, without end."""
@@ -249,23 +262,24 @@ class _Loop:
         self.running.kept(self._made(f"training loss became {loss}"))
         self.kept.forget()
         raise DivergedError(
-            f"The training loss became {loss} after {self.progress.steps} steps. Expected it to fall. Lower `--lr`."
+            f"The training loss became {loss} after {counted(self.progress.steps, 'step')}. Expected it to fall. "
+            "Lower `--lr`."
         )
 
-    def _keep(self) -> None:
-        """Save the weights of this epoch, and the state, where they are due."""
+    def _keep(self, *, now: bool) -> None:
+        """Save the weights of this epoch, and the state, where they are due; the state `now` in any case."""
         progress, every = self.progress, self.running.save_every
         if every and progress.place == 0 and progress.epochs % every == 0:
-            self.running.kept(self._made(f"saved after {progress.epochs} epochs"))
-        if self.kept.due and self.running.ranks.rank == 0:
-            now = self.order if progress.place else self.shuffle.get_state()
+            self.running.kept(self._made(f"saved after {counted(progress.epochs, 'epoch')}"))
+        if (now or self.kept.due) and self.running.ranks.rank == 0:
+            order = self.order if progress.place else self.shuffle.get_state()
             self.kept.write(
                 {
                     "progress": asdict(progress),
                     "model": on_cpu(self.model.state_dict()),
                     "optimizer": self.optimizer.state_dict(),
                     "curvature": self.curvature and self.curvature.state_dict(),
-                    "order": now,
+                    "order": order,
                     "augmenting": self.objective.augmenting.get_state(),
                     "random": random_state(self.running.device),
                     "log": self.log.state(),
@@ -278,19 +292,29 @@ class _Loop:
         found = self.running.ranks.from_first(self.kept.read() if self.running.ranks.rank == 0 else None)
         if found is None:
             if self.kept.path is not None and self.kept.path.is_file():
-                self.running.monitor.plan(f"{self.kept.path} is of other settings, or damaged: training starts anew")
+                self.running.monitor.plan(f"{self.kept.path} is damaged: training starts anew")
             return
         self.progress = Progress(**found["progress"])
+        self.log.restore(found["log"])
+        self._refuse_beyond()
         self.model.load_state_dict(found["model"])
         self.optimizer.load_state_dict(found["optimizer"])
         if self.curvature:
             self.curvature.load_state_dict(found["curvature"])
         self.shuffle.set_state(found["order"])
         self.objective.augmenting.set_state(found["augmenting"])
-        self.log.restore(found["log"])
         self.started -= found["seconds"]
         set_random_state(found["random"], self.running.device)
         self.running.monitor.plan(f"going on from step {self.progress.steps:,} of {self.kept.path}")
+
+    def _refuse_beyond(self) -> None:
+        """Refuse a state that lies behind where this recipe stops: an undisturbed training would not come there."""
+        lowest = min((loss for _, loss in self.log.looks), default=math.inf)
+        if done := self.progress.beyond(self.recipe, lowest):
+            raise UsageError(
+                f"{self.kept.path} is the state of a training that has {done} behind it, where this one would have "
+                f"stopped. Expected an earlier one. Let it train on, {ELSEWHERE}"
+            )
 
     def _rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])

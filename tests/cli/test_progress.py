@@ -43,7 +43,7 @@ def test_long_work_is_announced_once_and_spoken_of_every_half_minute(clock, caps
         lines.say(f"Ritz value {second}")
         lines.tick(0.5)
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "eigenvalues: about 20 passes over the data, 2 s each"
+    assert said[0] == "eigenvalues: about 20 passes over the data, about 40 s at most"
     assert len(said) == 1 + 3
     assert said[1].startswith("eigenvalues: pass 16 of about 20, about 9 s left  Ritz value 3")
 

@@ -80,9 +80,27 @@ def test_the_loss_change_is_seen_through_one_dropout_mask(data, loss):
 def test_steps_and_looks_are_labelled(data, loss):
     trained = logged(noisy, data, loss, Recipe(epochs=2), every=5)
     assert trained.log.loss_change.labels["step"] == ("1", "6", "11")
-    assert trained.log.train_loss.labels["look"] == ("7", "14")
+    assert trained.log.train_loss.labels["steps"] == ("7", "14")
     assert trained.log.train_loss.value[-1] == trained.train_loss
     assert next(iter(trained.log.quantities())) == "train_loss"
+
+
+def test_the_first_and_the_last_logged_step_stand_side_by_side_by_layer(data, loss):
+    log = logged(noisy, data, loss, Recipe(epochs=2), every=5).log
+    for name in ("gradient_norm", "step_length"):
+        every, ends = getattr(log, name), getattr(log, f"{name}_at")
+        assert ends.labels == {"layer": every.labels["layer"], "at": ("step 1", "step 11")}
+        assert (ends.value == every.value[[0, 2]].T).all()
+    once = logged(noisy, data, loss, Recipe(steps=1)).log
+    assert once.step_length_at.labels["at"] == ("step 1",)
+    assert logged(noisy, data, loss, Recipe(steps=1), every=0).log.gradient_norm_at is None
+
+
+def test_what_stays_the_same_is_no_curve(data, loss):
+    even = logged(noisy, data, loss, Recipe(epochs=2, batch_size=50)).log
+    assert [even.rate.drawn, even.batch_size.drawn, even.batch_loss.drawn] == ["detail", "detail", "line"]
+    falling = logged(noisy, data, loss, Recipe(epochs=2, schedule="cosine")).log
+    assert (falling.rate.drawn, falling.batch_size.drawn) == ("line", "line")  # the last batch of an epoch is smaller
 
 
 def test_a_layer_without_a_gradient_has_a_gradient_of_zero(data, loss):

@@ -52,7 +52,7 @@ def test_a_training_without_steps_is_at_its_end():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cosin", r"no schedule `cosin`\. Did you mean `cosine`\? Expected one of constant, .* Mend `cosin`\."),
+        ("cosin", r"no schedule `cosin`\. Did you mean `cosine`\? Expected one of constant, .* Mend `--schedule`\."),
         ("", r"no schedule ``\. Expected one of"),
         (
             "polynomial:pwer=2",

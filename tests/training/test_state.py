@@ -1,10 +1,13 @@
 import dataclasses
 import itertools
+import signal
+import threading
 
 import pytest
 import torch
 from torch import nn
 
+from gapscope.errors import UsageError
 from gapscope.measure.loading import Trust, infer_loss, load_data
 from gapscope.measure.monitor import Monitor
 from gapscope.training.recipe import Recipe
@@ -85,15 +88,122 @@ def test_what_was_stopped_goes_on_to_the_same_bits(data, loss, tmp_path, recipe,
         assert quantity.labels == found.log.quantities()[name].labels
 
 
-def test_a_state_of_other_settings_is_said_and_not_taken(data, loss, tmp_path):
+def narrow():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+@pytest.mark.parametrize(
+    ("other", "more", "names"),
+    [
+        ({"seed": 1}, {}, "seed"),
+        ({"lr": 0.2, "momentum": 0.5}, {}, "lr, momentum"),
+        ({}, {"check_every": 10}, "check every"),
+        ({"epochs": 3, "schedule": "cosine"}, {}, "epochs, schedule"),
+        ({}, {"build": narrow}, "model"),
+    ],
+)
+def test_a_state_of_other_settings_is_refused_and_kept(data, loss, tmp_path, other, more, names):
     path = tmp_path / "x.state"
     running = Running(state=path, state_seconds=0.0)
     with pytest.raises(StopError):
         train(build, data, loss, Recipe(epochs=2), running=dataclasses.replace(running, watch=stopping(2)))
-    for other, length in ((Recipe(epochs=2, seed=1), 5), (Recipe(epochs=2), 10)):
-        heard = Heard()
-        train(build, data, loss, other, check_every=length, running=dataclasses.replace(running, monitor=heard))
-        assert heard.plans == [f"{path} is of other settings, or damaged: training starts anew"]
+    before = path.read_bytes()
+    network, length = more.get("build", build), more.get("check_every")
+    with pytest.raises(UsageError) as error:
+        train(network, data, loss, Recipe(**{"epochs": 2, **other}), check_every=length, running=running)
+    assert str(error.value) == (
+        f"{path} is the state of a training of other settings: {names}. Expected one of these settings. Give the "
+        "earlier ones, name another `--output`, or delete that file to start anew."
+    )
+    assert path.read_bytes() == before
+
+
+def test_other_initial_weights_are_another_training(tmp_path):
+    Kept(tmp_path / "x.state", "one", 0.0, {"seed": 1}).write({})
+    with pytest.raises(UsageError, match=r"of other settings: initial weights\. Expected"):
+        Kept(tmp_path / "x.state", "two", 0.0, {"seed": 1}).read()
+
+
+def test_a_damaged_state_is_said(data, loss, tmp_path):
+    path, heard = tmp_path / "x.state", Heard()
+    path.write_bytes(b"PK\x03\x04 and no more")
+    train(build, data, loss, Recipe(steps=1), running=Running(state=path, monitor=heard))
+    assert heard.plans == [f"{path} is damaged: training starts anew"]
+
+
+def interrupting(after):
+    def watch(step, loss):
+        if step == after:
+            signal.raise_signal(signal.SIGINT)
+
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"epochs": 3}, {"epochs": 4}),
+        ({"until_loss": 1e-9}, {"epochs": 4}),
+        ({"epochs": 3}, {"steps": 17, "patience": 50}),
+        ({"epochs": 4, "schedule": "cosine", "until_loss": 1e-9}, {"epochs": 4, "schedule": "cosine"}),
+    ],
+)
+@pytest.mark.parametrize("after", [5, 7])  # at the end of an epoch, and within one
+def test_after_ctrl_c_a_training_goes_on_to_another_end_with_the_same_bits(data, loss, tmp_path, first, then, after):
+    path = tmp_path / "x.state"
+    running = Running(state=path, state_seconds=3600.0, log_every=2)
+    sizes = {"batch_size": 30, "momentum": 0.9}
+    before = signal.getsignal(signal.SIGINT)
+    watched = dataclasses.replace(running, watch=interrupting(after))
+    with pytest.raises(KeyboardInterrupt):
+        train(build, data, loss, Recipe(**sizes, **first), check_every=1, running=watched)
+    assert signal.getsignal(signal.SIGINT) is before
+    heard, recipe = Heard(), Recipe(**sizes, **then)
+    found = train(build, data, loss, recipe, check_every=1, running=dataclasses.replace(running, monitor=heard))
+    assert heard.plans == [f"going on from step {after} of {path}"]
+    whole = train(build, data, loss, recipe, check_every=1, running=Running(log_every=2))
+    ours, theirs = whole.model.state_dict(), found.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert found.record() == whole.record()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "done"),
+    [
+        ({"epochs": 1}, "1 epoch"),
+        ({"steps": 7}, "7 steps"),
+        ({"until_loss": 100.0}, "a training loss of "),
+    ],
+)
+def test_a_state_behind_the_end_is_refused(data, loss, tmp_path, recipe, done):
+    running = Running(state=tmp_path / "x.state")
+    watched = dataclasses.replace(running, watch=interrupting(7))
+    with pytest.raises(KeyboardInterrupt):
+        train(build, data, loss, Recipe(epochs=9, batch_size=30), check_every=1, running=watched)
+    with pytest.raises(UsageError) as error:
+        train(build, data, loss, Recipe(batch_size=30, **recipe), check_every=1, running=running)
+    assert f"is the state of a training that has {done}" in str(error.value)
+    assert "where this one would have stopped. Expected an earlier one. Let it train on, name " in str(error.value)
+
+
+def test_a_second_ctrl_c_ends_at_once_with_nothing_written(data, loss, tmp_path):
+    def watch(step, loss):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    running = Running(state=tmp_path / "x.state", watch=watch)
+    with pytest.raises(KeyboardInterrupt):
+        train(build, data, loss, Recipe(epochs=2), running=running)
+    assert not running.state.exists()
+
+
+def test_a_thread_beside_the_main_one_trains_with_a_state_too(data, loss, tmp_path):
+    found = []
+    running = Running(state=tmp_path / "x.state")
+    thread = threading.Thread(target=lambda: found.append(train(build, data, loss, Recipe(steps=2), running=running)))
+    thread.start()
+    thread.join()
+    assert found[0].steps == 2
 
 
 def test_a_damaged_state_is_not_taken(tmp_path):
@@ -114,8 +224,7 @@ def test_a_state_is_written_when_it_is_due_and_forgotten_at_the_end(tmp_path):
     kept = Kept(path, "digest", 0.0)
     assert kept.due
     kept.write({"steps": 3})
-    assert kept.read() == {"digest": "digest", "steps": 3}
-    assert Kept(path, "other", 0.0).read() is None
+    assert kept.read() == {"digest": "digest", "settings": {}, "steps": 3}
     assert [one.name for one in tmp_path.iterdir()] == ["x.state"]
     kept.forget()
     assert not path.exists()

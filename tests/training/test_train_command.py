@@ -1,4 +1,6 @@
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -53,12 +55,20 @@ def test_train_reads_its_own_table_and_the_keys_that_mean_the_same(run, tmp_path
     [
         ((), "Nothing stops this training. Expected `--epochs`, `--steps`, `--until-loss` or `--patience`."),
         (("--epochs", "0"), "epochs 0"),
-        (("--epochs", "1", "--lr", "-1"), "rate -1.0"),
+        (("--epochs", "1", "--lr", "-1"), "has rate -1 (expected more than 0). Expected"),
+        (
+            ("--epochs", "1", "--batch-size", "99999"),
+            "The batch size is `99999` of 1,300 samples. Expected 1 to 1,300. Mend `--batch-size`.",
+        ),
+        (("--epochs", "1", "--seeds", "2", "--batch-size", "1301"), "Expected 1 to 1,300. Mend `--batch-size`."),
+        (("--epochs", "1", "--regimes", "8,1301"), "Expected 1 to 1,300. Mend `--regimes`."),
+        (("--epochs", "1", "--large-batch", "99"), "`--large-batch 99` was given, and no regime `large`."),
+        (("--epochs", "1", "--schedule", "cosin"), "Did you mean `cosine`?"),
         (("--epochs", "1", "--batch-size", "0"), "batch size 0"),
         (("--epochs", "1", "--check-every", "0"), "`--check-every 0` was given. Expected 1 or more."),
         (("--epochs", "1", "--threads", "0"), "`--threads 0` was given. Expected 1 or more."),
         (("--epochs", "1", "--seeds", "0"), "`--seeds 0` was given. Expected 1 or more."),
-        (("--epochs", "1", "--save-state", "soon"), "Expected a time"),
+        (("--epochs", "1", "--save-state", "3x"), "The save state is `3x`. Expected a time, like 90s, 5m or 1h."),
         (("--epochs", "1", "-o", "none/x.pt"), "The folder of none/x.pt does not exist"),
         (("--epochs", "1", "-m", "mpl"), "Did you mean `mlp`?"),
         (("--epochs", "1", "-d", "digit"), "Did you mean `digits`?"),
@@ -116,7 +126,7 @@ def test_the_log_is_an_ordinary_report(run, tmp_path):
     steps = record.quantities["gradient_norm"].labels["step"]
     assert steps == tuple(str(step) for step in range(1, 83, 10))
     assert record.quantities["gradient_norm"].labels["layer"] == ("fc1", "fc2")
-    assert record.quantities["train_loss"].labels["look"] == ("20", "40", "41", "60", "80", "82")
+    assert record.quantities["train_loss"].labels["steps"] == ("20", "40", "41", "60", "80", "82")
     assert run("gap", "x.pt", "-q").code == 0
     measured = read_report(tmp_path / "x.report.h5")
     assert {k: v for k, v in measured.identity.items() if k in report.identity} == dict(report.identity)
@@ -126,7 +136,8 @@ def test_the_log_is_an_ordinary_report(run, tmp_path):
     )
     shown = run("show", "x.training.h5", "-v")
     assert shown.code == 0
-    assert "train loss along look" in shown.out
+    assert "train loss along steps" in shown.out
+    assert "layer gradient gradient step" in " ".join(run("show", "x.training.h5").out.split())
     assert run("train", "--epochs", "1", "-o", "y.pt", "--no-log", "-q").code == 0
     assert not (tmp_path / "y.training.h5").exists()
 
@@ -210,7 +221,7 @@ def test_regimes_come_to_one_loss_and_are_not_trained_again(run, tmp_path):
     before = {name: (tmp_path / name).stat().st_mtime_ns for name in names}
     again = run(*REGIMES, "--seeds", "2")
     assert again.code == 0
-    assert again.out.count("(trained already)") == 4
+    assert " ".join(again.out.split()).count("(trained already)") == 4
     assert before == {name: (tmp_path / name).stat().st_mtime_ns for name in names}
     compared = run("compare", *names, "--pair", "none", "-q")
     assert compared.code == 0, compared.err
@@ -220,7 +231,11 @@ def test_regimes_come_to_one_loss_and_are_not_trained_again(run, tmp_path):
 def test_a_regime_that_does_not_come_to_the_loss_is_said_and_left_out(run, tmp_path):
     outcome = run(*REGIMES, "--max-epochs", "1", "-o", "x.pt", "--no-log", "--check-every", "10")
     assert outcome.code == 2
-    assert "x-b260-s0.pt did not come to the loss: 1 epochs done, at " in outcome.out
+    said = " ".join(outcome.out.split())
+    assert re.search(
+        r"x-b260-s0\.pt has a training loss of [\d.]+ \(1 epoch done\)\. Expected at most 0\.\d+, that", said
+    )
+    assert "that of the first regime. Raise `--max-epochs`, or its rate, and train again." in said
     assert (tmp_path / "x-b260-s0.pt").exists()
     assert "next:" not in outcome.out
 
@@ -247,7 +262,10 @@ def test_regimes_of_equal_length(run, tmp_path, equal, epochs, steps):
 
 
 def test_seeds_alone_are_runs_of_one_regime(run, tmp_path):
-    assert run("train", "--seeds", "2", "--seed", "5", "--epochs", "1", "-q", "--no-log").code == 0
+    outcome = run("train", "--seeds", "2", "--seed", "5", "--epochs", "1", "-q", "--no-log")
+    assert outcome.code == 0
+    assert "1 epoch done" in outcome.out
+    assert "next:" not in outcome.out  # nothing to compare
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["mlp-b32-s5.pt", "mlp-b32-s6.pt"]
 
 
@@ -300,6 +318,7 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_undisturbed_one(run, t
     assert code == (-signal.SIGKILL if how == signal.SIGKILL else 130)
     if how == signal.SIGINT:
         assert "the same command goes on from x.pt.state" in err
+        assert "interrupted: every file that was there before is whole" in err
     again = run(*images, "-o", "x.pt")
     assert again.code == 0
     assert "going on from step " in again.err
@@ -311,9 +330,55 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_undisturbed_one(run, t
     assert not (tmp_path / "x.pt.state").exists()
 
 
-def test_a_state_of_other_settings_is_said_and_not_taken(run, tmp_path, images):
+def test_a_state_of_other_settings_is_refused_and_kept(run, tmp_path, images):
     interrupted(images, tmp_path, "x.pt", signal.SIGKILL)
     outcome = run(*images, "--seed", "1", "-o", "x.pt")
-    assert outcome.code == 0
-    assert "x.pt.state is of other settings, or damaged: training starts anew" in outcome.err
-    assert not (tmp_path / "x.pt.state").exists()
+    assert outcome.code == 2
+    assert "x.pt.state is the state of a training of other settings: seed. Expected one of these" in outcome.err
+    assert (tmp_path / "x.pt.state").exists()
+    assert not (tmp_path / "x.pt").exists()
+
+
+OWN = """
+import torch
+from torch import nn
+
+
+def net(width=4):
+    return nn.Sequential(nn.Linear(64, width), nn.Tanh(), nn.Linear(width, 10))
+
+
+def doubled(outputs, targets):
+    return 2 * nn.functional.cross_entropy(outputs, targets, reduction="none")
+"""
+
+
+def test_the_next_command_can_be_pasted_where_names_are_the_user_s(run, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(OWN)
+    data = load_data("digits", "train", recorded=False, trust=Trust()).limited(60, 0)
+    np.savez(tmp_path / "dätä 1.npz", x=data.inputs.numpy(), y=data.targets.numpy())
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    words = ("-m", "../own.py:net", "-a", "width=3", "-d", "../dätä 1.npz", "--loss", "../own.py:doubled")
+    outcome = run("train", *words, "--regimes", "10,30", "--epochs", "1", "--equal", "samples", "--no-log", "-q")
+    assert outcome.code == 0, outcome.err
+    names = "runs/net-b10-s0.pt runs/net-b30-s0.pt"
+    line = outcome.out.splitlines()[-1]
+    assert line == (f"next: gapscope compare {names} -m ../own.py:net -d '../dätä 1.npz' --loss ../own.py:doubled")
+    pasted = run(*shlex.split(line)[2:], "--pair", "none", "-q")
+    assert pasted.code == 0, pasted.err
+    looked = run("inspect", "runs/net-b10-s0.pt")
+    assert looked.out.splitlines()[-1].startswith("next: gapscope sharpness runs/net-b10-s0.pt -m ../own.py:net -d ")
+
+
+@pytest.mark.parametrize("output", ["mine/", "mine"])
+def test_several_runs_go_into_a_folder(run, tmp_path, output):
+    assert run("train", "--seeds", "2", "--steps", "1", "-o", output, "-q", "--no-log").code == 0
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["mlp-b32-s0.pt", "mlp-b32-s1.pt"]
+
+
+def test_a_run_whose_settings_changed_is_said_to_be_trained_anew(run, tmp_path):
+    words = ("train", "--seeds", "2", "--steps", "1", "-q", "--no-log")
+    assert "trained anew" not in run(*words).out
+    outcome = run(*words, "--lr", "0.2")
+    assert outcome.out.count("was there: trained anew, for its settings changed") == 2

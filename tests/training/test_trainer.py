@@ -52,7 +52,7 @@ def test_the_batch_size_does_not_change_the_start(data, loss):
     [
         ({"epochs": 2}, "2 epochs done"),
         ({"steps": 5}, "5 steps done"),
-        ({"epochs": 100, "until_loss": 2.0}, "training loss reached 2"),
+        ({"epochs": 100, "until_loss": 2.0}, "training loss reached: 1.986 is at or below the 2 asked for"),
         ({"epochs": 100, "patience": 2, "lr": 1e-9}, "training loss stalled for 2 epochs"),
     ],
 )

@@ -16,8 +16,10 @@ import inspect
 import pathlib
 import pkgutil
 import re
+import shlex
 import sys
 import types
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,13 +31,12 @@ import numpy as np
 from gapscope.errors import LoadError, did_you_mean
 
 FLAGS = {"model": "-m", "data": "-d", "test data": "--test-data", "loss": "--loss"}
-_NAME = r"[A-Za-z_]\w*"
+_NAME = r"[^\W\d]\w*"
 _DOTTED = rf"{_NAME}(\.{_NAME})*"
 _PATH = r"(?!.*\.\.)[\w ./-]+"  # `trusted = ["models/*"]` must not admit models/../elsewhere.py
 _RECORDED = re.compile(
     rf"(?:{_DOTTED}|{_PATH}\.py):{_DOTTED}"
-    rf"|{_PATH}\.(?:npz|npy|pt|pth|safetensors|h5|hdf5|csv|tsv|parquet|arrow)",
-    re.ASCII,
+    rf"|{_PATH}\.(?:npz|npy|pt|pth|safetensors|h5|hdf5|csv|tsv|parquet|arrow)"
 )
 # what runs commands or reaches any object; a file of weights has no use for them
 _DANGEROUS = re.compile(
@@ -94,7 +95,14 @@ def resolve_recorded(spec: str, *, kind: str, builtins: Mapping[str, object], tr
 
 def check_recorded(spec: str, *, kind: str, trust: Trust) -> None:
     """Refuse a recorded name (or file) that the user does not trust; looks at the string only."""
-    if not isinstance(spec, str) or len(spec) > 300 or not _RECORDED.fullmatch(spec):
+    named = isinstance(spec, str) and len(spec) <= 300
+    if not (named and _RECORDED.fullmatch(unicodedata.normalize("NFC", spec))):  # some systems write ä as two signs
+        if "data" in kind:
+            raise LoadError(
+                f"The checkpoint records the {kind} {str(spec)[:60]!r}, a name that gapscope does not open on a "
+                "checkpoint's word alone. Expected a file below this folder. Name it: "
+                f"`{FLAGS[kind]} {shlex.quote(spec) if named and spec.isprintable() and spec else 'NAME'}`."
+            )
         raise LoadError(
             f"The checkpoint records the {kind} {str(spec)[:60]!r}, which is not of the form `pkg.mod:attr`. "
             f"Nothing was imported. Name the {kind} yourself: `{FLAGS[kind]} NAME`."

@@ -111,7 +111,7 @@ def test_a_trusted_name_is_resolved(folder):
 
 
 @pytest.mark.parametrize(
-    "spec", ["os:system; rm", "../evil.py:x", "a/../b.py:x", "", "zoo:", "x\ny:z", "zoo:a-b", "é:x", 7]
+    "spec", ["os:system; rm", "../evil.py:x", "a/../b.py:x", "", "zoo:", "x\ny:z", "zoo:a-b", "1é:x", 7]
 )
 def test_a_recorded_name_of_another_form_is_refused_even_when_all_is_trusted(spec):
     with pytest.raises(
@@ -120,7 +120,35 @@ def test_a_recorded_name_of_another_form_is_refused_even_when_all_is_trusted(spe
         check_recorded(spec, kind="model", trust=Trust(("*",), embedded=True))
 
 
+@pytest.mark.parametrize("spec", ["é:x", "e\u0301:x", "módulo.rede:Größe", "モデル.py:net"])
+def test_a_recorded_name_may_have_letters_of_any_language(spec):
+    check_recorded(spec, kind="model", trust=Trust((), embedded=True))
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ("../data.npz", "../data.npz"),
+        ("../my data", "'../my data'"),
+        ("photos", "photos"),
+        ("a/../dätä.npz", "'a/../dätä.npz'"),
+        ("x\ny.npz", "NAME"),
+        ("d" * 301, "NAME"),
+        (7, "NAME"),
+    ],
+)
+@pytest.mark.parametrize(("kind", "flag"), [("data", "-d"), ("test data", "--test-data")])
+def test_recorded_data_of_another_form_are_to_be_named(spec, named, kind, flag):
+    with pytest.raises(LoadError) as error:
+        check_recorded(spec, kind=kind, trust=Trust(("*",), embedded=True))
+    assert str(error.value) == (
+        f"The checkpoint records the {kind} {str(spec)[:60]!r}, a name that gapscope does not open on a checkpoint's "
+        f"word alone. Expected a file below this folder. Name it: `{flag} {named}`."
+    )
+
+
 def test_a_recorded_data_file_is_trusted_by_its_path():
+    check_recorded("dätä.npz", kind="data", trust=Trust(("dätä.npz",)))
     check_recorded("data/train set.npz", kind="data", trust=Trust(("data/*",)))
     with pytest.raises(LoadError, match="nor trusted"):
         check_recorded("/etc/x.npz", kind="data", trust=Trust(("data/*",)))

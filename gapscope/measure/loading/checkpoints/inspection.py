@@ -21,8 +21,10 @@ from gapscope.measure.loading.checkpoints.fitting import is_averaged, places, wr
 from gapscope.measure.loading.checkpoints.formats import Format, sniff
 from gapscope.measure.loading.checkpoints.pickles import PLAIN, dtype_of
 from gapscope.measure.loading.checkpoints.torchfile import NOTHING_RUNS, digest_file, pickled_names
+from gapscope.measure.loading.datasets.data import BUILT_IN
+from gapscope.measure.loading.losses import LOSSES
 from gapscope.measure.loading.networks import NETWORKS, arguments
-from gapscope.measure.loading.trust import HARMLESS, Trust, is_dangerous
+from gapscope.measure.loading.trust import FLAGS, HARMLESS, Trust, is_dangerous
 
 _PROGRAMS = (formats.TORCHSCRIPT, formats.EXPORTED)
 
@@ -161,14 +163,24 @@ def _models(checkpoint: Checkpoint) -> Iterator[str]:
             yield f"-m {network}{given}"  # digits and brackets alone: nothing to quote
 
 
+def named(model: str | None = None, data: str | None = None, loss: str | None = None) -> list[str]:
+    """Return the options that name again what a checkpoint records and gapscope does not open on its word alone."""
+    kinds = (("model", model, NETWORKS), ("data", data, BUILT_IN), ("loss", loss, LOSSES))
+    return [
+        f"{FLAGS[kind]} {'NAME' if is_dangerous(name.replace(':', '.')) else shlex.quote(name)}"
+        for kind, name, known in kinds
+        if name and (name if kind == "model" else name.partition(":")[0]) not in known
+    ]
+
+
 def _next(path: Path, checkpoint: Checkpoint, models: Sequence[str]) -> str:
     """Return the command that measures the file."""
-    factory = checkpoint.recorded.get("factory")
-    data = "" if checkpoint.recorded.get("data") else "-d DATA"
+    factory, data, loss = (checkpoint.recorded.get(key) for key in ("factory", "data", "loss"))
+    missing = "" if data else "-d DATA"
     if factory:
-        return _command(path, "" if factory in NETWORKS else f"--trusted {shlex.quote(factory)}", data)
+        return _command(path, *named(factory, data, loss), missing)
     kind = "LightningClass" if checkpoint.format == formats.LIGHTNING.name else "factory"
-    return _command(path, models[0] if models else f"-m path/file.py:{kind}", data)
+    return _command(path, models[0] if models else f"-m path/file.py:{kind}", *named(None, data, loss), missing)
 
 
 def _command(path: Path, *options: str) -> str:

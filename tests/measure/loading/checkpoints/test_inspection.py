@@ -99,7 +99,15 @@ def test_another_network_gets_a_placeholder_and_its_name_is_quoted(tmp_path):
 
 def test_a_recorded_name_is_shown_and_quoted_but_not_imported(tmp_path):
     save_checkpoint(tmp_path / "a.pt", nn.Linear(2, 2), factory="evil:run; rm -rf", data="digits")
-    assert inspect(tmp_path / "a.pt").next.endswith(" --trusted 'evil:run; rm -rf'")
+    assert inspect(tmp_path / "a.pt").next.endswith("a.pt -m 'evil:run; rm -rf'")
+
+
+def test_the_next_command_names_all_that_is_recorded_and_not_built_in(tmp_path):
+    recorded = {"factory": "../net.py:net", "data": "../my data.npz", "loss": "net:loss"}
+    save_checkpoint(tmp_path / "a.pt", nn.Linear(2, 2), **recorded)
+    assert inspect(tmp_path / "a.pt").next.endswith("a.pt -m ../net.py:net -d '../my data.npz' --loss net:loss")
+    save_checkpoint(tmp_path / "b.pt", nn.Linear(2, 2), factory="os:system", data="digits:size=28", loss="mse")
+    assert inspect(tmp_path / "b.pt").next.endswith("b.pt -m NAME")  # what runs any command is not to be pasted
 
 
 def test_a_hugging_face_folder(tmp_path):

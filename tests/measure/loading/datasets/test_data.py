@@ -154,7 +154,7 @@ def test_recorded_data_need_trust_and_leave_no_trace_without(folder):
             load(spec, "test", recorded=True, whole=True)
     with pytest.raises(LoadError, match=r"is really `(posix|nt):system`"):
         load("zoo:run", recorded=True, trusted=("zoo:*",))
-    with pytest.raises(LoadError, match="not of the form"):
+    with pytest.raises(LoadError, match="does not open on a checkpoint's word alone"):
         load("no such", recorded=True)
     assert not (folder / "sang").exists()
 
