@@ -11,9 +11,9 @@ from torch import nn
 from gapscope.measure.loading.networks.attention import gpt, vit
 from gapscope.measure.loading.networks.convolutional import c1, c2, c3, c4, lenet5, vgg16
 from gapscope.measure.loading.networks.dense import f1, f2, mlp
-from gapscope.measure.loading.networks.fitting import sizes_for
 from gapscope.measure.loading.networks.recognition import arguments
 from gapscope.measure.loading.networks.residual import resnet18, resnet20, resnet56
+from gapscope.measure.loading.networks.sizes import sizes_for
 
 __all__ = [
     "NETWORKS",
