@@ -14,10 +14,12 @@ from gapscope.report.outcome import outcome_document, outcome_report
 from gapscope.report.outcome_sheet import outcome_sheet
 from gapscope.report.page import page
 from gapscope.report.terminal import text
+from gapscope.training.recipe import Recipe
 from gapscope.training.studies import oyedotun
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.oyedotun.runs import network
 from gapscope.training.studies.plan import read_plan
+from gapscope.training.studies.runs import Spec, fitted
 
 PLAN = Path(oyedotun.__file__).with_name("plan.toml")
 NETWORKS = ("linear MLP", "MLP", "narrow MLP", "LeNet-5")
@@ -148,14 +150,20 @@ def test_a_plan_without_a_network_is_refused(tmp_path):
     )
 
 
-@pytest.mark.parametrize("table", ["full", "quick"])
-def test_networks_of_the_other_plans_fit_their_data(table, tmp_path):
-    found = plan(table, data="digits:size=28" if table == "full" else "digits")
+IMAGES = "teacher:samples=40,image={},outputs=10,seed=0"
+
+
+@pytest.mark.parametrize(
+    ("table", "data"), [("full", IMAGES.format("1x28x28")), ("full", IMAGES.format("3x32x32")), ("quick", "digits")]
+)
+def test_networks_of_the_other_plans_fit_their_data(table, data, tmp_path):
+    found = dataclasses.replace(plan(table, data=data), batches=(4, 8))
     assert {found.wide, found.narrow} <= set(found.networks)
     usual = {"data": found.data, "lr": found.lr, "until_loss": found.until_loss}
     with Lab(tmp_path, jobs=1, device="cpu") as lab:
         for name, given in found.networks.items():
             one = network(name, given, usual, found.batches, lab)
-            model = build_model(one.model, dict(one.model_args), recorded=False, trust=Trust())[0]
+            whole = fitted(Spec(recipe=Recipe(steps=1), model=one.model, model_args=one.model_args, data=one.data))
+            model = build_model(whole.model, dict(whole.model_args), recorded=False, trust=Trust())[0]
             data = load_data(one.data, "train", recorded=False, trust=Trust())
             assert model(data.inputs[:2]).shape == (2, 10)

@@ -9,7 +9,11 @@ import pytest
 
 import gapscope
 from gapscope.errors import UsageError
+from gapscope.measure.loading.models import build_model
+from gapscope.measure.loading.trust import Trust
+from gapscope.training.recipe import Recipe
 from gapscope.training.studies.plan import Plan, batch, read_plan
+from gapscope.training.studies.runs import Spec, fitted, training_data
 
 STUDIES = Path(gapscope.__file__).parent / "training" / "studies"
 
@@ -133,3 +137,14 @@ def test_every_study_has_three_plans_that_fit_it(path):
     with pytest.raises(UsageError, match="This plan is for data of your own, and names none"):
         read_plan(module.Plan, path, "full", {})
     assert read_plan(module.Plan, path, "full", {"data": "mine.npz"}).data == "mine.npz"
+
+
+@pytest.mark.parametrize("image", ["1x28x28", "3x32x32"])
+@pytest.mark.parametrize("name", ["keskar", "dai_zhu", "gao_zhong", "sngm"])
+def test_the_networks_of_full_plans_take_mnist_and_cifar(name, image):
+    module = import_module(f"gapscope.training.studies.{name}")
+    data = f"teacher:samples=40,image={image},outputs=10"
+    plan = read_plan(module.Plan, STUDIES / name / "plan.toml", "full", {"data": data})
+    whole = fitted(Spec(recipe=Recipe(steps=1), model=plan.model, model_args=plan.model_args, data=data))
+    model = build_model(whole.model, dict(whole.model_args), recorded=False, trust=Trust())[0].eval()
+    assert model(training_data(data).inputs[:2]).shape == (2, 10)
