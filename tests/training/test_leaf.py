@@ -10,7 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 END_TO_END = ("test_readme.py", "test_end_to_end.py")
-SOME = ("report/test_verdicts.py", "report/test_comparison.py", "cli/test_track.py", "cli/test_together.py")
+SOME = (
+    "report/test_verdicts.py",
+    "report/test_comparison.py",
+    "cli/test_track.py",
+    "cli/test_together.py",
+    "measure/test_interface.py",
+    "test_architecture.py::test_public_names_resolve",
+    "test_architecture.py::test_torch_stops_at_the_file",
+)
 
 
 @pytest.fixture(scope="module")
