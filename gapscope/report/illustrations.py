@@ -159,7 +159,7 @@ def stacked(axis: str, places: Sequence[str], names: Sequence[str], **arrays: Ar
     several = {"curve": tuple(names)} if len(names) > 1 else {}
     labels = {**several, axis: tuple(places)}
     given = {key: array if several or array is None else array[0] for key, array in arrays.items()}
-    return Quantity(doc="", drawn="line", dims=tuple(labels), labels=labels, **given)  # type: ignore[arg-type]
+    return Quantity(doc="", drawn="line", dims=tuple(labels), labels=labels, **given)  # type: ignore[arg-type]  # arrays
 
 
 Panels = tuple[list[tuple[str, Content]], str]

@@ -71,7 +71,7 @@ class Stepper(Optimizer):
         return loss
 
     def _update(self, buckets: Sequence[Bucket]) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # each optimizer has its own
 
     def _buckets(self) -> list[Bucket]:
         """Return what has a gradient; raises UsageError where one is sparse."""

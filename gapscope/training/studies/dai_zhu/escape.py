@@ -231,13 +231,13 @@ def _times_of(ways: Sequence[Way]) -> dict[str, Quantity]:
             numerical_error=error / mean / math.log(10),
             doc="log10 of the mean time eta k / (1 - m) from one minimum to the other, against (1 - m) B / eta; a "
             "straight line is Arrhenius' law; errors are over passages; a bound from below where nothing arrived",
-            **common,  # type: ignore[arg-type]
+            **common,  # type: ignore[arg-type]  # a dict of several types
         ),
         "over_formula": Quantity(
             value=mean / formula,
             numerical_error=error / formula,
             doc="simulated iterations over those of the formula of Eyring and Kramers, which is the limit of small "
             "noise: the further right, the nearer 1; errors are over passages",
-            **common,  # type: ignore[arg-type]
+            **common,  # type: ignore[arg-type]  # a dict of several types
         ),
     }

@@ -62,7 +62,8 @@ class Bench:
         """Return a run of the small batch's stops, with what is to be otherwise."""
         plan = self.plan
         stops = {"until_loss": plan.until_loss, "epochs": plan.max_epochs}
-        whole = Recipe(**{"optimizer": "adam", "lr": plan.lr, "batch_size": size, "seed": seed, **stops, **recipe})  # type: ignore[arg-type]
+        known = {"optimizer": "adam", "lr": plan.lr, "batch_size": size, "seed": seed, **stops, **recipe}
+        whole = Recipe(**known)  # type: ignore[arg-type]  # a dict of several types, which Recipe checks
         return Spec(recipe=whole, model=plan.model, model_args=plan.model_args, data=plan.data)
 
     def like(self, reference: Run, size: int, equal: Equal, **recipe: object) -> Spec:

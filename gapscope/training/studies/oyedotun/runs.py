@@ -29,7 +29,7 @@ class Network:
     def spec(self, size: int, seed: int, momentum: float, max_epochs: int) -> Spec:
         """Return the run of one batch size and seed, by its own stops."""
         stops = {"until_loss": self.until_loss, "epochs": max_epochs}
-        recipe = Recipe(lr=self.lr, momentum=momentum, batch_size=size, seed=seed, **stops)  # type: ignore[arg-type]
+        recipe = Recipe(lr=self.lr, momentum=momentum, batch_size=size, seed=seed, **stops)  # type: ignore[arg-type]  # ints, floats
         return Spec(recipe=recipe, model=self.model, model_args=self.model_args, data=self.data)
 
 
