@@ -73,6 +73,16 @@ def mean_std(values: Sequence[float] | Array) -> str:
     return figure(float(given.mean()), spread) + " ± 0" * (spread == 0)
 
 
+def averaged(seeds: int) -> str:
+    """Return what the numbers of a table are: means with deviations, or those of a single seed."""
+    return f"mean ± standard deviation over {seeds} seeds" if seeds != 1 else "a single seed"
+
+
+def averaged_doc(doc: str, seeds: int) -> str:
+    """Return what a quantity is, of several seeds or of one."""
+    return f"{doc}, mean over {seeds} seeds; errors are over seeds" if seeds != 1 else f"{doc}, a single seed"
+
+
 def minding_loss(claim: Claim, first: Sequence[Report], last: Sequence[Report], *, judge: bool = False) -> Claim:
     """Return a claim on sharpness with how far apart the mean training losses are, where that is more than two-fold.
 

@@ -8,7 +8,7 @@ from gapscope.errors import ReportError
 from gapscope.report.outcome import Claim
 from gapscope.report.records import Record, Report
 from gapscope.results import Quantity, Status
-from gapscope.training.studies.numbers import contrast, mean_std, minding_loss, numbers, scalar
+from gapscope.training.studies.numbers import averaged, averaged_doc, contrast, mean_std, minding_loss, numbers, scalar
 
 EMPTY = Report(identity={"checkpoint": "x.pt"}, training={}, conditions={}, environment={}, results={})
 
@@ -91,6 +91,13 @@ def test_groups_are_contrasted_last_over_first():
 )
 def test_a_mean_has_its_deviation_where_there_are_several(values, said):
     assert mean_std(values) == said
+
+
+def test_a_single_seed_is_called_so():
+    assert averaged(5) == "mean ± standard deviation over 5 seeds"
+    assert averaged(1) == "a single seed"
+    assert averaged_doc("loss", 2) == "loss, mean over 2 seeds; errors are over seeds"
+    assert averaged_doc("loss", 1) == "loss, a single seed"
 
 
 def at(loss):

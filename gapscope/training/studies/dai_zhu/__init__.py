@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from gapscope.errors import UsageError
 from gapscope.report.outcome import Outcome
+from gapscope.training.recipe import counted
 from gapscope.training.studies.dai_zhu.agreement import WITHIN
 from gapscope.training.studies.dai_zhu.courses import train
 from gapscope.training.studies.dai_zhu.escape import escape
@@ -59,7 +60,7 @@ def study(lab: Lab, plan: Plan) -> Outcome:
         source="Dai and Zhu 2018 and the theory of escape",
         about=(
             f"{plan.data}, {lab.samples(plan.data):,} training samples · {plan.model} · SGD at a constant rate, "
-            f"{plan.epochs} epochs · {plan.seeds} seeds.",
+            f"{plan.epochs} epochs · {counted(plan.seeds, 'seed')}.",
             f"Simulations: two landscapes, {plan.seeds} x {plan.walkers} walkers with Gaussian gradient noise. The "
             "formulas beside them are those of Eyring and Kramers; figures of the paper are not restated.",
             f"Two numbers are alike here where the whole 95 % interval of their ratio lies within {WITHIN}. Intervals "

@@ -13,6 +13,7 @@ from gapscope.report.figures import count, figure, number, spread
 from gapscope.report.outcome import Claim, Part, all_of, judged
 from gapscope.report.records import Record
 from gapscope.results import Array, Quantity, Status
+from gapscope.training.recipe import counted
 from gapscope.training.studies.dai_zhu.agreement import Made, agrees
 from gapscope.training.studies.dai_zhu.wells import (
     BARRIER,
@@ -212,7 +213,7 @@ def _slopes(ways: Sequence[Way], plan: "Plan") -> Table:
     return Table(
         columns=(Column(header=heads[0], numeric=False, wraps=True), *(Column(header=head) for head in heads[1:])),
         lines=tuple(lines),
-        caption=f"interval over {plan.seeds} seeds; the formula's slope is 2 barrier / s^2",
+        caption=f"interval over {counted(plan.seeds, 'seed')}; the formula's slope is 2 barrier / s^2",
     )
 
 

@@ -13,9 +13,10 @@ from gapscope.report.figures import figure, number, spread
 from gapscope.report.outcome import Claim, Part, all_of, judged
 from gapscope.report.records import Record, combined
 from gapscope.results import Array, Quantity, Status
+from gapscope.training.recipe import counted
 from gapscope.training.studies.dai_zhu.agreement import Made, agrees
 from gapscope.training.studies.dai_zhu.courses import ACCURACY, LOSS, MATCHED, TOP, TRACE, Chosen, Setting, Trained
-from gapscope.training.studies.numbers import mean_std
+from gapscope.training.studies.numbers import averaged, mean_std
 
 FLATNESS, BARRIER = "dai-zhu-flatness", "dai-zhu-barrier"
 FASTER = "larger eta / B is flatter"
@@ -97,7 +98,7 @@ def _doublings(trained: Trained, places: Mapping[str, Chosen]) -> Table:
             Column(header="95 % interval"),
         ),
         lines=tuple(lines),
-        caption=f"slopes of {trained.plan.seeds} seeds, over all settings without momentum",
+        caption=f"slopes of {counted(trained.plan.seeds, 'seed')}, over all settings without momentum",
     )
 
 
@@ -116,7 +117,7 @@ def _settings(trained: Trained, place: str, chosen: Chosen) -> Table:
         )
         for setting, points in chosen.items()
     ]
-    caption = f"{place}; mean ± standard deviation over {trained.plan.seeds} seeds; with momentum m, eta / ((1 - m) B)"
+    caption = f"{place}; {averaged(trained.plan.seeds)}; with momentum m, eta / ((1 - m) B)"
     columns = tuple(Column(header=head) for head in (*heads, *("test acc. %",) * last))
     return Table(columns=columns, lines=tuple(lines), caption=caption)
 
@@ -173,7 +174,7 @@ def pairs(trained: Trained) -> Made:
             Column(header="95 % interval"),
         ),
         lines=tuple(lines),
-        caption=f"after the last epoch, paired by seed over {trained.plan.seeds} seeds",
+        caption=f"after the last epoch, paired by seed over {counted(trained.plan.seeds, 'seed')}",
     )
     record = Record(analyzer="dai-zhu-pairs", version="1", status=Status.EXACT, quantities=_ratios(trained, compared))
     note = (

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from gapscope.errors import UsageError
 from gapscope.report.figures import number
 from gapscope.report.outcome import Outcome
+from gapscope.training.recipe import counted
 from gapscope.training.studies.gao_zhong.layers import layers
 from gapscope.training.studies.gao_zhong.rates import rates
 from gapscope.training.studies.gao_zhong.remedies import remedies
@@ -71,7 +72,7 @@ def study(lab: Lab, plan: Plan) -> Outcome:
         source="Gao and Zhong 2020",
         about=(
             f"{plan.data}, {bench.samples:,} training samples · {plan.model} · batches of "
-            f"{', '.join(map(str, bench.sizes))} · {plan.seeds} seeds.",
+            f"{', '.join(map(str, bench.sizes))} · {counted(plan.seeds, 'seed')}.",
             f"Steps and layers: SGD, rate {number(plan.lr)}, without momentum, to a training loss of "
             f"{number(plan.until_loss)}.",
             "Runs of one seed start from the same weights, whatever else differs: contrasts and slopes are by seed, "

@@ -21,7 +21,7 @@ from gapscope.training.studies.gao_zhong.runs import (
 )
 from gapscope.training.studies.gao_zhong.steps import SOURCE, whole
 from gapscope.training.studies.lab import Run
-from gapscope.training.studies.numbers import mean_std
+from gapscope.training.studies.numbers import averaged, mean_std
 
 NAME = "gao-zhong-layers"
 
@@ -93,7 +93,7 @@ def _tables(bench: Bench, found: Layers) -> tuple[Table, ...]:
     steps = np.concatenate([found.step, whole(found.step)[..., None]], axis=-1)
     curved = [told(per_doubling(found.sizes, found.median[:, :, i])) for i in range(len(found.names))]
     slopes = zip(names, (*curved, ""), np.moveaxis(steps, -1, 0), strict=True)
-    caption = f"at equal training loss; mean ± standard deviation over {bench.plan.seeds} seeds"
+    caption = f"at equal training loss; {averaged(bench.plan.seeds)}"
     return (
         _by_size(found, "curvature median", found.names, found.median, f"by batch size, {caption}"),
         _by_size(found, "fall of the loss", found.names, found.fall, f"one step, by the formula, {caption}"),

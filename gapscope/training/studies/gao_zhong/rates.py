@@ -10,7 +10,7 @@ from gapscope.report.records import Record
 from gapscope.results import Status
 from gapscope.training.layer_curvature import GRAPH, PRODUCT
 from gapscope.training.optimizers.layerwise import CURVED
-from gapscope.training.recipe import Recipe
+from gapscope.training.recipe import Recipe, counted
 from gapscope.training.studies.gao_zhong.runs import ALIKE, Bench, Made, comparable, headed, told
 from gapscope.training.studies.gao_zhong.training import (
     LARGE,
@@ -25,7 +25,7 @@ from gapscope.training.studies.gao_zhong.training import (
     tune,
 )
 from gapscope.training.studies.lab import Run
-from gapscope.training.studies.numbers import mean_std
+from gapscope.training.studies.numbers import averaged, mean_std
 
 NAME = "gao-zhong-rates"
 PAIRS = (("mclr", "cblr"), ("mclr", "lars"), ("cblr", "lars"), ("mclr", "sgd"), ("cblr", "sgd"), ("lars", "sgd"))
@@ -58,7 +58,7 @@ def rates(bench: Bench) -> Made:
             *tuned.notes,
             *left,
             f"Rates are those of the lowest training loss after {plan.epochs} epochs, of {len(plan.grid['sgd'])} for "
-            f"each optimizer and batch size, on {plan.tuning_seeds} seed{'s' * (plan.tuning_seeds > 1)} that no other "
+            f"each optimizer and batch size, on {counted(plan.tuning_seeds, 'seed')} that no other "
             f"run has; test data had no part in it. All have the schedule {plan.schedule}. CBLR and MCLR are "
             "gapscope's definitions. Equal epochs are not equal work: curvature, measured about "
             f"{plan.curvature_times} times in a run, comes on top.",
@@ -111,8 +111,8 @@ def _tables(
     first_table = Table(
         columns=headed("optimizer", "rate", "training loss", "test acc. %", "curvature %"),
         lines=tuple(lines),
-        caption=f"after {plan.epochs} epochs, momentum {number(plan.momentum)}; mean ± standard deviation over "
-        f"{plan.seeds} seeds; curvature: its share of all gradients",
+        caption=f"after {plan.epochs} epochs, momentum {number(plan.momentum)}; {averaged(plan.seeds)}; "
+        "curvature: its share of all gradients",
     )
     return first_table, _against(sides, groups)
 

@@ -21,7 +21,7 @@ from gapscope.training.studies.gao_zhong.training import (
     measured,
     tune,
 )
-from gapscope.training.studies.numbers import mean_std
+from gapscope.training.studies.numbers import averaged, mean_std
 
 NAME = "gao-zhong-remedies"
 POINTS = "points of test accuracy"
@@ -112,10 +112,7 @@ def claims(groups: Groups, names: Sequence[str]) -> tuple[Claim, ...]:
 def _tables(bench: Bench, equal: Groups, reached: Groups) -> tuple[Table, ...]:
     plan = bench.plan
     sizes = {SMALL: f"{SMALL} {bench.small}", LARGE: f"{LARGE} {bench.large}"}
-    caption = (
-        f"mean ± standard deviation over {plan.seeds} seeds; test accuracy, and its gain over the large batch by seed, "
-        "95 % interval"
-    )
+    caption = f"{averaged(plan.seeds)}; test accuracy, and its gain over the large batch by seed, 95 % interval"
 
     def gain(groups: Groups, name: str) -> str:
         return NONE if name == LARGE else told(gained(groups, name, LARGE))

@@ -14,6 +14,7 @@ from gapscope.report.outcome import Answer, Claim, Part, said
 from gapscope.results import Array, Quantity
 from gapscope.training.recipe import Recipe
 from gapscope.training.studies.lab import Lab, Run, Spec
+from gapscope.training.studies.numbers import averaged_doc
 
 if TYPE_CHECKING:
     from gapscope.training.studies.gao_zhong import Plan
@@ -132,7 +133,7 @@ def over_seeds(values: Array, doc: str, dims: Mapping[str, Sequence[str]], **mor
     return Quantity(
         value=values.mean(axis=0),
         sampling_error=np.reshape(errors, values.shape[1:]),
-        doc=f"{doc}; mean over {seeds} seeds, errors are over seeds",
+        doc=averaged_doc(doc, seeds),
         dims=tuple(dims),
         labels={name: tuple(labels) for name, labels in dims.items()},
         **more,

@@ -23,7 +23,7 @@ from gapscope.training.studies.gao_zhong.runs import (
     told,
 )
 from gapscope.training.studies.lab import Run
-from gapscope.training.studies.numbers import mean_std
+from gapscope.training.studies.numbers import averaged, mean_std
 
 NAME = "gao-zhong-steps"
 SOURCE = "abstract; the direction is gapscope's reading"
@@ -145,8 +145,8 @@ def _tables(bench: Bench, places: Places) -> list[Table]:
         lines.append(Line(cells=(when,)))
         lines += [Line(cells=(name, *map(mean_std, values.T)), level=1) for name, values in rows]
     caption = (
-        "one step by batch size; fall: by how much it lowers the loss of all data, and of its own batch; mean ± "
-        f"standard deviation over {bench.plan.seeds} seeds"
+        "one step by batch size; fall: by how much it lowers the loss of all data, and of its own batch; "
+        f"{averaged(bench.plan.seeds)}"
     )
     tables = [Table(columns=headed("", *map(str, sizes)), lines=tuple(lines), caption=caption)]
     lines = []

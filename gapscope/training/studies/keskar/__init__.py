@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gapscope.errors import UsageError, did_you_mean
 from gapscope.report.outcome import Outcome
-from gapscope.training.recipe import Recipe
+from gapscope.training.recipe import Recipe, counted
 from gapscope.training.regimes import Equal, matched
 from gapscope.training.studies.keskar.courses import against_loss, warm_start
 from gapscope.training.studies.keskar.minima import PAPER, Minima, minima, paths
@@ -98,7 +98,7 @@ def study(lab: Lab, plan: Plan) -> Outcome:
         source="Keskar et al. 2017",
         about=(
             f"{plan.data}, {samples:,} training samples · {plan.model} · Adam, rate {plan.lr:g} · batches of "
-            f"{bench.small} (small) and {bench.large} (large) · {plan.seeds} seeds, {reached}.",
+            f"{bench.small} (small) and {bench.large} (large) · {counted(plan.seeds, 'seed')}, {reached}.",
             "A ratio is large over small, of geometric means over seeds, with Welch's 95 % interval; nothing is "
             "corrected for the number of claims.",
             *untold,

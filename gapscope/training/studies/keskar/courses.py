@@ -16,7 +16,7 @@ from gapscope.results import Array, Quantity, Status
 from gapscope.training.studies.keskar.minima import ACCURACY, SHARPNESS, Made, phi, sharpness
 from gapscope.training.studies.keskar.recipes import curve, range_of
 from gapscope.training.studies.lab import files_of
-from gapscope.training.studies.numbers import mean_std, numbers
+from gapscope.training.studies.numbers import averaged, mean_std, numbers
 
 if TYPE_CHECKING:
     from gapscope.training.studies.keskar import Bench
@@ -77,8 +77,7 @@ def warm_start(bench: "Bench") -> Made:
             Line(cells=(labels[i], *(mean_std(values[:, i]) for values in (loss, sharp, accurate))))
             for i in range(len(switches))
         ),
-        caption=f"then {plan.warm_epochs} epochs of batches of {bench.large}; mean ± standard deviation over "
-        f"{len(seeds)} seeds",
+        caption=f"then {plan.warm_epochs} epochs of batches of {bench.large}; {averaged(len(seeds))}",
     )
     record = Record(
         analyzer="keskar-warm-start",
@@ -143,8 +142,8 @@ def against_loss(bench: "Bench") -> Made:
     table = Table(
         columns=tuple(Column(header=header) for header in heads),
         lines=tuple(Line(cells=(labels[i], *(mean_std(side[:, i]) for side in sides))) for i in range(len(labels))),
-        caption=f"sharpness %, full, {phi(bench)['epsilon']}, interpolated between saved epochs; mean ± standard "
-        f"deviation over {len(seeds)} seeds",
+        caption=f"sharpness %, full, {phi(bench)['epsilon']}, interpolated between saved epochs; "
+        f"{averaged(len(seeds))}",
     )
     value = np.array([side.mean(axis=0) for side in sides])
     quantity = Quantity(

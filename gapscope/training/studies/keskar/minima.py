@@ -19,7 +19,7 @@ from gapscope.report.outcome import Claim, Part, all_of, judged
 from gapscope.report.records import Record, Report
 from gapscope.results import Contrast, Quantity, Status
 from gapscope.training.studies.lab import Run
-from gapscope.training.studies.numbers import contrast, mean_std, minding_loss, numbers
+from gapscope.training.studies.numbers import averaged, contrast, mean_std, minding_loss, numbers
 
 if TYPE_CHECKING:
     from gapscope.training.studies.keskar import Bench
@@ -89,7 +89,7 @@ def minima(bench: "Bench", found: Minima) -> Made:
     small, equal, long = reports[:seeds], reports[seeds : 2 * seeds], reports[2 * seeds :]
     rows = _measures(bench)
     tables = tuple(
-        _table(bench, rows, small, large, f"{words}; mean ± standard deviation over {seeds} seeds")
+        _table(bench, rows, small, large, f"{words}; {averaged(seeds)}")
         for words, large in (("at equal training loss", equal), ("after as many epochs as the small batch", long))
     )
     tables = (*tables, _paper(bench, rows))

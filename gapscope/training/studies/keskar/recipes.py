@@ -26,7 +26,7 @@ from gapscope.training.studies.keskar.minima import (
     unless_late,
 )
 from gapscope.training.studies.lab import Run, Spec
-from gapscope.training.studies.numbers import contrast, mean_std, minding_loss, numbers
+from gapscope.training.studies.numbers import averaged, averaged_doc, contrast, mean_std, minding_loss, numbers
 
 if TYPE_CHECKING:
     from gapscope.training.studies.keskar import Bench
@@ -90,7 +90,7 @@ def _swept(
             Line(cells=(label, *(mean_std(values[:, i]) for values in (loss, sharp, accurate))))
             for i, label in enumerate(labels)
         ),
-        caption=f"{WHEN[equal]}; mean ± standard deviation over {len(first)} seeds",
+        caption=f"{WHEN[equal]}; {averaged(len(first))}",
     )
     name = equal.replace("samples", "epochs")
     quantities = {
@@ -113,7 +113,7 @@ def curve(values: Array, dim: str, labels: tuple[str, ...], doc: str, unit: str 
     return Quantity(
         value=values.mean(axis=0),
         sampling_error=error,
-        doc=f"{doc}, mean over {runs} seeds; errors are over seeds",
+        doc=averaged_doc(doc, runs),
         unit=unit,
         drawn="line",
         dims=(dim,),
@@ -170,7 +170,7 @@ def remedies(bench: "Bench", found: Minima, kinds: Mapping[str, Mapping[str, Any
             Line(cells=(name, *(mean_std(numbers(group, row.path, **row.labels)) for row in rows)))
             for name, group in groups.items()
         ),
-        caption=f"large batch {bench.large} with each remedy; mean ± standard deviation over {seeds} seeds",
+        caption=f"large batch {bench.large} with each remedy; {averaged(seeds)}",
     )
     record = Record(
         analyzer="keskar-remedies",

@@ -12,6 +12,7 @@ from typing import Any
 from gapscope.errors import UsageError
 from gapscope.report.figures import number
 from gapscope.report.outcome import Outcome
+from gapscope.training.recipe import counted
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.oyedotun.parts import claims, parts
 from gapscope.training.studies.oyedotun.ranks import measure
@@ -58,10 +59,10 @@ def study(lab: Lab, plan: Plan) -> Outcome:
             "own: each run on as many samples as its batch had, the paper's way. control: the networks of the smallest "
             "batch on those many samples; where near-rank falls, the number of samples alone has made it fall, and "
             "where they outnumber the units it turns. same: all runs on the same samples.",
-            f"Full rank is the smaller of units and samples. {plan.seeds} seeds; of one seed all batch sizes start "
-            "from the same weights, so slopes are taken within a seed. Their 95 % intervals are over seeds and, "
-            "for slopes of near-rank in points of one network, no narrower than counting whole singular values makes "
-            "them. A claim shows where it does in every network. Nothing is corrected for the number of claims.",
+            f"Full rank is the smaller of units and samples. {counted(plan.seeds, 'seed')}; of one seed all batch "
+            "sizes start from the same weights, so slopes are taken within a seed. Their 95 % intervals are over seeds "
+            "and, for slopes of near-rank in points of one network, no narrower than counting whole singular values "
+            "makes them. A claim shows where it does in every network. Nothing is corrected for the number of claims.",
             *(f"Left out: {'; '.join(left_out)}." for _ in left_out[:1]),
         ),
         claims=claims(found, wide=plan.wide, narrow=plan.narrow, missing=missing),

@@ -14,7 +14,7 @@ from gapscope.report.figures import NONE, figure, spread
 from gapscope.report.outcome import Claim, Part, all_of, judged
 from gapscope.report.records import Record
 from gapscope.results import Array, Quantity, Status
-from gapscope.training.studies.numbers import mean_std
+from gapscope.training.studies.numbers import averaged, mean_std
 from gapscope.training.studies.oyedotun.ranks import Found, Measure
 from gapscope.training.studies.oyedotun.slopes import (
     beyond_control,
@@ -30,7 +30,6 @@ from gapscope.training.studies.oyedotun.slopes import (
 SHOWN = 6  # layers of one table
 PAPER, CONTROL, ASKED = 'abstract: "near-rank loss"', "a control", "a question of this study"
 SLOPE = "per doubling"
-CAPTION = "mean ± standard deviation over {} seeds; per doubling of the batch size, with its 95 % interval"
 POINTS = "points per doubling"
 HALF = "± half of the 95 % interval"
 Number = Callable[[Found], Contrasted]
@@ -294,7 +293,7 @@ def _headed(headers: Sequence[str]) -> tuple[Column, ...]:
 
 
 def _caption(found: Found) -> str:
-    return CAPTION.format(len(found.trained.loss))
+    return f"{averaged(len(found.trained.loss))}; per doubling of the batch size, with its 95 % interval"
 
 
 def slug(name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 from gapscope.errors import UsageError
 from gapscope.report.figures import count, number
 from gapscope.report.outcome import Outcome
+from gapscope.training.recipe import counted
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.plan import Plan as Base
 from gapscope.training.studies.plan import Size, batch
@@ -105,6 +106,7 @@ def _about(bench: Bench) -> tuple[str, ...]:
         f"For each optimizer and batch size the rate is the one of {plan.points} with the lowest training loss on "
         f"{plan.tuning_seeds} tuning seed{several}, spread over a factor of {number(10**plan.decades)} around the "
         f"optimizer's scale ({scales}). No test data are looked at.",
-        f"All that is judged is of {plan.seeds} other seeds. Runs of one seed start from the same weights; the 95 % "
-        "intervals are Welch's over seeds and make no use of it. Nothing is corrected for the number of claims.",
+        f"All that is judged is of {counted(plan.seeds, 'other seed')}. Runs of one seed start from the same weights; "
+        "the 95 % intervals are Welch's over seeds and make no use of it. Nothing is corrected for the number of "
+        "claims.",
     )

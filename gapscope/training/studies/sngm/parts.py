@@ -15,7 +15,8 @@ from gapscope.report.figures import count, number, spread
 from gapscope.report.outcome import Claim, Part, all_of, judged
 from gapscope.report.records import Record
 from gapscope.results import Contrast, Quantity, Status
-from gapscope.training.studies.numbers import contrast, mean_std, numbers
+from gapscope.training.recipe import counted
+from gapscope.training.studies.numbers import averaged, contrast, mean_std, numbers
 from gapscope.training.studies.sngm.runs import Bench, Cell, Group, Tuned
 
 Made = tuple[Part, tuple[Claim, ...]]
@@ -63,7 +64,7 @@ def tuning(bench: Bench, tuned: Mapping[Cell, Tuned]) -> Made:
     table = Table(
         columns=(Column(header="batch", numeric=False), *(Column(header=f"×{number(one, 2)}") for one in multiples)),
         lines=tuple(lines),
-        caption=f"training loss by rate, mean over {seeds} tuning seed{'s' * (seeds > 1)}; * is taken, – diverged",
+        caption=f"training loss by rate, mean over {counted(seeds, 'tuning seed')}; * is taken, – diverged",
     )
     losses = np.array([one.losses.mean(axis=1) for one in tuned.values()]).reshape(len(names), len(bench.sizes), -1)
     labels = {"optimizer": names, "batch size": tuple(map(str, bench.sizes))}
@@ -109,7 +110,7 @@ def accuracy(bench: Bench, found: Mapping[Cell, Group]) -> Made:
     table = Table(
         columns=(Column(header="", numeric=False), *(Column(header=head) for head in heads)),
         lines=tuple(lines),
-        caption=f"after {bench.plan.epochs} epochs; mean ± standard deviation over {seeds} seeds",
+        caption=f"after {bench.plan.epochs} epochs; {averaged(seeds)}",
     )
     record = _record(
         "sngm-accuracy",
@@ -211,7 +212,7 @@ def scaled(bench: Bench, found: Mapping[Cell, Group], by_rule: Mapping[str, Mapp
     table = Table(
         columns=(Column(header="batch", numeric=False), *(Column(header=head) for head in ("tuned", *by_rule))),
         lines=tuple(lines),
-        caption=f"test accuracy %, mean ± standard deviation over {bench.plan.seeds} seeds",
+        caption=f"test accuracy %, {averaged(bench.plan.seeds)}",
     )
     least = bench.sizes[0]
     rest = {cell: group for cell, group in found.items() if cell[1] != least}
@@ -266,7 +267,7 @@ def sharpness(bench: Bench, found: Mapping[Cell, Group]) -> Made:
     table = Table(
         columns=tuple(Column(header=head, numeric=place > 0) for place, head in enumerate(heads)),
         lines=tuple(lines),
-        caption=f"mean ± standard deviation over {bench.plan.seeds} seeds; ratio: large / small (95 % interval)",
+        caption=f"{averaged(bench.plan.seeds)}; ratio: large / small (95 % interval)",
     )
     note = (
         f"Epsilon-sharpness in the full space at {EPSILON}. All ran for the same epochs, not to one loss: sharpness "
