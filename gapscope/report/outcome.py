@@ -123,6 +123,21 @@ def verdict(contrast: Contrasted, wanted: Literal["higher", "lower"], *, ratio: 
     return "shows" if (low > equal) == (wanted == "higher") else "does not show"
 
 
+def alike(text: str, contrast: Contrasted, *, within: tuple[float, float], source: str, what: str) -> Claim:
+    """Judge a claim that two numbers are alike by the 95 % interval of their ratio or difference.
+
+    It shows where the whole interval lies within the bounds, does not show where all of it lies beyond either, and
+    else, or without an interval, cannot be told: a wide interval that holds equality is no agreement.
+    """
+    (low, high), (least, most) = contrast[1], within
+    answer: Answer = "cannot tell"  # also where the interval is NaN, of which no comparison holds
+    if least < low and high < most:
+        answer = "shows"
+    elif high < least or low > most:
+        answer = "does not show"
+    return Claim(text=text, source=source, verdict=answer, because=said(contrast, what))
+
+
 def said(contrast: Contrasted, what: str) -> str:
     """Return "ratio 1.93, 95 % interval 1.77 to 2.11"."""
     estimate, interval = spread(*contrast)

@@ -15,6 +15,7 @@ from gapscope.report.file import read_report, write
 from gapscope.report.outcome import (
     CLAIMS,
     LIMITS,
+    alike,
     all_of,
     judged,
     outcome_document,
@@ -49,6 +50,25 @@ NONE = (math.nan, math.nan)
 )
 def test_a_claim_is_judged_by_its_interval_alone(interval, wanted, ratio, answer):
     assert verdict((1.5, interval), wanted, ratio=ratio) == answer
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ((-0.9, 0.9), "shows"),
+        ((0.2, 0.8), "shows"),
+        ((-0.5, 1.1), "cannot tell"),
+        ((-9.0, 9.0), "cannot tell"),
+        ((0.9, 2.0), "cannot tell"),
+        ((1.1, 2.0), "does not show"),
+        ((-2.0, -1.1), "does not show"),
+        ((math.nan, math.nan), "cannot tell"),
+    ],
+)
+def test_likeness_is_an_interval_within_the_bounds(interval, verdict):
+    claim = alike("alike", (sum(interval) / 2, interval), within=(-1.0, 1.0), source="abstract", what="points")
+    assert claim.verdict == verdict
+    assert ("no interval" in claim.because) == math.isnan(interval[0])
 
 
 def test_a_verdict_comes_with_its_numbers():

@@ -1,4 +1,4 @@
-"""What is left out and why, slopes over doublings, and when two optimizers are alike."""
+"""What is left out and why, and slopes over doublings."""
 
 import math
 from types import SimpleNamespace
@@ -6,29 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gapscope.training.studies.gao_zhong.runs import Bench, comparable, over_seeds, per_doubling, told
+from gapscope.training.studies.gao_zhong.runs import Bench, over_seeds, per_doubling, told
 from gapscope.training.studies.lab import Lab
 
 EPS = np.finfo(np.float64).eps
-
-
-@pytest.mark.parametrize(
-    ("interval", "verdict"),
-    [
-        ((-0.9, 0.9), "shows"),
-        ((0.2, 0.8), "shows"),
-        ((-0.5, 1.1), "cannot tell"),
-        ((-9.0, 9.0), "cannot tell"),
-        ((0.9, 2.0), "cannot tell"),
-        ((1.1, 2.0), "does not show"),
-        ((-2.0, -1.1), "does not show"),
-        ((math.nan, math.nan), "cannot tell"),
-    ],
-)
-def test_likeness_is_an_interval_within_a_point(interval, verdict):
-    claim = comparable("alike", (sum(interval) / 2, interval), source="abstract", what="points")
-    assert claim.verdict == verdict
-    assert ("no interval" in claim.because) == math.isnan(interval[0])
 
 
 def test_a_power_law_has_its_exponent_as_a_factor_per_doubling():

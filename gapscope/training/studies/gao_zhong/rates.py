@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 
 from gapscope.report.document import Line, Table
 from gapscope.report.figures import NONE, number
-from gapscope.report.outcome import Claim, Part
+from gapscope.report.outcome import Claim, Part, alike
 from gapscope.report.records import Record
 from gapscope.results import Status
 from gapscope.training.layer_curvature import GRAPH, PRODUCT
 from gapscope.training.optimizers.layerwise import CURVED
 from gapscope.training.recipe import Recipe, counted
-from gapscope.training.studies.gao_zhong.runs import ALIKE, Bench, Made, comparable, headed, told
+from gapscope.training.studies.gao_zhong.runs import Bench, Made, headed, told
 from gapscope.training.studies.gao_zhong.training import (
     LARGE,
     SMALL,
@@ -28,6 +28,7 @@ from gapscope.training.studies.lab import Run
 from gapscope.training.studies.numbers import averaged, mean_std
 
 NAME = "gao-zhong-rates"
+ALIKE = 1.0  # gapscope's own: points of test accuracy within which two optimizers are comparable
 PAIRS = (("mclr", "cblr"), ("mclr", "lars"), ("cblr", "lars"), ("mclr", "sgd"), ("cblr", "sgd"), ("lars", "sgd"))
 CLAIMS = {
     ("mclr", "cblr"): f"MCLR approximates CBLR (test accuracies within {ALIKE:g} point)",
@@ -74,9 +75,10 @@ def _named(side: str, optimizer: str) -> str:
 def claims(groups: Groups) -> tuple[Claim, ...]:
     """Judge by test accuracy at equal epochs that MCLR is like CBLR and LARS, with both batch sizes."""
     return tuple(
-        comparable(
+        alike(
             f"{text}, {side}",
             gained(groups, _named(side, first), _named(side, other)),
+            within=(-ALIKE, ALIKE),
             source="abstract",
             what="points of test accuracy",
         )

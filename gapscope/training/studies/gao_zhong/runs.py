@@ -1,4 +1,4 @@
-"""Runs of a study in groups, and what is said of those that are left out; slopes over doublings; likeness."""
+"""Runs of a study in groups, and what is said of those that are left out; slopes over doublings."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from gapscope.report.contrasts import Contrasted, deviation, slope_over
 from gapscope.report.document import Column
 from gapscope.report.figures import NONE, spread
-from gapscope.report.outcome import Answer, Claim, Part, said
+from gapscope.report.outcome import Claim, Part
 from gapscope.results import Array, Quantity
 from gapscope.training.recipe import Recipe
 from gapscope.training.studies.lab import Lab, Run, Spec
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from gapscope.training.studies.gao_zhong import Plan
 
 Made = tuple[Part, tuple[Claim, ...]]
-ALIKE = 1.0  # gapscope's own: points of test accuracy within which two optimizers are comparable
 ACCURACY, TEST_LOSS = "gap/test_accuracy", "gap/test_loss"
 UNKNOWN: Contrasted = (math.nan, (math.nan, math.nan))
 
@@ -89,21 +88,6 @@ def per_doubling(sizes: Sequence[int], values: Array) -> Contrasted:
 def change_per_doubling(sizes: Sequence[int], values: Array) -> Contrasted:
     """Return by how much a number (seeds, sizes) changes per doubling of the batch size; NaN for fewer than two."""
     return slope_over(np.log2(sizes).tolist(), values) if len(sizes) > 1 else UNKNOWN
-
-
-def comparable(text: str, contrast: Contrasted, *, source: str, what: str) -> Claim:
-    """Judge a claim that two test accuracies are alike by the interval of their difference.
-
-    It shows where the whole interval lies within ALIKE points of 0, does not show where all of it lies beyond, and
-    else, or without an interval, cannot be told: a wide interval that holds 0 is no likeness.
-    """
-    low, high = contrast[1]
-    verdict: Answer = "cannot tell"
-    if low > -ALIKE and high < ALIKE:
-        verdict = "shows"
-    elif low > ALIKE or high < -ALIKE:
-        verdict = "does not show"
-    return Claim(text=text, source=source, verdict=verdict, because=said(contrast, what))
 
 
 # Showing
