@@ -63,7 +63,8 @@ class Problem:
     weights that it has.  `batchnorm`: `eval` uses the running statistics, `batch` those of each micro-batch (which then
     belong to L), `re-estimated` replaces the running ones by an average over this data first.  Dropout is off.
     `chosen`: patterns of the parameters that make up theta (none: those that require a gradient).  The memory budget
-    bounds the graphs kept between products and the Krylov basis, half each.
+    bounds the graphs kept between products and the Krylov basis, half each.  `examined`: what an earlier problem of
+    this model found its `derivatives` to be, so that they are not probed again.
     """
 
     model: nn.Module
@@ -76,6 +77,7 @@ class Problem:
     hvp_method: Hvp = "auto"
     monitor: Monitor = field(default_factory=Monitor)
     origin: Origin = field(default_factory=Origin)
+    examined: Derivatives | None = None
     repaired: set[str] = field(default_factory=set, init=False)  # of `differentiable.NOTES`: what was met so far
 
     def __post_init__(self) -> None:
@@ -130,7 +132,7 @@ class Problem:
     @cached_property
     def derivatives(self) -> Derivatives:
         """Return how products are taken, exactly or by differences: found on a micro-batch when first asked."""
-        return examine(self)
+        return self.examined or examine(self)
 
     @cached_property
     def bound(self) -> Loss:

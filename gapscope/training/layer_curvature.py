@@ -80,11 +80,9 @@ class LayerCurvature:
             loss_function=self.loss,
             batchnorm="batch" if by_batch else "eval",
             batch_size=len(targets) if by_batch else None,
+            examined=self._derivatives,  # the probe costs more than eight products, and the model is the same
         )
-        if self._derivatives is None:
-            self._derivatives = problem.derivatives
-        # the trial costs more than eight probes, and the model is the same
-        vars(problem)["derivatives"] = self._derivatives
+        self._derivatives = problem.derivatives
         blocks = problem.parameters.blocks()
         found = estimate_diagonal(
             problem.hessian(), self._rng, blocks=blocks, max_matvecs=self.probes, directions=0, tolerance=0
