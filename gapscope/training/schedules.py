@@ -45,10 +45,18 @@ def stepwise(at: tuple[float, ...] = (0.5, 0.75), factor: float = 0.1) -> Schedu
 
 
 def warmup(then: Schedule, steps: int) -> Schedule:
-    """Return (step + 1) / steps times the start of `then` for the first steps, and `then` over the rest."""
+    """Return (step + 1) / steps times the start of `then` for the first steps, and `then` over the rest.
+
+    When called, it raises UsageError where the training has no more steps than the warm-up.
+    """
 
     def schedule(step: int, total: int) -> float:
-        rest = max(total - steps, 1)
+        rest = total - steps
+        if rest < 1:
+            raise UsageError(
+                f"The warm-up has {steps:,} steps, and the whole training {total:,}. Expected a shorter warm-up: "
+                "nothing would come after it. Lower `warmup:steps`, or train for longer."
+            )
         return (step + 1) / steps * then(0, rest) if step < steps else then(step - steps, rest)
 
     return schedule

@@ -21,7 +21,6 @@ from gapscope.training.schedules import parse_batch_schedule, parse_schedule, sc
         ("warmup:steps=4", {0: 0.25, 1: 0.5, 3: 1, 4: 1, 99: 1}),
         ("warmup:steps=20+cosine", {0: 0.05, 19: 1, 20: 1, 60: 0.5, 100: 0}),
         ("warmup:steps=20+polynomial:power=1", {9: 0.5, 20: 1, 40: 0.75}),
-        ("warmup:steps=200+cosine", {0: 0.005, 99: 0.5}),
     ],
 )
 def test_words_mean_their_formulas(text, factors):
@@ -43,6 +42,15 @@ def test_torch_takes_them_and_has_the_same_polynomial():
     schedule = parse_schedule("polynomial:power=1.1")
     ours = rates(lambda optimizer: LambdaLR(optimizer, lambda step: schedule(step, 10)))
     assert ours == pytest.approx(rates(lambda optimizer: PolynomialLR(optimizer, 10, power=1.1)), rel=1e-14)
+
+
+@pytest.mark.parametrize("total", [5, 20])
+def test_a_warm_up_that_nothing_comes_after_is_refused(total):
+    schedule = parse_schedule("warmup:steps=20+cosine")
+    assert schedule(20, 21) == 1
+    message = rf"The warm-up has 20 steps, and the whole training {total}\. Expected a shorter .* Lower `warmup:steps`,"
+    with pytest.raises(UsageError, match=message):
+        schedule(0, total)
 
 
 def test_a_training_without_steps_is_at_its_end():
