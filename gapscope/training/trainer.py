@@ -185,8 +185,9 @@ class _Loop:
     def run(self) -> Trained:
         """Train until something stops it."""
         self._resume()
-        self.running.monitor.begin("training", self.recipe.passes(len(self.data)))
-        self.running.monitor.tick(self.progress.epochs + self.progress.place / len(self.data))
+        # what a resumed training has behind it took no time here: counted, it would shorten the time left
+        done = self.progress.epochs + self.progress.place / len(self.data)
+        self.running.monitor.begin("training", max(0, math.ceil(self.recipe.passes(len(self.data)) - done)))
         stopped = self._train()
         self.model.cpu().eval()
         return self._made(stopped)

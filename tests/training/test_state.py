@@ -34,7 +34,13 @@ def build():
 
 class Heard(Monitor):
     def __init__(self):
-        self.plans = []
+        self.plans, self.passes, self.done = [], [], 0.0
+
+    def begin(self, name, passes):
+        self.passes.append(passes)
+
+    def tick(self, fraction):
+        self.done += fraction
 
     def plan(self, text):
         self.plans.append(text)
@@ -165,6 +171,18 @@ def test_after_ctrl_c_a_training_goes_on_to_another_end_with_the_same_bits(data,
     ours, theirs = whole.model.state_dict(), found.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert found.record() == whole.record()
+
+
+@pytest.mark.parametrize(("after", "left"), [(5, 3), (6, 3), (10, 2)])  # of 5 steps an epoch
+def test_time_left_is_that_of_what_is_left(data, loss, tmp_path, after, left):
+    recipe = Recipe(epochs=4, batch_size=30)
+    running = Running(state=tmp_path / "x.state", state_seconds=3600.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(build, data, loss, recipe, check_every=1, running=dataclasses.replace(running, watch=interrupting(after)))
+    heard = Heard()
+    train(build, data, loss, recipe, check_every=1, running=dataclasses.replace(running, monitor=heard))
+    assert heard.passes == [left]
+    assert heard.done == pytest.approx(4 - after / 5)
 
 
 @pytest.mark.parametrize(
