@@ -242,25 +242,31 @@ def test_the_sharpness_is_that_of_the_reports(done):
 # Answers
 
 
-def group(*accuracies, diverged=0):
+def group(*accuracies, diverged=0, edge=""):
     def report(value):
         numbers = {"test_accuracy": value, "train_accuracy": value, "train_loss": 1 / value}
         quantities = {name: Quantity(value=scalar(number), doc="") for name, number in numbers.items()}
         gap = Record(analyzer="gap", version="1", status=Status.EXACT, quantities=quantities)
         return Report(identity={}, training={}, conditions={}, environment={}, results={"gap": gap})
 
-    return Group(rate=0.1, reports=tuple(map(report, accuracies)), diverged=diverged)
+    return Group(rate=0.1, reports=tuple(map(report, accuracies)), diverged=diverged, edge=edge)
 
 
-def answers(large, small=(95.0, 95.2)):
-    """Return the part and the verdicts for groups at the largest batch."""
+def answered(large, small=(95.0, 95.2)):
+    """Return the part and the claims for groups at the largest batch."""
     names = tuple(large)
     plan = dataclasses.replace(smoke(), scales=dict.fromkeys(names, 0.1))
     bench = Bench(None, plan, 1300, (256, 1300))
     cells = {(name, 256): group(*small) for name in names} | {(name, 1300): one for name, one in large.items()}
     groups = {(name, size): cells[name, size] for name in names for size in bench.sizes}
     (part, falling), (_, better) = accuracy(bench, groups), rivals(bench, groups)
-    return part, [claim.verdict for claim in (*better, *falling)]
+    return part, (*better, *falling)
+
+
+def answers(large, small=(95.0, 95.2)):
+    """Return the part and the verdicts for groups at the largest batch."""
+    part, claims = answered(large, small)
+    return part, [claim.verdict for claim in claims]
 
 
 def test_an_interval_on_one_side_of_zero_decides():
@@ -296,6 +302,15 @@ def test_a_mean_over_one_seed_has_no_error():
     quantity = over_seeds({("sgd", 8): group(90.0), ("sgd", 16): group()}, "gap/test_accuracy", "accuracy")
     np.testing.assert_array_equal(quantity.value, [[90.0, math.nan]])
     np.testing.assert_array_equal(quantity.sampling_error, [[math.nan, math.nan]])
+
+
+def test_a_claim_says_which_rates_are_at_an_end_of_their_grid():
+    large = {"sgd": group(80.0, 80.2, edge="lowest"), "sngm": group(90.0, 90.2, edge="highest")}
+    _, (better, falling) = answered(large)
+    assert better.because.endswith("; at an end of its grid: sngm at 1,300 (highest), sgd at 1,300 (lowest)")
+    assert falling.because.endswith("; at an end of its grid: sgd at 1,300 (lowest)")
+    _, claims = answered({"sgd": group(80.0, 80.2), "sngm": group(90.0, 90.2)})
+    assert not any("grid" in one.because for one in claims)
 
 
 def test_a_rate_with_which_a_tuning_seed_diverged_is_not_taken():

@@ -1,7 +1,7 @@
 """The SNGM study's tables and figures: the grids of rates, accuracies, untuned rates, and sharpness."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -99,6 +99,12 @@ def _grid_line(size: int, one: Tuned) -> Line:
 # Accuracy
 
 
+def minding_edges(claim: Claim, found: Mapping[Cell, Group], cells: Sequence[Cell]) -> Claim:
+    """Return a claim with which of its rates are ends of their grids, beyond which a better one may lie."""
+    ends = [f"{name} at {count(size)} ({edge})" for name, size in cells if (edge := found[name, size].edge)]
+    return replace(claim, because=f"{claim.because}; at an end of its grid: {', '.join(ends)}") if ends else claim
+
+
 def accuracy(bench: Bench, found: Mapping[Cell, Group]) -> Made:
     """Return losses and accuracies of every optimizer and batch size, after as many gradient computations."""
     seeds = bench.plan.seeds
@@ -153,7 +159,9 @@ def _falling(bench: Bench, found: Mapping[Cell, Group]) -> Claim:
     *first, last = map(str.upper, others)
     lose = f"{', '.join(first)} and {last} lose" if first else f"{last} loses"
     text = f"{lose} test accuracy from batch {count(least)} to {count(most)}"
-    return all_of(text, each, source="abstract")
+    return minding_edges(
+        all_of(text, each, source="abstract"), found, [(name, size) for name in others for size in (least, most)]
+    )
 
 
 def rivals(bench: Bench, found: Mapping[Cell, Group]) -> Made:
@@ -183,13 +191,17 @@ def rivals(bench: Bench, found: Mapping[Cell, Group]) -> Made:
         ),
     )
     claims = tuple(
-        judged(
-            f"at batch {count(most)} SNGM's test accuracy is above {name.upper()}'s",
-            apart_by[name, most],
-            "higher",
-            source="abstract",
-            ratio=False,
-            what="difference in points",
+        minding_edges(
+            judged(
+                f"at batch {count(most)} SNGM's test accuracy is above {name.upper()}'s",
+                apart_by[name, most],
+                "higher",
+                source="abstract",
+                ratio=False,
+                what="difference in points",
+            ),
+            found,
+            [("sngm", most), (name, most)],
         )
         for name in RIVALS
         if name in others

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,12 +98,16 @@ class Tuned:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The runs of one optimizer, batch size and rate: those that came to an end, measured, and how many diverged."""
+    """The runs of one optimizer, batch size and rate: those that came to an end, measured, and how many diverged.
+
+    `edge`: of a rate that was tuned, at which end of its grid it is, as in `Tuned`.
+    """
 
     rate: float | None
     runs: tuple[Run, ...] = ()
     reports: tuple[Report, ...] = ()
     diverged: int = 0
+    edge: str = ""
 
 
 def tune(bench: Bench) -> dict[Cell, Tuned]:
@@ -120,7 +124,8 @@ def tune(bench: Bench) -> dict[Cell, Tuned]:
 
 def judge(bench: Bench, tuned: Mapping[Cell, Tuned]) -> dict[Cell, Group]:
     """Train every optimizer and batch size at its best rate with the judged seeds."""
-    return _ran(bench, {cell: one.rate for cell, one in tuned.items()}, "judged runs")
+    groups = _ran(bench, {cell: one.rate for cell, one in tuned.items()}, "judged runs")
+    return {cell: replace(group, edge=tuned[cell].edge) for cell, group in groups.items()}
 
 
 def untuned(bench: Bench, tuned: Mapping[Cell, Tuned], rule: str) -> dict[Cell, Group]:
