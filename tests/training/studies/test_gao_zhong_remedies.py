@@ -30,12 +30,18 @@ def test_batches_grow_in_equal_parts_to_the_large_one():
     [([92, 92.5, 92], "shows"), ([88, 87.5, 88], "does not show"), ([91, 89, 90], "cannot tell")],
 )
 def test_a_remedy_helps_by_test_accuracy_over_the_large_batch(remedied, verdict):
-    def group(accuracy):
+    def group(accuracy, loss=1.0):
         ones = np.ones(3)
-        return Group(epochs=ones, train_loss=ones, test_loss=ones, test_accuracy=np.array(accuracy, dtype=float))
+        return Group(epochs=ones, train_loss=loss * ones, test_loss=ones, test_accuracy=np.array(accuracy, dtype=float))
 
-    groups = {"small batch": group([93, 94, 93.5]), "large batch": group([90, 90, 90]), "batch x2": group(remedied)}
+    groups = {
+        "small batch": group([93, 94, 93.5]),
+        "large batch": group([90, 90, 90], 4.0),
+        "batch x2": group(remedied),
+    }
     premise, helps, absent = claims(groups, ("batch x2", "batch x4"))
     assert premise.verdict == "shows"
+    assert premise.text == "large batches generalize worse, after as many epochs"
+    assert premise.because.endswith("; training losses 4 ± 0 against 1 ± 0")
     assert helps.verdict == verdict
     assert absent.verdict == "cannot tell"

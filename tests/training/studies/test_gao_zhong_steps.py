@@ -1,9 +1,13 @@
 """Claims on single steps, by numbers made up for each answer."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from gapscope.training.studies.gao_zhong.steps import Place, claims, whole
+from gapscope.training.studies.gao_zhong.runs import Bench
+from gapscope.training.studies.gao_zhong.steps import Place, claims, steps, whole
+from gapscope.training.studies.lab import Lab, Run
 
 SIZES = (16, 64, 256)
 FALLING, RISING = (
@@ -39,6 +43,17 @@ def test_steps_shrink_where_they_do_early_and_late(early, late, verdict):
     found = claims(SIZES, {"early": place(early), "late": place(late)})
     assert [claim.verdict for claim in found] == [verdict] * 3
     assert all("early: " in claim.because and "late: " in claim.because for claim in found)
+
+
+def test_what_ended_where_early_is_has_no_late_steps(tmp_path):
+    plan = SimpleNamespace(lr=0.1, draws=1, early_epochs=1)
+    ended = [Run(spec=None, path=tmp_path, epochs=epochs, steps=9, train_loss=1.0, stopped="") for epochs in (1, 3)]
+    with Lab(tmp_path, device="cpu") as lab:
+        part, _ = steps(Bench(lab, plan, 260, SIZES), [], ended, ("Left out: batch 64: 1 of 2 runs diverged.",))
+    assert part.notes[:2] == (
+        "Left out: batch 64: 1 of 2 runs diverged.",
+        "Left out: late: 1 of 2 runs came to the loss within 1 epoch, where early is.",
+    )
 
 
 def test_nothing_measured_cannot_tell():

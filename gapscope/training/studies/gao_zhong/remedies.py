@@ -88,13 +88,16 @@ def remedies(bench: Bench) -> Made:
 def claims(groups: Groups, names: Sequence[str]) -> tuple[Claim, ...]:
     """Judge at equal epochs that large batches generalize worse, and that each remedy helps them."""
     premise = judged(
-        "large batches generalize worse",
+        "large batches generalize worse, after as many epochs",
         gained(groups, LARGE, SMALL),
         "lower",
         source="abstract, its premise",
         ratio=False,
         what=POINTS,
     )
+    if LARGE in groups and SMALL in groups:
+        losses = (mean_std(groups[name].train_loss) for name in (LARGE, SMALL))
+        premise = replace(premise, because=f"{premise.because}; training losses {' against '.join(losses)}")
     helps = (
         judged(
             f"{name} helps the large batch",

@@ -12,6 +12,7 @@ from gapscope.report.figures import number
 from gapscope.report.outcome import Claim, Part, all_of, judged
 from gapscope.report.records import Record, Report
 from gapscope.results import Array, Quantity, Status
+from gapscope.training.recipe import counted
 from gapscope.training.studies.gao_zhong.drawn import DrawnSteps
 from gapscope.training.studies.gao_zhong.runs import (
     Bench,
@@ -52,8 +53,12 @@ Places = Mapping[str, Place]
 def steps(bench: Bench, early: Sequence[Run], late: Sequence[Run], left: Sequence[str]) -> Made:
     """Take steps of every batch size from the smallest batch's weights, early and at the end of its training."""
     plan, runs = bench.plan, {EARLY: early, LATE: late}
+    if soon := sum(run.epochs <= plan.early_epochs for run in late):
+        ended = counted(plan.early_epochs, "epoch")
+        left = (*left, f"Left out: late: {soon} of {len(late)} runs came to the loss within {ended}, where early is.")
+        runs[LATE] = []
     measured = (Noise(nonuniformity="no"), DrawnSteps(bench.sizes, plan.lr, plan.draws))
-    reports = iter(bench.lab.measure([*early, *late], measured, "single steps"))
+    reports = iter(bench.lab.measure([run for several in runs.values() for run in several], measured, "single steps"))
     places = {when: place([next(reports) for _ in several]) for when, several in runs.items() if several}
     part = Part(
         record=Record(analyzer=NAME, version="1", status=Status.EXACT, quantities=_quantities(bench, places)),
