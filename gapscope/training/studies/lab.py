@@ -8,6 +8,7 @@ only where it is whole and of these data and weights.
 import contextlib
 import datetime
 import functools
+import io
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import gapscope
@@ -25,8 +27,10 @@ from gapscope.measure.context import Analyzer
 from gapscope.measure.interface import measure_together
 from gapscope.measure.loading import Request
 from gapscope.measure.session import Execution, Session, device_named, open_session, skipped
+from gapscope.report.atomic import replace
 from gapscope.report.file import read, write
 from gapscope.report.records import Comparison, Facts, Report, Subject
+from gapscope.results import Array
 from gapscope.training.studies.processes import Processes, one_thread
 from gapscope.training.studies.runs import Run as Run
 from gapscope.training.studies.runs import Spec as Spec
@@ -66,7 +70,6 @@ class Lab:
 
         Raises: LoadError where model and data do not fit; a run that diverges is returned as such.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         device, whole = device_named(self.device), [fitted(spec) for spec in specs]
         stems = [spec.stem for spec in whole]
         works = {
@@ -111,8 +114,13 @@ class Lab:
         made: Comparison = self._all([work], f"measure {_names(analyzers)} of {len(runs)} runs together")[0]
         return made
 
+    def compute(self, works: Sequence[functools.partial[Array]], what: str) -> list[Array]:
+        """Return what functions of plain arguments return; of one function and arguments it is computed once."""
+        return self._all([functools.partial(_computed, work, self.folder) for work in works], what)
+
     def _all(self, works: Sequence[Callable[[], Any]], what: str) -> list[Any]:
         """Do the works, in processes where there are several, and say how far they are."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         started, results = time.monotonic(), dict[int, Any]()
         total = len(works)
         self.tell(f"{what}: 0 of {total}, time left unknown")
@@ -202,6 +210,19 @@ def _comparison(
     sessions = [_session(spec, path, "train", device) for spec, path in files]
     made = measure_together(sessions, analyzers, labels=[f"run {i}" for i in range(1, len(files) + 1)])
     write(made, place)
+    return made
+
+
+def _computed(work: functools.partial[Array], folder: Path) -> Array:
+    """Compute, or read the numbers that are there."""
+    asked = [gapscope.__version__, work.func.__module__, work.func.__qualname__, work.args, work.keywords]
+    place = folder / f"computed-{short(asked)}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):  # there are none, or they are damaged
+        old: Array = np.load(place, allow_pickle=False)
+        return old
+    made, content = work(), io.BytesIO()
+    np.save(content, made)
+    replace(place, content.getvalue())
     return made
 
 

@@ -13,7 +13,7 @@ from gapscope.training.studies.dai_zhu.wells import (
     Landscape,
     Passages,
     Walk,
-    passages,
+    arrivals,
     relaxation,
     shares,
     walk_on,
@@ -103,7 +103,8 @@ def passage_time(spread, goal):
 @pytest.mark.parametrize("start", [LEFT, RIGHT])
 def test_escape_takes_the_exact_mean_time(start):
     walk = Walk(variance=25.0, rate=0.02, batch_size=3)
-    found = passages(WELL, walk, start, shape=(2, 400), iterations=4_500, rng=np.random.default_rng(1))
+    counts = arrivals(WELL, walk, start, shape=(2, 400), iterations=4_500, seed=1)
+    found = Passages(arrivals=counts, iterations=4_500 * 400)
     mean, error = found.pooled
     exact = passage_time(walk.diffusion, 1 + OVERSHOOT * math.sqrt(2 * walk.diffusion * walk.rate)) / walk.rate
     # steps of a finite rate change the exponent by 1.5 and the curvatures by 0.5 times the rate
@@ -140,7 +141,7 @@ def test_without_an_arrival_there_is_a_bound_and_no_error():
 def test_walkers_leave_the_sharp_well_and_settle_as_the_density_says():
     walk = Walk(variance=25.0, rate=0.02, batch_size=2)
     iterations = 12 * math.ceil(relaxation(VALLEY, walk))
-    share = shares(VALLEY, walk, shape=(4, 150), iterations=iterations, places=40, rng=np.random.default_rng(0))
+    share = shares(VALLEY, walk, shape=(4, 150), iterations=iterations, places=40, seed=0)
     assert share[:, 0].max() < 0.2
     late = share[:, 20:].mean(axis=1)
     odds = VALLEY.odds(walk.diffusion)

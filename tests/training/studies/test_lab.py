@@ -1,5 +1,6 @@
 """The lab on small runs of the embedded digits: what it makes, what it finds again, and what it refuses."""
 
+import functools
 import os
 import pickle
 import subprocess
@@ -289,6 +290,23 @@ def test_progress_says_what_is_done_and_what_is_left(lab):
     assert third.startswith("train small batches: 2 of 2, ")
     assert " left" not in third
     assert said[3] == "measure gap: 0 of 2, time left unknown"
+
+
+def test_numbers_are_computed_once(lab):
+    works = [functools.partial(np.linspace, 0.0, stop, num=2) for stop in (1.0, 2.0)]
+
+    def found():
+        return [one.tolist() for one in lab.compute(works, "lines")]
+
+    assert found() == [[0.0, 1.0], [0.0, 2.0]]
+    first, _ = sorted(lab.folder.glob("computed-*.npy"))
+    np.save(first, np.array([7.0]))  # of these settings, so taken as it is
+    assert [7.0] in found()
+    for damaged in (b"", b"\x93NUMPY\x01\x00 and no more"):
+        first.write_bytes(damaged)
+        assert found() == [[0.0, 1.0], [0.0, 2.0]]
+    lab.compute([functools.partial(np.linspace, 0.0, 1.0, num=3)], "another")
+    assert len([*lab.folder.iterdir()]) == 3
 
 
 def test_a_thousand_names_are_no_quadratic_work(lab):

@@ -1,5 +1,6 @@
 """Escape times of SGD: simulated on landscapes, beside the formula of Eyring and Kramers."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from gapscope.training.studies.dai_zhu.wells import (
     Landscape,
     Passages,
     Walk,
-    passages,
+    arrivals,
     walks_of,
 )
 from gapscope.training.studies.lab import Lab
@@ -144,23 +145,29 @@ def _ways(lab: Lab, plan: "Plan") -> list[Way]:
         (f"valley, from its sharp minimum, eta {rate:g}", valley, LEFT, slow),
         (f"valley, from its flat minimum, eta {rate:g}", valley, RIGHT, slow),
     ]
-    ways = []
-    for position, (title, landscape, start, walks) in enumerate(asked):
-        lab.tell(f"simulate escapes: {title}")
-        found = [_passages(plan, landscape, start, walk, position) for walk in walks]
-        ways.append(Way(title=title, landscape=landscape, start=start, walks=walks, found=found))
-    return ways
+    works = [
+        _walk(plan, landscape, start, walk, position)
+        for position, (_, landscape, start, walks) in enumerate(asked)
+        for walk in walks
+    ]
+    pairs = zip(works, lab.compute(works, "simulate escapes"), strict=True)
+    every = (Passages(arrivals=found, iterations=work.keywords["iterations"] * plan.walkers) for work, found in pairs)
+    return [
+        Way(title=title, landscape=landscape, start=start, walks=walks, found=[next(every) for _ in walks])
+        for title, landscape, start, walks in asked
+    ]
 
 
-def _passages(plan: "Plan", landscape: Landscape, start: float, walk: Walk, way: int) -> Passages:
+def _walk(plan: "Plan", landscape: Landscape, start: float, walk: Walk, way: int) -> functools.partial[Array]:
     """Walk about as long as one passage should take, or as long as there is time for."""
-    return passages(
+    return functools.partial(
+        arrivals,
         landscape,
         walk,
         start,
         shape=(plan.seeds, plan.walkers),
         iterations=math.ceil(min(walk.predicted(landscape, start).iterations, plan.most_iterations)),
-        rng=np.random.default_rng([way, walk.batch_size]),
+        seed=(way, walk.batch_size),
     )
 
 

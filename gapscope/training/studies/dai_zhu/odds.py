@@ -1,5 +1,6 @@
 """Which of two wells SGD ends in: simulated for several eta / B, beside the odds of the stationary density."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,13 +86,13 @@ def _settlings(lab: Lab, plan: "Plan") -> list[Settling]:
     walks = walks_of(plan, plan.settled_batch_sizes)
     slowest = max(relaxation(valley, walk) for walk in walks)
     iterations = math.ceil(min(plan.relaxations * slowest, plan.most_iterations))
-    found = []
-    for walk in walks:
-        lab.tell(f"simulate which well SGD ends in: eta {walk.rate:g}, B {walk.batch_size}")
-        rng, shape = np.random.default_rng(walk.batch_size), (plan.seeds, plan.walkers)
-        share = shares(valley, walk, shape=shape, iterations=iterations, places=PLACES, rng=rng)
-        found.append(Settling(landscape=valley, walk=walk, iterations=iterations, share=share))
-    return found
+    asked = functools.partial(shares, valley, shape=(plan.seeds, plan.walkers), iterations=iterations, places=PLACES)
+    works = [functools.partial(asked, walk, seed=walk.batch_size) for walk in walks]
+    found = lab.compute(works, "simulate which well SGD ends in")
+    return [
+        Settling(landscape=valley, walk=walk, iterations=iterations, share=share)
+        for walk, share in zip(walks, found, strict=True)
+    ]
 
 
 def flatter(found: Sequence[Settling]) -> Claim:

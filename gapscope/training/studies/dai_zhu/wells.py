@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BARRIER = 0.25  # from either minimum to the saddle
 LEFT, RIGHT = -1.0, 1.0  # the minima
+Seed = int | tuple[int, ...]
 NONE_SEEN = 3.0  # exp(-3) = 5 %: without one event in a time T, the mean time is above T / 3 with 95 % confidence
 
 
@@ -160,41 +161,32 @@ def walk_on(
         yield point, velocity
 
 
-def passages(
-    landscape: Landscape,
-    walk: Walk,
-    start: float,
-    *,
-    shape: tuple[int, int],
-    iterations: int,
-    rng: np.random.Generator,
-) -> Passages:
-    """Walk from one minimum until the other is reached, from where a walker starts again; shape: (seeds, walkers)."""
-    arrivals = np.zeros(shape[0])
+def arrivals(
+    landscape: Landscape, walk: Walk, start: float, *, shape: tuple[int, int], iterations: int, seed: Seed
+) -> Array:
+    """Walk from one minimum until the other is reached, where a walker starts again; return how often it was (seeds,).
+
+    shape: (seeds, walkers).
+    """
+    found, rng = np.zeros(shape[0]), np.random.default_rng(seed)
     for (point, velocity), _ in zip(walk_on(landscape, walk, start, shape, rng), range(iterations), strict=False):
         arrived = point[0] * start <= -1
         if arrived.any():
-            arrivals += arrived.sum(axis=1)
+            found += arrived.sum(axis=1)
             point[:, arrived] = velocity[:, arrived] = 0
             point[0, arrived] = start
-    return Passages(arrivals=arrivals, iterations=iterations * shape[1])
+    return found
 
 
 def shares(
-    landscape: Landscape,
-    walk: Walk,
-    *,
-    shape: tuple[int, int],
-    iterations: int,
-    places: int,
-    rng: np.random.Generator,
+    landscape: Landscape, walk: Walk, *, shape: tuple[int, int], iterations: int, places: int, seed: Seed
 ) -> Array:
     """Return the share of walkers at x > 0, all of which start at x = -1: (seeds, places).
 
     The time is cut into `places` equal pieces, and each share is a mean over one.
     """
     length = max(iterations // places, 1)
-    found = np.zeros((shape[0], places))
+    found, rng = np.zeros((shape[0], places)), np.random.default_rng(seed)
     for (point, _), step in zip(walk_on(landscape, walk, LEFT, shape, rng), range(length * places), strict=False):
         found[:, step // length] += (point[0] > 0).mean(axis=1)
     return found / length
