@@ -11,7 +11,7 @@ import pytest
 from gapscope.training.recipe import Recipe
 from gapscope.training.studies.dai_zhu import Plan
 from gapscope.training.studies.dai_zhu.courses import ACCURACY, LOSS, TOP, TRACE, Course, Point, Setting, Trained
-from gapscope.training.studies.dai_zhu.flatness import barrier, flatness, pairs, per_doubling
+from gapscope.training.studies.dai_zhu.flatness import barrier, flatness, once, pairs, per_doubling
 from gapscope.training.studies.lab import Lab, Run, Spec
 from gapscope.training.studies.plan import read_plan
 
@@ -100,6 +100,16 @@ def test_at_equal_eta_x_steps_the_epochs_are_inverse_to_the_ratio(tmp_path):
     factor, _ = per_doubling(trained, trained.equal_loss, LOSS, "ratio")
     assert factor == pytest.approx(1, abs=0.02)
     assert trained.epochs == [1, 2, 4, 8]
+
+
+def test_places_of_the_same_weights_are_shown_once(tmp_path):
+    trained = given(tmp_path)
+    ends, time, loss = trained.ends, trained.at_epoch(1), trained.at_epoch(2)
+    assert once({"a": ends, "b": time, "c": loss}) == {"a": ends, "b": time, "c": loss}
+    assert once({"a": ends, "b": time, "c": time}) == {"a": ends, "b, and c": time}
+    ((name, shown),) = once({"a": ends, "b": dict(ends), "c": dict(ends)}).items()
+    assert name == "a, and b, and c"
+    assert shown is ends  # which has columns of its own
 
 
 def test_settings_that_never_have_the_loss_are_left_out_and_named(tmp_path):

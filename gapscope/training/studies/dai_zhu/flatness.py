@@ -53,9 +53,21 @@ def flatness(trained: Trained) -> Made:
         )
     )
     record = Record(analyzer=FLATNESS, version="1", status=Status.EXACT, quantities=_curves(trained))
-    tables = (_doublings(trained, places), *(_settings(trained, place, chosen) for place, chosen in places.items()))
+    shown = once(places)
+    tables = (_doublings(trained, shown), *(_settings(trained, place, chosen) for place, chosen in shown.items()))
     part = Part(record=record, title="Flatness along training", tables=tables, notes=tuple(_notes(trained)))
     return part, tuple(claims)
+
+
+def once(places: Mapping[str, Chosen]) -> dict[str, Chosen]:
+    """Return the places, those of the very same weights as one: a short run has few saved epochs to choose from."""
+    found: dict[str, Chosen] = {}
+    for place, chosen in places.items():
+        name = next((name for name, other in found.items() if other == chosen), None)
+        found = {f"{one}, and {place}" if one == name else one: other for one, other in found.items()}
+        if name is None:
+            found[place] = chosen
+    return found
 
 
 def per_doubling(trained: Trained, chosen: Chosen, path: str, kind: str, size: int | None = None) -> Contrasted:
