@@ -203,8 +203,8 @@ class Problem:
         for start in range(0, self.samples, size):
             yield self._batch(start, min(start + size, self.samples))
 
-    def mean(self, per_batch: Callable[[Batch], Tensor]) -> Tensor:
-        """Return 1/N times the total, in float64, of what `per_batch` sums over its micro-batch.
+    def mean(self, per_batch: Callable[[Batch], Tensor], passes: int = 1) -> Tensor:
+        """Return 1/N times the total, in float64, of what `per_batch` sums over its micro-batch, `passes` of them.
 
         Sums, not means: a short last micro-batch then weighs what it should by construction.
         """
@@ -215,7 +215,7 @@ class Problem:
                 if part.device.type == "mps":  # no float64 there
                     part = part.cpu()
                 total = part.double() if total is None else total.add_(part)
-                self.monitor.tick((batch.stop - batch.start) / self.samples)
+                self.monitor.tick(passes * (batch.stop - batch.start) / self.samples)
         assert total is not None
         return total / self.samples
 
