@@ -8,7 +8,7 @@ On ResNet-20 (256 random images, 32 a micro-batch, graphs kept) the top eigenval
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -57,13 +57,8 @@ class Kept(Generic[P]):
 
     def operator(self) -> Operator:
         """Return the mean over the data."""
-        problem, _ = self.problem, self.room  # what is wrong with the model is said here, not at the first product
-
-        def matvec(v: Tensor) -> Tensor:
-            direction = problem.parameters.split(v.to(problem.dtype))
-            return problem._vector(problem.mean(lambda batch: problem.parameters.flatten(self.of(batch)(direction))))
-
-        return Operator(problem.size, matvec, problem.dtype, problem.device)
+        _ = self.room  # what is wrong with the model is said here, not at the first product
+        return _mean(self.problem, products.ALL, self.of)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,36 +85,41 @@ class Blocks:
     def layer(self, name: str) -> Operator:
         """Return the block of one layer, acting on its part of theta."""
         problem, which = self.problem, self._which[name]
-        where = problem.parameters.blocks()[name]
-        shapes = problem.parameters.shapes[which]
 
-        def product(batch: Batch, v: list[Tensor]) -> Tensor:
+        def product(batch: Batch) -> products.Product:
             graph = self._kept.known(batch)
-            if graph is None:  # what lies before the layer needs no graph at all
-                build = problem.derivatives.ways.hessian
-                parts = build(problem._micro(batch), self._kept.parameters, which)(v)
-            else:
-                parts = graph.block(which, v)
-            return problem.parameters.flatten(parts)
+            if graph is not None:
+                return partial(graph.block, which)
+            # what lies before the layer needs no graph at all
+            return problem.derivatives.ways.hessian(problem._micro(batch), self._kept.parameters, which)
 
-        def matvec(v: Tensor) -> Tensor:
-            sizes = problem.parameters.sizes[which]
-            cut = [p.view(s) for p, s in zip(torch.split(v.to(problem.dtype), sizes), shapes, strict=True)]
-            return problem._vector(problem.mean(lambda batch: product(batch, cut)))
-
-        return Operator(where.stop - where.start, matvec, problem.dtype, problem.device)
+        return _mean(problem, which, product)
 
     def apart(self) -> Operator:
         """Return the block-diagonal of H, the blocks of all layers and nothing between them; costs their sum."""
-        problem = self.problem
 
-        def matvec(v: Tensor) -> Tensor:
-            cut = problem.parameters.split(v.to(problem.dtype))
+        def product(batch: Batch) -> products.Product:
+            graph = self._kept.of(batch)
+            return lambda v: [part for which in self._which.values() for part in graph.block(which, v[which])]
 
-            def product(batch: Batch) -> Tensor:
-                graph = self._kept.of(batch)
-                return problem.parameters.flatten([p for w in self._which.values() for p in graph.block(w, cut[w])])
+        return _mean(self.problem, products.ALL, product)
 
-            return problem._vector(problem.mean(product))
 
-        return Operator(problem.size, matvec, problem.dtype, problem.device)
+def _mean(problem: "Problem", which: slice, product: Callable[[Batch], products.Product]) -> Operator:
+    """Return the mean over the data of the products of its micro-batches, acting on these of the parameters.
+
+    The vectors of a block share one pass over the data: what is not kept is built once for all of them.
+    """
+    shapes, sizes = problem.parameters.shapes[which], problem.parameters.sizes[which]
+
+    def block(vectors: Tensor) -> Tensor:
+        rows = torch.split(vectors.to(problem.dtype), sizes, dim=1)
+        cuts = [[part[i].view(shape) for part, shape in zip(rows, shapes, strict=True)] for i in range(len(vectors))]
+
+        def of(batch: Batch) -> Tensor:
+            apply = product(batch)
+            return torch.stack([problem.parameters.flatten(apply(cut)) for cut in cuts])
+
+        return problem._vector(problem.mean(of, passes=len(cuts)))
+
+    return Operator(sum(sizes), lambda v: block(v[None])[0], problem.dtype, problem.device, block)

@@ -17,9 +17,12 @@ class Operator:
     matvec: Callable[[Tensor], Tensor]  # (n,) -> (n,)
     dtype: torch.dtype = torch.float32
     device: torch.device = CPU
+    together: Callable[[Tensor], Tensor] | None = None  # (k, n) -> (k, n), where vectors share work
 
     def block(self, vectors: Tensor) -> Tensor:
-        """Apply to the rows of (k, n); costs k matvecs."""
+        """Apply to the rows of (k, n); costs at most k matvecs."""
+        if self.together is not None:
+            return self.together(vectors)
         return torch.stack([self.matvec(vector) for vector in vectors])
 
 
@@ -35,12 +38,12 @@ def restricted(operator: Operator, where: slice) -> Operator:
     """
     start, stop, _ = where.indices(operator.size)
 
-    def matvec(v: Tensor) -> Tensor:
-        padded = v.new_zeros(operator.size)
-        padded[start:stop] = v
-        return operator.matvec(padded)[start:stop]
+    def cut(product: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+        padded = v.new_zeros(*v.shape[:-1], operator.size)
+        padded[..., start:stop] = v
+        return product(padded)[..., start:stop]
 
-    return Operator(stop - start, matvec, operator.dtype, operator.device)
+    return _rowwise(operator, stop - start, cut)
 
 
 def scaled(operator: Operator, d: Tensor) -> Operator:
@@ -49,10 +52,21 @@ def scaled(operator: Operator, d: Tensor) -> Operator:
     Cost: one matvec of `operator`.
     """
     diagonal = d.to(operator.dtype).to(operator.device)
-    return Operator(operator.size, lambda v: diagonal * operator.matvec(diagonal * v), operator.dtype, operator.device)
+    return _rowwise(operator, operator.size, lambda product, v: diagonal * product(diagonal * v))
 
 
 def shifted(operator: Operator, d: Tensor) -> Operator:
     """Return A + diag(d), d (n,).  Cost: one matvec of `operator`."""
     diagonal = d.to(operator.dtype).to(operator.device)
-    return Operator(operator.size, lambda v: operator.matvec(v) + diagonal * v, operator.dtype, operator.device)
+    return _rowwise(operator, operator.size, lambda product, v: product(v) + diagonal * v)
+
+
+def _rowwise(operator: Operator, size: int, around: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]) -> Operator:
+    """Return the operator that does `around` a product what it does around a block of them."""
+    return Operator(
+        size,
+        lambda v: around(operator.matvec, v),
+        operator.dtype,
+        operator.device,
+        lambda vectors: around(operator.block, vectors),
+    )

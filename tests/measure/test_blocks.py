@@ -3,6 +3,7 @@ import torch
 
 from gapscope.measure import products
 from gapscope.measure.blocks import Kept
+from gapscope.measure.monitor import Monitor
 from gapscope.measure.operators import restricted
 from gapscope.measure.problem import Problem
 from tests.problems import ZOO, dense_hessian
@@ -70,3 +71,34 @@ def test_frozen_layers_have_no_block():
         hessian.layer("0")
     where = given.parameters.blocks()["1"]
     torch.testing.assert_close(hessian.layer("1").matvec(v[where]), restricted(given.hessian(), where).matvec(v[where]))
+
+
+@pytest.mark.parametrize("budget", [4_000_000_000, 1])
+def test_vectors_of_a_block_are_those_of_single_products_to_the_last_bit(budget):
+    given = ZOO["conv batchnorm"].problem(samples=20, batch_size=7, memory_budget=budget)
+    hessian = given.hessian_blocks()
+    layer = next(iter(given.parameters.blocks()))
+    for operator in (hessian.whole(), hessian.layer(layer), hessian.apart(), given.gauss_newton(), given.residual()):
+        rows = torch.randn(3, operator.size, dtype=torch.float64)
+        assert torch.equal(operator.block(rows), torch.stack([operator.matvec(row) for row in rows]))
+
+
+def test_what_is_not_kept_is_built_once_for_a_block():
+    given, built = ZOO["relu mlp"].problem(samples=20, batch_size=7, memory_budget=1), []
+    operator = Kept(given, lambda *a: built.append(1) or products.hessian(*a)).operator()
+    operator.block(torch.ones(4, given.size, dtype=torch.float64))
+    assert len(built) == 3  # micro-batches, whatever the vectors
+
+
+def test_a_block_ticks_as_many_passes_as_it_has_vectors():
+    class Counting(Monitor):
+        passes = 0.0
+
+        def tick(self, fraction):
+            self.passes += fraction
+
+    given = ZOO["relu mlp"].problem(samples=20, batch_size=7, monitor=Counting())
+    operator = given.hessian()
+    before = given.monitor.passes
+    operator.block(torch.ones(4, given.size, dtype=torch.float64))
+    assert given.monitor.passes - before == pytest.approx(4)

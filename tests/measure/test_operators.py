@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from gapscope.measure.operators import Operator, from_dense, restricted, scaled, shifted
@@ -49,3 +50,18 @@ def test_a_shifted_operator_is_a_plus_d():
     dense, d = dense + dense.T, torch.arange(5.0, dtype=torch.float64)
     v = torch.ones(5, dtype=torch.float64)
     assert torch.allclose(shifted(from_dense(dense), d).matvec(v), (dense + d.diag()) @ v)
+
+
+@pytest.mark.parametrize("around", ["restricted", "scaled", "shifted"])
+def test_blocks_pass_through_as_blocks(around):
+    dense, blocks = matrix(SPECTRA["separated"]), []
+    whole = Operator(120, lambda v: dense @ v, torch.float64, together=lambda rows: blocks.append(1) or rows @ dense)
+    d = torch.rand(120, dtype=torch.float64)
+    operator = {
+        "restricted": lambda: restricted(whole, slice(30, 90)),
+        "scaled": lambda: scaled(whole, d),
+        "shifted": lambda: shifted(whole, d),
+    }[around]()
+    rows = torch.randn(3, operator.size, dtype=torch.float64)
+    torch.testing.assert_close(operator.block(rows), torch.stack([operator.matvec(row) for row in rows]))
+    assert len(blocks) == 1
