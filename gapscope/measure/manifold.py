@@ -7,9 +7,13 @@ The paper does not state the distribution of A.  Only entries of size O(1) repro
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from gapscope.measure.problem import Problem
 
 _ROWS = 65_536
 
@@ -58,3 +62,10 @@ class RandomManifold:
             image += (part.T @ x[rows].to(part.device, torch.float64)).cpu()
         solution: Tensor = torch.linalg.solve(gram, image)
         return solution.to(self.device, self.dtype)
+
+
+def memory(problem: "Problem", dimension: int) -> int:
+    """Return the bytes that a manifold takes: A where a quarter of the budget keeps it, and a block in float64."""
+    size = problem.theta.element_size()
+    kept, block = problem.size * dimension * size, min(_ROWS, problem.size) * dimension
+    return (kept if kept <= problem.memory_budget // 4 else 0) + block * (4 + size + 8)

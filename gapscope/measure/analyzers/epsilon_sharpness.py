@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SOLVERS = ("keskar", "ascent")
 JUDGED: dict[str, Any] = {"unit": "%", "better": "lower", "higher_is": "sharper"}
-RITZ_STEPS = 5  # products for a start vector when `eigenvalues` did not run: its sign pattern is all that matters
+KESKAR_COST, ASCENT_COST = 11.4, 8.4  # gradients for a box, the losses of all samples at its maximum included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +40,15 @@ class EpsilonSharpness:
 
     100 (max f(x + A y) - f(x)) / (1 + f(x)) over the box |y_i| <= epsilon (|(A+ x)_i| + 1), f the mean loss.
     Solver `keskar`: 10 iterations of L-BFGS-B, which is the published metric by definition.
-    Solver `ascent`: a stronger maximizer, a quantity of its own, never below `keskar` where both run.  Not invariant
-    to rescaling the layers.
+    Solver `ascent`: a stronger maximizer, a quantity of its own, never below `keskar` where both run.  Gradients alone
+    are asked for, no second derivatives.  Not invariant to rescaling the layers.
     """
 
     name: ClassVar[str] = "epsilon-sharpness"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"  # "1": `ascent` began at a Ritz vector, and ended lower
     arity: ClassVar[int] = 1
     incidental: ClassVar[tuple[str, ...]] = ()
+    second_order: ClassVar[bool] = False
 
     epsilons: Annotated[tuple[float, ...], "half-widths of the box, relative to |x| + 1"] = (1e-3, 5e-4)
     solvers: Annotated[tuple[str, ...], "`keskar`, `ascent` or both"] = SOLVERS
@@ -55,25 +56,45 @@ class EpsilonSharpness:
     draws: Annotated[int, "draws of the random matrix A, N(0, 1) entries"] = 3
 
     def gradients(self, problem: "Problem") -> float:
-        """Return about how many gradients this costs: 6 to 13 for every box."""
-        draws = self.draws if 0 < self.manifold < problem.size else 0
-        return 11.0 * len(self.epsilons) * len(self.solvers) * (1 + draws)
+        """Return about how many gradients this costs: 4 to 13 and a forward pass for every box."""
+        boxes = len(self.epsilons) * (1 + self._draws(problem))
+        each = KESKAR_COST * ("keskar" in self.solvers) + ASCENT_COST * ("ascent" in self.solvers)
+        return boxes * each + 2.0
+
+    def memory(self, problem: "Problem") -> int:
+        """Return about how many bytes this takes above the loaded model, the graph of a micro-batch included.
+
+        L-BFGS-B works on 31 vectors in float64 on the host, `ascent` on 9; a gradient takes 5 and is of the same size
+        in any of them.  A manifold's matrix is kept where a quarter of the budget holds it, and counted in float64 in
+        blocks.
+        """
+        from gapscope.measure import manifold
+
+        vector = problem.size * problem.theta.element_size()
+        host = 31 * 8 * problem.size if "keskar" in self.solvers else 0
+        drawn = manifold.memory(problem, self.manifold) if self._draws(problem) else 0
+        graph = problem.micro_batch * problem.graph_bytes_per_sample
+        return max(host + 5 * vector, 14 * vector, 8 * vector + drawn) + graph
+
+    def _draws(self, problem: "Problem") -> int:
+        return self.draws if 0 < self.manifold < problem.size else 0
 
     def __call__(self, context: "Context") -> EpsilonSharpnessResult:
         """Maximize the loss over every box."""
         self._refuse_nonsense()
         problem = context.problem()
-        draws = self.draws if 0 < self.manifold < problem.size else 0
+        draws = self._draws(problem)
         context.monitor.begin("epsilon-sharpness", 9 * len(self.epsilons) * len(self.solvers) * (1 + draws))
         base = problem.losses()
         _refuse_negative(float(base.mean()))
-        vector, matvecs = self._start_vector(context, problem)
-        search = _Search(self, context, problem, base, float(base.mean()), vector)
-        full = search.maximize("full", lambda y: y, lambda g: g, problem.theta)
-        drawn = [search.on_manifold(draw) for draw in range(draws)]
+        search = _Search(self, context, problem, base, float(base.mean()))
+        slope = search.slope()
+        full = search.maximize("full", lambda y: y, lambda g: g, problem.theta, [slope])
+        # the maximum's gradient less that at x is the Hessian times a vertex, about: a step of the power iteration
+        bend = next((maximum.slope - slope for maximum in full.maxima if maximum.slope is not None), slope)
+        drawn = [search.on_manifold(draw, bend) for draw in range(draws)]
         return EpsilonSharpnessResult(
             status=_worst([maximum.status for found in (full, *drawn) for maximum in found.maxima]),
-            matvecs=matvecs,
             notes=tuple(self._notes(problem, full, drawn)),
             full=self._quantity(
                 full.value,
@@ -154,19 +175,6 @@ class EpsilonSharpness:
                 "draws >= 1, manifold >= 0."
             )
 
-    def _start_vector(self, context: "Context", problem: "Problem") -> "tuple[Tensor | None, int]":
-        """Return a top Ritz vector and the products it took: none where `eigenvalues` ran in the same call."""
-        if "ascent" not in self.solvers:
-            return None, 0
-        from gapscope.measure.solvers.lanczos import decompose, gaussian_start
-
-        ready = context.finished("eigenvalues")
-        if ready is not None and ready.status is not Status.NONFINITE:
-            return getattr(ready, "vector"), 0  # noqa: B009  (only Results of `eigenvalues` have one)
-        operator = problem.hessian()
-        krylov = decompose(operator, gaussian_start(operator, context.generator("epsilon-sharpness/start")), RITZ_STEPS)
-        return krylov.top_vector(), krylov.matvecs
-
 
 @dataclass(frozen=True)
 class _Found:
@@ -192,9 +200,20 @@ class _Search:
     problem: "Problem"
     base: Array  # (N,) losses at x
     start: float
-    vector: "Tensor | None"  # top Ritz vector, for `ascent`
 
-    def on_manifold(self, draw: int) -> _Found:
+    def slope(self) -> "Tensor":
+        """Return the gradient at x, where `ascent` starts; a random vector where it is exactly 0."""
+        import torch
+
+        if "ascent" not in self.settings.solvers:
+            return torch.zeros(0)
+        slope = self.problem.gradient()
+        if not bool(slope.any()):
+            rng = self.context.generator("epsilon-sharpness/start")
+            slope = torch.randn(self.problem.size, generator=rng).to(slope)
+        return slope
+
+    def on_manifold(self, draw: int, bend: "Tensor") -> _Found:
         from gapscope.measure.manifold import RandomManifold
 
         problem, dimension = self.problem, self.settings.manifold
@@ -202,7 +221,8 @@ class _Search:
         matrix = RandomManifold(
             problem.size, dimension, seed, problem.device, problem.dtype, problem.memory_budget // 4
         )
-        return self.maximize(f"manifold/{draw}", matrix.lift, matrix.project, matrix.coordinates(problem.theta))
+        starts = [matrix.project(sign * bend) for sign in (1, -1) if len(bend)]
+        return self.maximize(f"manifold/{draw}", matrix.lift, matrix.project, matrix.coordinates(problem.theta), starts)
 
     def maximize(
         self,
@@ -210,8 +230,9 @@ class _Search:
         lift: "Callable[[Tensor], Tensor]",
         project: "Callable[[Tensor], Tensor]",
         center: "Tensor",
+        starts: "list[Tensor]",
     ) -> _Found:
-        """Maximize over x + lift(y) for every solver and epsilon; `center` is A+ x."""
+        """Maximize over x + lift(y) for every solver and epsilon; `center` is A+ x, `starts` are for `ascent`."""
         import torch
 
         from gapscope.measure.shares import evened
@@ -232,9 +253,8 @@ class _Search:
                     rng = self.context.generator(f"epsilon-sharpness/keskar/{purpose}/{epsilon}")
                     found[solver, epsilon] = ascent.keskar(objective, radius, self.start, rng)
                 else:
-                    assert self.vector is not None
-                    axis, known = project(self.vector), found.get(("keskar", epsilon))
-                    found[solver, epsilon] = ascent.ascent(objective, radius, self.start, axis, known=known)
+                    known = found.get(("keskar", epsilon))
+                    found[solver, epsilon] = ascent.ascent(objective, radius, self.start, starts, known=known)
         # a loss is good to some ten eps of its size, at random over the samples
         eps = float(torch.finfo(self.problem.dtype).eps)
         rounding = 10 * eps * float(np.sqrt((self.base**2).mean() + 1) / np.sqrt(len(self.base)))

@@ -45,7 +45,7 @@ def test_both_reach_the_vertex_of_a_separable_bowl(dtype, seed):
     tolerance = 100 * torch.finfo(dtype).eps
     for found in (
         keskar(counted(function)[0], radius, 0.0, rng(seed)),
-        ascent(counted(function)[0], radius, 0.0, torch.randn(SIZE, generator=rng(seed), dtype=dtype)),
+        ascent(counted(function)[0], radius, 0.0, [torch.randn(SIZE, generator=rng(seed), dtype=dtype)]),
     ):
         assert found.value == pytest.approx(top, rel=tolerance)
         assert torch.allclose(found.point.abs(), radius, rtol=tolerance)
@@ -56,7 +56,7 @@ def test_ten_iterations_may_end_short_of_the_maximum_but_never_above():
     slow = keskar(counted(lambda y: 0.01 * function(y))[0], radius, 0.0, rng())
     assert 0 < slow.value < 0.01 * top
     assert slow.status is Status.EXACT  # the metric is what ten iterations find
-    strong = ascent(counted(lambda y: 0.01 * function(y))[0], radius, 0.0, torch.ones(SIZE, dtype=torch.float64))
+    strong = ascent(counted(lambda y: 0.01 * function(y))[0], radius, 0.0, [torch.ones(SIZE, dtype=torch.float64)])
     assert strong.value == pytest.approx(0.01 * top, rel=1e-12)
 
 
@@ -105,7 +105,7 @@ def test_a_keskar_run_without_an_iteration_is_not_called_exact():
 def test_a_fixed_point_of_the_ascent_is_converged():
     function, radius, top = bowl()
     objective, calls = counted(function)
-    found = ascent(objective, radius, 0.0, torch.randn(SIZE, generator=rng(), dtype=torch.float64))
+    found = ascent(objective, radius, 0.0, [torch.randn(SIZE, generator=rng(), dtype=torch.float64)])
     assert found.status is Status.CONVERGED
     assert found.gap <= 1e-3 * top
     assert found.evaluations == len(calls) <= 11
@@ -118,7 +118,7 @@ def test_the_ascent_never_ends_below_what_it_saw(seed):
     matrix = torch.randn(SIZE, SIZE, generator=rng(seed), dtype=torch.float64)
     objective, calls = counted(lambda y: torch.cos(matrix @ y).sum() + (matrix[0] @ y))
     start = torch.randn(SIZE, generator=rng(seed), dtype=torch.float64)
-    found = ascent(objective, torch.ones(SIZE, dtype=torch.float64), float(SIZE), start)
+    found = ascent(objective, torch.ones(SIZE, dtype=torch.float64), float(SIZE), [start, -start])
     best = max(objective(y)[0] for y in list(calls))
     assert found.value == best
     assert objective(found.point)[0] == found.value
@@ -127,7 +127,7 @@ def test_the_ascent_never_ends_below_what_it_saw(seed):
 def test_a_linear_function_is_maximized_at_its_vertex_with_no_gap():
     slope = torch.randn(SIZE, generator=rng(), dtype=torch.float64)
     radius = torch.rand(SIZE, generator=rng(1), dtype=torch.float64)
-    found = ascent(counted(lambda y: slope @ y)[0], radius, 0.0, torch.ones(SIZE, dtype=torch.float64))
+    found = ascent(counted(lambda y: slope @ y)[0], radius, 0.0, [torch.ones(SIZE, dtype=torch.float64)])
     assert found.value == pytest.approx(float(slope.abs() @ radius), rel=1e-14)
     assert found.gap == pytest.approx(0, abs=1e-14)
     assert found.status is Status.CONVERGED
@@ -139,14 +139,14 @@ def test_dead_coordinates_do_not_disturb_the_others(dead):
     alive = torch.ones(SIZE, dtype=torch.float64)
     alive[dead] = 0
     direction = torch.randn(SIZE, generator=rng(), dtype=torch.float64) * alive
-    found = ascent(counted(lambda y: function(y * alive))[0], radius, 0.0, direction)
+    found = ascent(counted(lambda y: function(y * alive))[0], radius, 0.0, [direction])
     assert found.value == pytest.approx(float(function(radius * alive)), rel=1e-12)
     assert found.status is Status.CONVERGED
     assert bool((found.point.abs() <= radius).all())
 
 
 def test_a_flat_objective_ends_at_once_with_a_finite_point():
-    found = ascent(counted(lambda y: 0 * y.sum() + 2.0)[0], torch.ones(5), 2.0, torch.zeros(5))
+    found = ascent(counted(lambda y: 0 * y.sum() + 2.0)[0], torch.ones(5), 2.0, [torch.zeros(5)])
     assert (found.value, found.gap) == (2, 0)
     assert found.status is Status.CONVERGED
     assert torch.isfinite(found.point).all()
@@ -158,12 +158,13 @@ def test_an_objective_that_is_not_a_number_is_nonfinite(dtype):
         return math.nan, torch.full_like(y, math.nan)
 
     radius = torch.ones(4, dtype=dtype)
-    assert ascent(objective, radius, 1.0, torch.ones(4, dtype=dtype)).status is Status.NONFINITE
+    assert ascent(objective, radius, 1.0, [torch.ones(4, dtype=dtype)]).status is Status.NONFINITE
     assert keskar(objective, radius, 1.0, rng()).status is Status.NONFINITE
 
 
-def test_one_coordinate_is_enough():
-    found = ascent(counted(lambda y: y.square().sum() + y.sum())[0], torch.ones(1), 0.0, torch.ones(1))
+def test_the_wrong_sign_of_the_start_is_mended():
+    """Both vertices of one coordinate are maxima, and a path from the lower one settles there."""
+    found = ascent(counted(lambda y: y.square().sum() + y.sum())[0], torch.ones(1), 0.0, [-torch.ones(1)])
     assert found.value == 2
 
 
@@ -180,9 +181,27 @@ def test_the_ascent_is_never_below_a_known_maximum_even_where_its_own_steps_are_
     radius, direction = torch.ones(SIZE, dtype=dtype), torch.ones(SIZE, dtype=dtype)
     start = float(cap(torch.zeros(SIZE, dtype=dtype)))
     other = keskar(counted(cap)[0], radius, start, rng())
-    alone = ascent(counted(cap)[0], radius, start, direction, evaluations=evaluations)
+    alone = ascent(counted(cap)[0], radius, start, [direction], evaluations=evaluations)
     assert alone.value < other.value
     objective, calls = counted(cap)
-    found = ascent(objective, radius, start, direction, known=other, evaluations=evaluations)
+    found = ascent(objective, radius, start, [direction], known=other, evaluations=evaluations)
     assert found.value >= other.value
     assert found.evaluations == len(calls)
+
+
+def test_from_several_starts_the_best_end_counts():
+    """A ridge: of the box's maxima each start finds its own."""
+    heights = torch.tensor([1.0, 3.0, 2.0])
+
+    def ridge(y):
+        return (heights * torch.stack([y.relu().sum(), (-y).relu().sum(), y[0].abs() + y[1:].sum()])).max()
+
+    radius, starts = torch.ones(3), [torch.ones(3), -torch.ones(3)]
+    assert [ascent(counted(ridge)[0], radius, 0.0, s).value for s in (starts, starts[::-1])] == [9.0, 9.0]
+
+
+def test_the_slope_is_that_at_the_maximum():
+    function, radius, _ = bowl()
+    objective, _ = counted(function)
+    found = ascent(objective, radius, 0.0, [torch.ones(SIZE, dtype=torch.float64)])
+    assert torch.equal(found.slope, objective(found.point)[1])
