@@ -1,15 +1,15 @@
 """`gapscope analyze`: every measurement of one checkpoint, on one loaded problem."""
 
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from gapscope.cli import fields
-from gapscope.cli.measuring import CHECKPOINT, Job, common_of, configured, keeping, prepare, say
-from gapscope.cli.settings import Common, Configuration, parse_seconds
+from gapscope.cli.measuring import CHECKPOINT, Job, common_of, configured, prepare, say
+from gapscope.cli.planning import Planned, line, planned, show_plan
+from gapscope.cli.settings import Common, Configuration
 from gapscope.errors import GapscopeError, UsageError, did_you_mean
 from gapscope.measure.analyzers import analyzer_class, names
 
@@ -38,7 +38,6 @@ class Own:
 
     only: Annotated[tuple[str, ...], "run this analyzer, repeatable; the default is all named above"] = ()
     skip: Annotated[tuple[str, ...], "leave this analyzer out, repeatable"] = ()
-    time_budget: Annotated[str | None, "time to spend, like 90s, 5m or 1h; what does not fit is skipped"] = None
 
 
 def command(configuration: Configuration) -> Callable[..., int | None]:
@@ -53,8 +52,8 @@ def command(configuration: Configuration) -> Callable[..., int | None]:
         f"""Measure everything about one checkpoint: the whole picture.
 
         Runs {", ".join(ORDER)} and the analyzers of other packages on one loaded problem, and writes the report
-        after each. Their settings stand in gapscope.toml, as [measure.eigenvalues] and so on; --only, --skip and
-        --time-budget are keys of its table [analyze].
+        after each. Their settings stand in gapscope.toml, as [measure.eigenvalues] and so on; --only and --skip are
+        keys of its table [analyze].
         """,
         [CHECKPOINT, *fields.options(Own, prefix="GAPSCOPE_ANALYZE"), *fields.options(Common)],
         analyze,
@@ -86,22 +85,22 @@ def chosen(own: Own) -> list[str]:
 def analyze_and_print(checkpoint: Path, common: Common, own: Own, configuration: Configuration) -> int:
     """Measure, writing after each analyzer, and print the report; exit code 2 where one could not be measured."""
     wanted = chosen(own)
-    budget = None if own.time_budget is None else parse_seconds(own.time_budget)
     job = prepare(checkpoint, common)
     analyzers = configured(wanted, configuration)
-    started = time.monotonic()
     context = job.context(analyzers)
-    expected = _expected(job, analyzers)
+    plan = planned(context, analyzers, common)
+    if common.dry_run:
+        show_plan(plan, job.path, common)
+        return 0
     if not common.quiet:
-        print(_plan(analyzers, expected, budget), file=sys.stderr)
+        print(line(plan), file=sys.stderr)
     records: dict[str, Record] = {}
 
     def done() -> str:
         return f"{', '.join(records)} {'is' if len(records) == 1 else 'are'} in {job.path}" if records else ""
 
-    deadline = None if budget is None else started + budget
-    with keeping(context.parts, done):
-        measured, failures = _run(job, context, analyzers, expected, deadline, records)
+    with job.keeping(context, done):
+        measured, failures = _run(job, context, plan, records)
     if common.json:
         from gapscope.report.export import dumps, report_json
 
@@ -123,27 +122,20 @@ def analyze_and_print(checkpoint: Path, common: Common, own: Own, configuration:
 
 
 def _run(
-    job: Job,
-    context: "Context",
-    analyzers: Sequence[Any],
-    expected: dict[str, float],
-    deadline: float | None,
-    records: "dict[str, Record]",
+    job: Job, context: "Context", plan: Planned, records: "dict[str, Record]"
 ) -> "tuple[Measured, dict[str, GapscopeError]]":
     """Run one after the other; what does not fit into the time left, or fails, is recorded as skipped."""
     from gapscope.measure.session import record, skipped
 
     failures = {}
     measured: Measured | None = None
-    for analyzer in analyzers:
-        name, needs = analyzer.name, expected.get(analyzer.name, 0.0)
-        left = float("inf") if deadline is None else deadline - time.monotonic()
-        if needs > left:
-            why = f"would take about {_clock(needs)}, and {_clock(max(left, 0.0))} were left: raise `--time-budget`"
+    for analyzer, work, why in plan.run():
+        name = analyzer.name
+        if why:
             records[name] = skipped(analyzer, context.seed, why)
         else:
             try:
-                records[name] = record(analyzer, context.run(name), context.seed)
+                records[name] = record(analyzer, work(), context.seed)
             except GapscopeError as error:
                 failures[name] = error
                 records[name] = skipped(analyzer, context.seed, f"could not be measured: {error}")
@@ -151,25 +143,3 @@ def _run(
     assert measured is not None  # one analyzer or more
     context.parts.forget()
     return measured, failures
-
-
-def _expected(job: Job, analyzers: Sequence[Any]) -> dict[str, float]:
-    """Return about how many seconds each analyzer takes, from one timed gradient; those that do not say are absent."""
-    problem = job.session.problem
-    started = time.perf_counter()
-    problem.loss_and_gradient()
-    each = time.perf_counter() - started
-    costs = {a.name: a.gradients(problem) for a in analyzers if hasattr(a, "gradients")}
-    return {name: gradients * each for name, gradients in costs.items()}
-
-
-def _plan(analyzers: Sequence[Any], expected: dict[str, float], budget: float | None) -> str:
-    parts = [f"{a.name} {_clock(expected[a.name])}" if a.name in expected else a.name for a in analyzers]
-    limit = "" if budget is None else f", of which {_clock(budget)} may be spent"
-    return f"plan: about {_clock(sum(expected.values()))}{limit}: {', '.join(parts)}"
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -12,7 +12,7 @@ import typer
 
 from gapscope.cli import fields, pages
 from gapscope.cli.measuring import SHARPNESS, Job, common_of, configured, prepare, refuse_unwritable, say
-from gapscope.cli.settings import Common, Configuration
+from gapscope.cli.settings import PLANNING, Common, Configuration
 from gapscope.cli.together import needed, of_pairs
 from gapscope.errors import ComparisonError, GapscopeError, LoadError, ReportError, UsageError
 
@@ -71,7 +71,11 @@ def command(configuration: Configuration) -> Callable[..., int | None]:
         intervals over seeds. Checkpoints that differ only in epochs or steps, by their recorded training, are
         saved epochs of one run: --match-loss chooses one of each run.
         """,
-        [SUBJECTS, *fields.options(Own, prefix="GAPSCOPE_COMPARE"), *fields.options(Common, without=("output",))],
+        [
+            SUBJECTS,
+            *fields.options(Own, prefix="GAPSCOPE_COMPARE"),
+            *fields.options(Common, without=("output", *PLANNING)),
+        ],
         compare,
     )
 

@@ -14,7 +14,7 @@ import typer
 
 from gapscope.cli import fields
 from gapscope.cli.measuring import Job, common_of, configured, prepare
-from gapscope.cli.settings import Common, Configuration
+from gapscope.cli.settings import PLANNING, Common, Configuration
 from gapscope.errors import LoadError, ReportError, UsageError
 from gapscope.measure.analyzers import analyzer_class, names
 
@@ -70,7 +70,11 @@ def command(configuration: Configuration) -> Callable[..., int | None]:
         selector may end in labels, and * stands for any text: "near-rank/near_rank[fc1,*]". Checkpoints are measured
         first, by the analyzers that the limits name, and their reports written to the current folder.
         """,
-        [SUBJECTS, *fields.options(Own, prefix="GAPSCOPE_GATE"), *fields.options(Common, without=("output", "json"))],
+        [
+            SUBJECTS,
+            *fields.options(Own, prefix="GAPSCOPE_GATE"),
+            *fields.options(Common, without=("output", "json", *PLANNING)),
+        ],
         gate,
     )
 

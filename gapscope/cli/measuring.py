@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gapscope.cli import fields
+from gapscope.cli.planning import Planned, announce, line, planned, show_plan
+from gapscope.cli.resuming import keeping, new_parts, remembered
 from gapscope.cli.settings import Common, Configuration, parse_batch_size, parse_bytes
 from gapscope.errors import ReportError, UsageError
 from gapscope.measure.analyzers import analyzer_class, names
 
 if TYPE_CHECKING:
     from gapscope.measure.context import Context
-    from gapscope.measure.resume import Parts
     from gapscope.measure.session import Session
     from gapscope.report.file import Record, Report
 
@@ -34,10 +35,9 @@ CHECKPOINT = inspect.Parameter(
 
 
 OUTPUT_TOGETHER = "comparison to write (default: A-vs-B.comparison.h5 in the current folder)"
-RESUME = """
+TOGETHER = """
 
-    The result is a comparison file, to which other results of the same checkpoints are added. Work that was interrupted
-    goes on where it stopped when the same command is given again.
+    The result is a comparison file, to which other results of the same checkpoints are added.
 """
 SUBJECTS = inspect.Parameter(
     "subjects",
@@ -93,7 +93,7 @@ def _analyzer_command(name: str, cls: type[Any], configuration: Configuration) -
     if cls.arity == 1:
         return fields.command(name, cls.__doc__ or "", [CHECKPOINT, *own, *fields.options(Common)], alone)
     shared = fields.options(Common, say={"output": OUTPUT_TOGETHER})
-    return fields.command(name, (cls.__doc__ or "") + RESUME, [SUBJECTS, *own, *shared], together)
+    return fields.command(name, (cls.__doc__ or "") + TOGETHER, [SUBJECTS, *own, *shared], together)
 
 
 def common_of(values: Mapping[str, Any], configuration: Configuration) -> Common:
@@ -136,24 +136,41 @@ class Job:
     session: "Session"
     path: Path
     quiet: bool = False
+    resume: bool = False
 
     def context(self, analyzers: Sequence[Any]) -> "Context":
-        """Check the problem; return where results are kept, and work on a grid beside the report."""
-        from gapscope.measure.resume import Parts
+        """Check the problem; return where results are kept, and finished parts of long work."""
+        parts = new_parts(quiet=self.quiet)
+        context = replace(checked(remembered(self.session, parts), analyzers, quiet=self.quiet), parts=parts)
+        if not self.quiet:
+            announce(context, analyzers)
+        return context
 
-        return replace(checked(self.session, analyzers, quiet=self.quiet), parts=Parts(self.path))
-
-    def measure(self, analyzers: Sequence[Any], context: "Context | None" = None) -> Measured:
-        """Measure and write, keeping what the file already held of the same subject."""
-        from gapscope.measure.session import record
+    def measure(
+        self, analyzers: Sequence[Any], context: "Context | None" = None, plan: Planned | None = None
+    ) -> Measured:
+        """Measure and write, keeping what the file already held of the same subject; within a plan, if there is one."""
+        from gapscope.measure.session import record, skipped
 
         context = context or self.context(analyzers)
-        with keeping(context.parts):
-            records = {a.name: record(a, context.run(a.name), context.seed) for a in analyzers}
+        with self.keeping(context):
+            if plan is None:
+                records = {a.name: record(a, context.run(a.name), context.seed) for a in analyzers}
+            else:
+                records = {
+                    a.name: skipped(a, context.seed, why) if why else record(a, work(), context.seed)
+                    for a, work, why in plan.run()
+                }
         measured = self.written(records)
         if measured.failure is None:
             context.parts.forget()
         return measured
+
+    def keeping(
+        self, context: "Context", done: Callable[[], str] = lambda: ""
+    ) -> contextlib.AbstractContextManager[None]:
+        """Keep finished parts beside the report; say, when interrupted, what is there and how to go on."""
+        return keeping(context.parts, self.path, [self.session], resume=self.resume, done=done)
 
     def written(self, records: "Mapping[str, Record]") -> Measured:
         """Write what was measured, keeping what the file already held of the same subject."""
@@ -175,20 +192,6 @@ class Job:
         except ReportError as failure:  # hours of work must not go unseen because the disk is full
             return Measured(report, self.path, (), failure)
         return Measured(report, self.path, said, None)
-
-
-@contextlib.contextmanager
-def keeping(parts: "Parts", done: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Say, when interrupted, what is kept and how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        kept = ", ".join(path.name for path in parts.kept)
-        said = [done(), f"finished points are kept in {kept}: the same command goes on from there" if kept else ""]
-        for sentence in said:
-            if sentence:
-                print(f"\n{sentence}", end="", file=sys.stderr)
-        raise
 
 
 def checked(session: "Session", analyzers: Sequence[Any], *, quiet: bool) -> "Context":
@@ -249,7 +252,7 @@ def prepare(checkpoint: Path, common: Common, others: Sequence[Job] = ()) -> Job
     session = load(checkpoint, common)
     path = _asked(common.output, session) if common.output else _default(checkpoint, session, others)
     refuse_unwritable(path)
-    return Job(session, path, common.quiet)
+    return Job(session, path, common.quiet, common.resume)
 
 
 def refuse_unwritable(path: Path, option: str = "--output") -> None:
@@ -315,7 +318,16 @@ def _default(checkpoint: Path, session: "Session", others: Sequence[Job]) -> Pat
 
 def measure_and_print(checkpoint: Path, common: Common, analyzers: Sequence[Any]) -> None:
     """Measure, write, and print the report: JSON alone on stdout where that was asked for."""
-    measured = prepare(checkpoint, common).measure(analyzers)
+    job, plan = prepare(checkpoint, common), None
+    context = job.context(analyzers)
+    if common.dry_run or common.time_budget is not None:
+        plan = planned(context, analyzers, common)
+        if common.dry_run:
+            show_plan(plan, job.path, common)
+            return
+        if not common.quiet:
+            print(line(plan), file=sys.stderr)
+    measured = job.measure(analyzers, context, plan)
     if common.json:
         from gapscope.report.export import dumps, report_json
 

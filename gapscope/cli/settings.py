@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 from gapscope.cli import fields
 from gapscope.errors import UsageError, did_you_mean
 
+PLANNING = ("time_budget", "dry_run")  # of commands that measure one thing, and no verdict on it
+
 
 @dataclass(frozen=True)
 class Common:
@@ -45,12 +47,15 @@ class Common:
         Literal["auto", "exact", "differences"], "Hessian products by autograd, or by differences of the gradient"
     ] = "auto"
     batch_size: Annotated[str, "samples per micro-batch, or auto; changes speed, not results"] = "auto"
-    memory_budget: Annotated[str, "bytes for kept graphs and the Krylov basis, like 500MB"] = "4GB"
+    memory_budget: Annotated[str, "bytes for kept graphs and the Krylov basis, half each, like 500MB"] = "4GB"
     trusted: Annotated[tuple[str, ...], "pattern of names that a checkpoint may ask to import, repeatable"] = ()
     trust_embedded: Annotated[bool, "import whatever names the checkpoint recorded"] = False
     allow_global: Annotated[tuple[str, ...], "allow this class inside the checkpoint's pickle, repeatable"] = ()
     trust_file: Annotated[bool, "run what the file itself runs: a full pickle, TorchScript, .pt2"] = False
     output: Annotated[Path | None, "report to write (default: NAME.report.h5 in the current folder)", "-o"] = None
+    time_budget: Annotated[str | None, "time to spend, like 90s, 10min or 2h; what does not fit is skipped"] = None
+    dry_run: Annotated[bool, "load, check, time one product, print the plan, and measure and write nothing"] = False
+    resume: Annotated[bool, "go on from NAME.report.h5.state, which long work that was interrupted leaves"] = False
     json: Annotated[bool, "print JSON, and nothing else, on stdout"] = False
     quiet: Annotated[bool, "no progress", "-q"] = False
     verbose: Annotated[bool, "show every quantity; long arrays in part", "-v"] = False
@@ -192,12 +197,12 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_seconds(text: str, name: str = "time budget") -> float:
-    """Read `90s`, `5m`, `1.5h` or a plain number of seconds; `name` is the option's, in words."""
+    """Read `90s`, `10min`, `1.5h` or a plain number of seconds; `name` is the option's, in words."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", text)
     seconds = float(match.group(1)) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match.group(2) or "s"] if match else 0.0
     if seconds <= 0:
         option = f"--{name.replace(' ', '-')}"
-        raise UsageError(f"The {name} is `{text}`. Expected a time, like 90s, 5m or 1h. Mend `{option}`.")
+        raise UsageError(f"The {name} is `{text}`. Expected a time, like 90s, 10min or 2h. Mend `{option}`.")
     return seconds
 
 

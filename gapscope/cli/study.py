@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gapscope.cli import fields, pages
-from gapscope.cli.measuring import keeping, refuse_unwritable, say
+from gapscope.cli.measuring import refuse_unwritable, say
+from gapscope.cli.resuming import telling
 from gapscope.errors import ReportError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -96,7 +97,6 @@ def study_and_print(name: str, options: StudyOptions) -> None:
         print(built_in.read_text(encoding="utf-8"), end="")
         return
 
-    from gapscope.measure.resume import Parts
     from gapscope.training.studies.lab import Lab, jobs
     from gapscope.training.studies.plan import read_plan
 
@@ -105,7 +105,7 @@ def study_and_print(name: str, options: StudyOptions) -> None:
     folder = _made(options.output or Path(f"{name}.study"))
     kept = f"finished runs are kept in {folder}: the same command goes on from there"
     with (
-        keeping(Parts(), lambda: kept),
+        telling(lambda: kept),
         _teller(quiet=options.quiet) as tell,
         Lab(folder / "runs", jobs=count, device=options.device, tell=tell) as lab,
     ):

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gapscope.cli.measuring import checked, configured, keeping, load, refuse_unwritable, say
+from gapscope.cli.measuring import checked, configured, load, refuse_unwritable, say
+from gapscope.cli.planning import planned, refuse_unfit, show_plan
+from gapscope.cli.resuming import keeping, new_parts, remembered
 from gapscope.cli.settings import Common, Configuration
 from gapscope.errors import ComparisonError, ReportError
 from gapscope.measure.analyzers import analyzer_class
@@ -19,17 +21,22 @@ def measure_together_and_print(
 ) -> None:
     """Load every checkpoint, measure them together, write the comparison and print it."""
     from gapscope.measure.interface import measure_together
-    from gapscope.measure.resume import Parts
 
     output = common.output or Path(f"{'-vs-'.join(dict.fromkeys(path.stem for path in paths))}.comparison.h5")
     refuse_unwritable(output)
     sessions = [load(path, common) for path in paths]
     refuse_unlike(sessions)
     old = _existing(output, sessions)
-    parts = Parts(output)
+    parts = new_parts(quiet=common.quiet)
     further = configured(needed(analyzers), configuration)
-    contexts = [checked(session, further, quiet=common.quiet) for session in sessions]
-    with keeping(parts):
+    contexts = [checked(remembered(session, parts), further, quiet=common.quiet) for session in sessions]
+    if common.dry_run or common.time_budget is not None:
+        plan = planned(contexts[0], analyzers, common)
+        if common.dry_run:
+            show_plan(plan, output, common)
+            return
+        refuse_unfit(plan)
+    with keeping(parts, output, sessions, resume=common.resume):
         found = measure_together(sessions, analyzers, contexts=contexts, parts=parts)
     failure: ReportError | None = None
     said: tuple[str, ...] = ()

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gapscope.cli import analyze, fields, pages
-from gapscope.cli.measuring import Job, common_of, configured, keeping, load, say
+from gapscope.cli.measuring import Job, common_of, configured, load, say
 from gapscope.cli.news import News
+from gapscope.cli.resuming import telling
 from gapscope.cli.run_folder import Found, arranged
-from gapscope.cli.settings import Common, Configuration
+from gapscope.cli.settings import PLANNING, Common, Configuration
 from gapscope.errors import ComparisonError, GapscopeError, ReportError, UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def command(configuration: Configuration) -> Callable[..., int | None]:
         [
             SUBJECTS,
             *fields.options(Own, prefix="GAPSCOPE_TRACK"),
-            *fields.options(Common, say={"output": output}),
+            *fields.options(Common, without=PLANNING, say={"output": output}),
         ],
         track,
     )
@@ -83,7 +84,6 @@ class Work:
 
 def track_and_print(subjects: Sequence[Path], common: Common, own: Own, configuration: Configuration) -> int:
     """Measure what has no report yet, and print the run; exit code 2 where a checkpoint could not be measured."""
-    from gapscope.measure.resume import Parts
     from gapscope.report.trajectory import Trajectory
 
     wanted = analyze.chosen(analyze.Own(only=own.only or CHEAP, skip=own.skip))
@@ -102,7 +102,7 @@ def track_and_print(subjects: Sequence[Path], common: Common, own: Own, configur
     def done() -> str:
         return f"{len(work.points)} of {len(found)} checkpoints are in {folder}: the same command goes on from there"
 
-    with _made(folder), keeping(Parts(), done), work.news.counting():
+    with _made(folder), telling(done), work.news.counting():
         work.news.tell(f"{len(found)} checkpoints by {axis}; their reports go to {folder}")
         for number, one in enumerate(found, start=1):
             work.news.tell(f"{number} of {len(found)}: {one.path}")
@@ -155,7 +155,9 @@ def _measure(one: Found, path: Path, analyzers: Sequence[Any], own: Own, work: W
     else:
         warm = own.warm_start and start is not None and len(start) == session.problem.size
         asked = [_warmed(a, start) if warm and a.name == "eigenvalues" else a for a in analyzers]
-        results |= _run(Job(session, path, common.quiet), [a for a in asked if a.name not in ready], one.path, work)
+        results |= _run(
+            Job(session, path, common.quiet, common.resume), [a for a in asked if a.name not in ready], one.path, work
+        )
     if results:
         ordered = {a.name: results[a.name] for a in analyzers if a.name in results}
         work.points.append(Point(place=one.place, report=session.report(ordered), path=str(path)))

@@ -1,91 +1,304 @@
-"""Long work on a grid of points, resumable: what is finished is kept in a file beside the report until that is written.
+"""Finished parts of long work, kept in a file beside the report until that is written, so that a kill costs little.
 
-A part is an array of rows with NaN where nothing has been measured.  It belongs to a digest of everything that its
-numbers depend on, so another checkpoint, data set or setting never picks it up.
+A part is one pass over the data, or one point of a grid.  Its key is a digest of all that it is a function of: parts
+that were kept are simply not computed again, every other number is, and a resumed run comes to the same digits.
+
+The file: MAGIC, then records, each its length and digest before it.  The first is a JSON of the facts that the numbers
+depend on beside their keys (versions, device, threads, sizes); the others are a key and a value.  A torn end is cut
+off.  Nothing in it is executable.
 """
 
-import contextlib
+import hashlib
 import io
 import json
 import os
+import struct
 import time
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from gapscope.results import Array
 
-SAVE_SECONDS = 5.0  # a kill costs at most this much work
+SAVE_SECONDS = 60.0  # work younger than this is not worth a file; and a machine that loses power loses this much more
+MAGIC = b"gapscope parts 1\n"
+_HEAD = struct.Struct("<Q16s")  # bytes of what follows, and their digest
+_KEY = 16
+CPU = torch.device("cpu")
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Parts:
-    """Where finished parts are kept: beside the report at `path`, a file for each digest; without a path nowhere."""
+    """What is finished of one run; without `begin` nothing is kept.
+
+    Cost: while a file is kept, a digest of every vector that goes in and one write of every one that comes out; the
+    file grows to about the size of the Krylov basis.  Values: tensors, arrays, numbers, None, and tuples of them.
+    """
 
     path: Path | None = None
-    _seen: list[Path] = field(default_factory=list)
+    say: Callable[[str], None] = lambda _: None
+    _facts: bytes = b""
+    _file: BinaryIO | None = None
+    _known: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # key -> where its record is
+    _begun: float = 0.0
+    _synced: float = 0.0
+    _inside: bool = True  # nothing is kept before the beginning
+    _proven: bool = False
 
     @property
-    def kept(self) -> list[Path]:
-        """Return the files that wait for the same work to be asked for again."""
-        return [path for path in self._seen if path.is_file()]
+    def kept(self) -> Path | None:
+        """Return the file that this run keeps, if it does yet."""
+        return self.path if self._file is not None else None
 
-    def _file(self, digest: str) -> Path | None:
-        if self.path is None:
-            return None
-        file = self.path.with_name(f"{self.path.name}.{digest[:8]}.parts.npz")
-        if file not in self._seen:
-            self._seen.append(file)
-        return file
+    def begin(self, report: Path, facts: Mapping[str, Any], *, resume: bool) -> None:
+        """Keep parts beside a report from now on; `resume`: go on from those that are there, if they have these facts.
 
-    def rows(self, digest: str, points: int, columns: int, measure: Callable[[int], Array]) -> tuple[Array, int]:
-        """Return measure(0) ... measure(points - 1) as rows (points, columns), and how many were there already."""
-        table = self._read(digest, (points, columns))
-        ready = ~np.isnan(table).all(axis=1)
-        saved = time.monotonic()
+        Every way in which there is nothing to go on from is said, and the work starts anew.
+        """
+        self.close()
+        self._inside = False
+        self.path = report.with_name(f"{report.name}.state")
+        self._facts = json.dumps(facts, sort_keys=True, default=str).encode()
+        self._begun = self._synced = time.monotonic()
+        self._proven = False
+        if self.path.is_file() and not resume:
+            self.say(
+                f"{self.path.name} holds work that was interrupted: with `--resume` this command goes on from it. "
+                "Without, everything is measured anew, and the file is replaced."
+            )
+        elif resume:
+            self._open()
+
+    def recall(self, key: Callable[[], str], compute: Callable[[], T], device: torch.device = CPU) -> T:
+        """Return what `compute` returns, from the file where it is there; parts inside a part are not kept.
+
+        Tensors that were on a device come back to this one.
+        """
+        if self._inside or self.path is None or not self._due():
+            return compute()
+        mark = hashlib.blake2b(key().encode(), digest_size=_KEY).digest()
+        stored = self._read(mark)
+        if stored is not None and self._proven:
+            value: T = _decoded(stored, device)
+            return value
+        self._inside = True
         try:
-            for index in np.flatnonzero(~ready):
-                row = np.asarray(measure(int(index)), dtype=np.float64)
-                table[index] = row
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    self._write(digest, table)
-                    saved = time.monotonic()
-        except BaseException:  # an interrupt, too
-            self._write(digest, table)
-            raise
-        return table, int(ready.sum())
+            value = compute()
+        finally:
+            self._inside = False
+        fresh = _encoded(value)
+        if stored is None:
+            self._append(mark + fresh)
+        elif stored == fresh:  # one part is computed again: other code or another machine would show here
+            self._proven = True
+        else:
+            self.say(
+                f"{self.path.name} was left aside: its first part, measured again, came out otherwise. Expected the "
+                "same model code, libraries and machine. Everything is measured anew."
+            )
+            self._start()
+            self._append(mark + fresh)
+        return value
+
+    def rows(self, digest: str, points: int, measure: Callable[[int], Array]) -> Array:
+        """Return measure(0) ... measure(points - 1) as rows, each a part."""
+
+        def row(index: int) -> Array:
+            return self.recall(lambda: f"{digest} {index}", lambda: measure(index))
+
+        return np.stack([row(index) for index in range(points)])
 
     def forget(self) -> None:
-        """Remove the files of this run: the report holds everything now."""
-        for path in self._seen:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+        """Remove the file, also one of an earlier run: the report holds everything now."""
+        self.close()
+        if self.path is not None and self._writes:
+            _unlink(self.path)
 
-    def _read(self, digest: str, shape: tuple[int, int]) -> Array:
-        empty = np.full(shape, np.nan)
-        path = self._file(digest)
-        if path is None or not path.is_file():
-            return empty
-        try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                about = json.loads(str(file["about"]))
-                table = np.asarray(file["rows"], dtype=np.float64)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return empty  # damaged: the work is done again
-        return table if about == digest and table.shape == shape else empty
+    def close(self) -> None:
+        """Keep no more parts, and what is kept."""
+        self._inside = True
+        self._drop()
 
-    def _write(self, digest: str, table: Array) -> None:
-        path = self._file(digest)
-        if path is None or np.isnan(table).all():
+    # --- the file
+
+    @property
+    def _writes(self) -> bool:
+        """Return whether this process writes: of several that measure together, the first; all of them read."""
+        return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
+            torch.distributed.get_rank() == 0
+        )
+
+    def _due(self) -> bool:
+        """Return whether parts are kept by now; a run makes its file when it is old enough."""
+        if self._file is None and self._writes and time.monotonic() - self._begun >= SAVE_SECONDS:
+            self._start()
+        return self._file is not None
+
+    def _start(self) -> None:
+        """Make the file anew."""
+        self._drop()
+        assert self.path is not None
+        if not self._writes:
             return
-        content = io.BytesIO()
-        np.savez(content, about=np.asarray(json.dumps(digest)), rows=table)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with contextlib.suppress(OSError):  # a full disk must not end the work that it was to protect
-            temporary.write_bytes(content.getvalue())
-            os.replace(temporary, path)
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        try:
+            self._file = self.path.open("w+b", buffering=0)
+            self._file.write(MAGIC)
+        except OSError as error:
+            self._give_up(error)
+            return
+        self._append(self._facts)
+
+    def _open(self) -> None:
+        """Find the records of an earlier run, if it measured the same, and cut off a torn end."""
+        assert self.path is not None
+        try:
+            file = self.path.open("r+b" if self._writes else "rb", buffering=0)
+        except FileNotFoundError:
+            self.say(f"There is no {self.path.name} to go on from: everything is measured anew.")
+            return
+        except OSError as error:
+            self.say(f"{self.path.name} cannot be read ({error.strerror}): everything is measured anew.")
+            return
+        places, end = _scanned(file)
+        found = _at(file, places[0]) if places else None
+        if found != self._facts:
+            file.close()
+            self.say(f"{self.path.name} was left aside: {_apart(found, self._facts)}. Everything is measured anew.")
+            return
+        if self._writes:
+            file.truncate(end)
+        self._file = file
+        for start, size in places[1:]:
+            file.seek(start)
+            self._known[file.read(_KEY)] = (start, size)
+        file.seek(end)
+        self.say(f"resumed: {len(self._known)} finished parts are in {self.path.name}")
+
+    def _read(self, mark: bytes) -> bytes | None:
+        """Return the value of a key, or None; a record that was damaged is none."""
+        if self._file is None or mark not in self._known:
+            return None
+        found = _at(self._file, self._known[mark])
+        self._file.seek(0, os.SEEK_END)
+        return None if found is None else found[_KEY:]
+
+    def _append(self, record: bytes) -> None:
+        if self._file is None or not self._writes:
+            return
+        try:
+            # one write: a kill tears at most the last record
+            whole = _HEAD.pack(len(record), _digest(record)) + record
+            if self._file.write(whole) != len(whole):
+                raise OSError(28, "No space left on device")
+            if time.monotonic() - self._synced > SAVE_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Go on without a file: a full disk must not end the work, and the report will want the room."""
+        assert self.path is not None
+        self.close()
+        _unlink(self.path)
+        self.say(f"{self.path.name} cannot be written ({error.strerror}): the work goes on, but cannot be resumed.")
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+        self._known.clear()
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # of a folder that cannot be written any more: nothing to be done
+        return
+
+
+def _digest(record: bytes) -> bytes:
+    return hashlib.blake2b(record, digest_size=16).digest()
+
+
+def _scanned(file: BinaryIO) -> tuple[list[tuple[int, int]], int]:
+    """Return where the records are, whole by their lengths, and where the last of them ends."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    places: list[tuple[int, int]] = []
+    end = len(MAGIC)
+    if file.read(len(MAGIC)) != MAGIC:
+        return places, 0
+    while end + _HEAD.size <= size:
+        file.seek(end)
+        length, _ = _HEAD.unpack(file.read(_HEAD.size))
+        if end + _HEAD.size + length > size:
+            break
+        places.append((end + _HEAD.size, length))
+        end += _HEAD.size + length
+    return places, end
+
+
+def _at(file: BinaryIO, place: tuple[int, int]) -> bytes | None:
+    """Return the record at a place, or None where it is not what was written."""
+    start, size = place
+    file.seek(start - _HEAD.size)
+    _, digest = _HEAD.unpack(file.read(_HEAD.size))
+    record = file.read(size)
+    return record if _digest(record) == digest else None
+
+
+def _apart(found: bytes | None, wanted: bytes) -> str:
+    """Say in which facts an earlier run differs."""
+    if found is None:
+        return "it is damaged"
+    theirs, ours = json.loads(found), json.loads(wanted)
+    keys = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+    return f"it is of other work ({', '.join(keys)} differ)"
+
+
+# --- values
+
+
+def _encoded(value: Any) -> bytes:
+    """Return a value as bytes: a JSON of its shape, then its arrays."""
+    arrays: list[Array] = []
+
+    def shape(one: Any) -> Any:
+        if isinstance(one, tuple):
+            return ["tuple", *map(shape, one)]
+        if isinstance(one, Tensor):
+            arrays.append(one.detach().cpu().numpy())
+            return ["host" if one.device.type == "cpu" else "device"]
+        if isinstance(one, np.ndarray):
+            arrays.append(one)
+            return ["array"]
+        if one is None or isinstance(one, int | float):
+            return one
+        raise TypeError(f"a part is a {type(one).__name__}. Expected tensors, arrays, numbers, None or tuples of them.")
+
+    content, text = io.BytesIO(), json.dumps(shape(value))
+    content.write(text.encode() + b"\n")
+    for array in arrays:
+        np.save(content, array, allow_pickle=False)
+    return content.getvalue()
+
+
+def _decoded(record: bytes, device: torch.device) -> Any:
+    content = io.BytesIO(record)
+
+    def value(said: Any) -> Any:
+        if not isinstance(said, list):
+            return said
+        if said[0] == "tuple":
+            return tuple(map(value, said[1:]))
+        array = np.load(content, allow_pickle=False)
+        return array if said[0] == "array" else torch.from_numpy(array).to(device if said[0] == "device" else CPU)
+
+    return value(json.loads(content.readline()))

@@ -1,11 +1,12 @@
 import json
 
-import numpy as np
 import pytest
 
+from gapscope.measure import resume
 from gapscope.measure.landscape import Landscape
 from gapscope.report.file import Comparison, read, read_report
 from tests.loop import make_checkpoint
+from tests.stored import stored
 
 
 def test_a_path_is_a_comparison_file_small_batch_first(run, small, large, tmp_path):
@@ -51,7 +52,8 @@ def test_models_without_a_path_between_them_are_compared_all_the_same(run, small
     assert outcome.err.startswith("left out: path. The checkpoints have 4,810 and 610 parameters")
 
 
-def test_an_interrupted_path_is_resumed_by_the_same_command(run, small, large, tmp_path, monkeypatch):
+def test_an_interrupted_path_goes_on_where_it_stopped(run, small, large, tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0.0)
     calls, evaluate = [], Landscape.evaluate
 
     def counted(self, theta, weights):
@@ -63,16 +65,16 @@ def test_an_interrupted_path_is_resumed_by_the_same_command(run, small, large, t
     monkeypatch.setattr(Landscape, "evaluate", counted)
     outcome = run("path", small, large, "-q", "-o", "pair.h5")
     assert outcome.code == 130
-    (kept,) = tmp_path.glob("pair.h5.*.parts.npz")
-    assert f"finished points are kept in {kept.name}: the same command goes on from there" in outcome.err
+    state = tmp_path / "pair.h5.state"
+    assert f"finished parts are in {state.name}: the same command with `--resume` goes on" in outcome.err
     run("path", small, large, "--points", 5, "-q", "-o", "other.h5")
     calls[20:] = []
-    assert kept.exists()  # other settings leave it alone
-    outcome = run("path", small, large, "-q", "-o", "pair.h5")
-    assert len(calls) == 20 + 54 - 19
-    assert "resumed: 19 points were measured before" in outcome.out
-    assert not kept.exists()
-    assert np.isfinite(read(tmp_path / "pair.h5").results["path"].quantities["loss"].value).all()
+    assert state.exists()
+    outcome = run("path", small, large, "-q", "-o", "pair.h5", "--resume")
+    assert len(calls) == 20 + 54 - 18  # one of the 19 is measured again, as a proof
+    assert not state.exists()
+    run("path", small, large, "-q", "-o", "whole.h5")
+    assert stored(tmp_path / "pair.h5") == stored(tmp_path / "whole.h5")
 
 
 def test_a_report_is_never_replaced_by_a_pair(run, small, large, tmp_path):

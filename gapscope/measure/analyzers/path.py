@@ -66,10 +66,9 @@ class Path:
         shapes = SHAPES[: 1 + self.curved]
         places = [(shape, float(a)) for shape in shapes for a in (*grid, 0.0, 1.0)]
         context.monitor.begin("path", len(places) * len(scape.splits))
-        measured, ready = context.parts.rows(
+        measured = context.parts.rows(
             scape.digest(analyzer=self.name, places=places),
             len(places),
-            2 * len(scape.splits),
             lambda index: scape.evaluate(*_place(scape, *places[index])),
         )
         table = measured.reshape(len(shapes), len(places) // len(shapes), len(scape.splits), 2)
@@ -81,7 +80,7 @@ class Path:
         finite = all(np.isfinite(one.value) for one in found)
         return PathResult(
             status=Status.CONVERGED if finite else Status.NONFINITE,
-            notes=self._notes(scape, ready),
+            notes=self._notes(scape),
             barrier=_quantity(found[0], "straight"),
             barrier_curved=_quantity(found[1], "curved") if self.curved else None,
             rise=Quantity(
@@ -166,10 +165,8 @@ class Path:
             _rise_errors(each),
         )
 
-    def _notes(self, scape: "Landscape", ready: int) -> tuple[str, ...]:
+    def _notes(self, scape: "Landscape") -> tuple[str, ...]:
         notes = [scape.note()] if scape.note() else []
-        if ready:
-            notes.append(f"resumed: {ready} points were measured before")
         if scape.first.samples < scape.first.data.total:
             notes.append(f"measured on {scape.first.samples:,} of {scape.first.data.total:,} samples")
         return (*notes, "along these paths only: a barrier here does not prove that another path has one")

@@ -73,10 +73,9 @@ class Plane:
             a, b = places[index]
             return scape.evaluate(scape.ends[0] + a * frame.axes[0] + b * frame.axes[1], frame.mixture(a, b))
 
-        measured, ready = context.parts.rows(
+        measured = context.parts.rows(
             scape.digest(analyzer=self.name, seed=context.seed, places=places),
             len(places),
-            2 * len(scape.splits),
             evaluate,
         )
         table = measured.reshape(self.points, self.points, len(scape.splits), 2).transpose(3, 2, 0, 1)
@@ -89,7 +88,7 @@ class Plane:
         losses = table[0, 0]
         return PlaneResult(
             status=Status.EXACT if np.isfinite(losses).all() else Status.NONFINITE,
-            notes=self._notes(scape, frame, ready),
+            notes=self._notes(scape, frame),
             loss=Quantity(
                 value=table[0], dims=tuple(labels), labels=labels, drawn="map", contrast="difference", doc="mean loss"
             ),
@@ -156,12 +155,10 @@ class Plane:
         extent = tuple(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
         return _Frame((across, rest), points, extent, what)
 
-    def _notes(self, scape: "Landscape", frame: "_Frame", ready: int) -> tuple[str, ...]:
+    def _notes(self, scape: "Landscape", frame: "_Frame") -> tuple[str, ...]:
         notes = [f"plane: {frame.what}"]
         if scape.note():
             notes.append(scape.note())
-        if ready:
-            notes.append(f"resumed: {ready} points were measured before")
         if scape.first.samples < scape.first.data.total:
             notes.append(f"measured on {scape.first.samples:,} of {scape.first.data.total:,} samples")
         return tuple(notes)

@@ -9,6 +9,7 @@ from torch import nn
 
 import gapscope
 from gapscope.errors import UsageError
+from gapscope.measure import resume
 from gapscope.measure.analyzers.path import Path
 from gapscope.measure.loading import Loss
 from gapscope.measure.problem import Origin
@@ -154,7 +155,8 @@ def test_the_distance_ratio_is_from_each_ones_own_start():
 def test_an_interrupted_path_goes_on_where_it_stopped(tmp_path, monkeypatch):
     first, last = trained_pair()
     whole = measured(first, last)
-    parts, calls = Parts(tmp_path / "pair.h5"), []
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0.0)
+    parts, calls = Parts(), []
     from gapscope.measure.landscape import Landscape
 
     evaluate = Landscape.evaluate
@@ -166,19 +168,20 @@ def test_an_interrupted_path_goes_on_where_it_stopped(tmp_path, monkeypatch):
         return evaluate(self, theta, weights)
 
     monkeypatch.setattr(Landscape, "evaluate", counted)
+    parts.begin(tmp_path / "pair.h5", {}, resume=False)
     with pytest.raises(KeyboardInterrupt):
         Path()(both(first, last, parts=parts))
-    assert len(parts.kept) == 1
+    parts.begin(tmp_path / "pair.h5", {}, resume=True)
     resumed = Path()(both(first, last, parts=parts))
-    assert len(calls) == 10 + 2 * 27 - 9
+    assert len(calls) == 10 + 2 * 27 - 8  # one of the 9 is measured again, as a proof
     assert np.array_equal(resumed.loss.value, whole.loss.value)
-    assert "resumed: 9 points were measured before" in resumed.notes
+    assert resumed.notes == whole.notes
     calls.clear()
     calls.extend([None] * 10)
     Path(points=13)(both(first, last, parts=parts))
     assert len(calls) == 10 + 2 * 15  # other settings start anew
     parts.forget()
-    assert parts.kept == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_not_finite_is_said():

@@ -1,0 +1,162 @@
+"""What measuring will take: said before it, all that `--dry-run` prints, and kept to under `--time-budget`."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gapscope.cli.settings import Common, parse_seconds
+from gapscope.errors import UsageError
+
+if TYPE_CHECKING:
+    from gapscope.measure.context import Context
+    from gapscope.measure.plan import Fit, Pace
+
+SAID_BYTES = 1_000_000_000  # a larger peak is announced
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Analyzers, what they are expected to take, and when they have to end."""
+
+    context: "Context"
+    fits: "tuple[Fit, ...]"
+    speed: "Pace"
+    budget: float  # seconds
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Return what is expected of those that are not skipped."""
+        return sum(fit.cost.known_seconds for fit in self.fits if not fit.why)
+
+    def run(self) -> "Iterator[tuple[Any, Callable[[], Any], str]]":
+        """Yield analyzers as the time then left allows them, how each is run, and why it is skipped, if it is."""
+        from gapscope.measure.plan import fit
+
+        for each in self.fits:
+            name = each.analyzer.name
+            found = each
+            if self.budget < math.inf:
+                left = self.started + self.budget - time.monotonic()
+                found = fit(self.context.problem(), self.context.analyzers[name], self.speed, left)
+            context = replace(self.context, analyzers={**self.context.analyzers, name: found.analyzer})
+            yield found.analyzer, partial(context.run, name), found.why
+
+
+def planned(context: "Context", analyzers: Sequence[Any], common: Common) -> Planned:
+    """Time one product, and return the plan; the time that this takes is of the budget."""
+    from gapscope.measure.context import second_order
+    from gapscope.measure.plan import pace, plan
+
+    started = time.monotonic()
+    budget = math.inf if common.time_budget is None else parse_seconds(common.time_budget)
+    problem = context.problem()
+    speed = pace(problem, products=any(second_order(analyzer) for analyzer in analyzers))
+    fits = plan(problem, analyzers, speed, budget=budget - (time.monotonic() - started))
+    return Planned(context, fits, speed, budget, started)
+
+
+def refuse_unfit(found: Planned) -> None:
+    """Raise UsageError where an analyzer that stands for the whole command does not fit into the time."""
+    for one in found.fits:
+        if one.why:
+            raise UsageError(
+                f"{one.analyzer.name} {one.why.partition(':')[0]}. Expected work that ends within it. Raise "
+                "`--time-budget`, or ask for less, such as fewer `--points`."
+            )
+
+
+def announce(context: "Context", analyzers: Sequence[Any]) -> None:
+    """Say how much memory the work will take, where that is much."""
+    from gapscope.measure.plan import peak_bytes
+
+    largest = max((peak_bytes(context.problem(), analyzer) for analyzer in analyzers), default=0)
+    if largest > SAID_BYTES:
+        print(f"memory: about {_size(largest)} above the loaded model and data, at most", file=sys.stderr)
+
+
+def line(found: Planned) -> str:
+    """Return the plan in a line."""
+    from gapscope.measure.plan import clock
+
+    each = [f"{f.analyzer.name} {_said(f)}" for f in found.fits]
+    limit = f", of which {clock(found.budget)} may be spent" if found.budget < math.inf else ""
+    return f"plan: about {clock(found.seconds)}{limit}: {', '.join(each)}"
+
+
+def show_plan(found: Planned, path: Path, common: Common) -> None:
+    """Print the plan alone: what `--dry-run` is for."""
+    if common.json:
+        from gapscope.report.export import dumps
+
+        print(dumps(_plain(found, path)))
+        return
+    from gapscope.measure.plan import clock
+
+    rows = [("", "gradients", "time", "memory")]
+    rows += [
+        (
+            f.analyzer.name,
+            "?" if math.isnan(f.cost.gradients) else f"{f.cost.gradients:.0f}",
+            _said(f),
+            _size(f.cost.bytes),
+        )
+        for f in found.fits
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        shown = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        print("  ".join([name.ljust(widths[0]), *shown]).rstrip())
+    largest = max((f.cost.bytes for f in found.fits if not f.why), default=0)
+    speed = f"a gradient takes {clock(found.speed.gradient)}"
+    speed += f", a product {clock(found.speed.product)}" if found.speed.product else ""
+    print(
+        f"\nabout {clock(found.seconds)} and {_size(largest)} above the loaded model and data; {speed}\n"
+        f"would write {path}; nothing was measured"
+    )
+    for one in found.fits:
+        if one.why:
+            print(f"{one.analyzer.name} {one.why}")
+
+
+def _plain(found: Planned, path: Path) -> dict[str, Any]:
+    """Return the plan as JSON holds it; null where an analyzer does not say."""
+    problem = found.context.problem()
+    each = {
+        f.analyzer.name: {
+            "gradients": None if math.isnan(f.cost.gradients) else f.cost.gradients,
+            "seconds": None if math.isnan(f.cost.seconds) else f.cost.seconds,
+            "bytes": f.cost.bytes,
+            "max_matvecs": getattr(f.analyzer, "max_matvecs", None),
+            "skipped": f.why or None,
+        }
+        for f in found.fits
+    }
+    return {
+        "plan": each,
+        "seconds": found.seconds,
+        "bytes": max((f.cost.bytes for f in found.fits if not f.why), default=0),
+        "seconds_per_gradient": found.speed.gradient,
+        "seconds_per_product": found.speed.product,
+        "parameters": problem.size,
+        "samples": problem.samples,
+        "micro_batch": problem.micro_batch,
+        "report": str(path),
+    }
+
+
+def _said(fit: "Fit") -> str:
+    from gapscope.measure.plan import clock
+
+    if fit.why:
+        return "skipped"
+    return "?" if math.isnan(fit.cost.seconds) else clock(fit.cost.seconds)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6))} MB"

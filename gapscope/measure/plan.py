@@ -1,0 +1,155 @@
+"""What measuring will take, before it starts: gradients, seconds and bytes of every analyzer, from one timed product.
+
+The clock is read here and nowhere else: what it says turns a time budget into numbers of products, which are settings,
+so that the run can be repeated exactly without the clock.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gapscope.errors import GapscopeError
+from gapscope.measure.context import second_order
+from gapscope.measure.monitor import Monitor
+from gapscope.measure.problem import Problem
+
+TIMED = 4  # micro-batches: enough that the share of kept graphs among them is that of all
+WORKING = 6  # vectors (n,), half of them in float64, that any solver and the loop over data hold
+FEWEST = 12  # products under which none is started: the estimators' own least, and Lanczos would show nothing
+SHARE = 0.9  # of the time left that products may take: the rest checks and writes
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds over all data: of a gradient, of a product, and by how much the first product is longer."""
+
+    gradient: float
+    product: float
+    first: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one analyzer is expected to take; NaN where it does not say."""
+
+    name: str
+    gradients: float
+    seconds: float
+    bytes: int
+
+    @property
+    def known_seconds(self) -> float:
+        """Return the seconds, 0 where it does not say."""
+        return 0.0 if math.isnan(self.seconds) else self.seconds
+
+
+@dataclass(frozen=True)
+class Fit:
+    """An analyzer as the time left allows it, what it is expected to take, and why it is skipped, if it is."""
+
+    analyzer: Any
+    cost: Cost
+    why: str = ""
+
+
+def pace(problem: Problem, *, products: bool = True) -> Pace:
+    """Time a gradient and two products on the first micro-batches, with their share of the memory budget.
+
+    Cost: two gradients and two products of at most `TIMED` micro-batches, and what their first product sets up.
+    """
+    size = min(problem.samples, TIMED * problem.micro_batch)
+    few = dataclasses.replace(
+        problem,
+        data=problem.data.part(torch.arange(size)),
+        batch_size=problem.micro_batch,
+        memory_budget=max(1, problem.memory_budget * size // problem.samples),
+        monitor=Monitor(),
+    )
+    share = problem.samples / size
+    few.gradient()  # the first one also warms up
+    gradient = share * _timed(few.gradient, problem)
+    if not products:
+        return Pace(gradient, 0.0, 0.0)
+    v = few.theta / (few.theta.norm() + 1)
+    hessian = few.hessian()
+    first = share * _timed(lambda: hessian.matvec(v), problem)
+    product = share * _timed(lambda: hessian.matvec(v), problem)
+    return Pace(gradient, product, max(0.0, first - product))
+
+
+def _timed(work: Callable[[], object], problem: Problem) -> float:
+    started = time.perf_counter()
+    work()
+    if problem.device.type == "cuda":
+        torch.cuda.synchronize(problem.device)
+    return time.perf_counter() - started
+
+
+def peak_bytes(problem: Problem, analyzer: Any) -> int:
+    """Return what an analyzer holds at once above the loaded model and data, as it says or as most do."""
+    if hasattr(analyzer, "memory"):
+        return int(analyzer.memory(problem))
+    return working_bytes(problem) + (graph_bytes(problem) if second_order(analyzer) else 0)
+
+
+def working_bytes(problem: Problem) -> int:
+    """Return what the loop over data holds: the graph of one micro-batch, and a few vectors (n,)."""
+    vector = problem.size * problem.theta.element_size()
+    return min(problem.micro_batch, problem.samples) * problem.graph_bytes_per_sample + WORKING * vector
+
+
+def graph_bytes(problem: Problem) -> int:
+    """Return what the graphs take that are kept between products: all, or as many as half the budget holds."""
+    each = problem.micro_batch * problem.graph_bytes_per_sample
+    return min(problem.memory_budget // 2 // each * each, problem.samples * problem.graph_bytes_per_sample)
+
+
+def plan(problem: Problem, analyzers: Sequence[Any], speed: Pace, *, budget: float = math.inf) -> tuple[Fit, ...]:
+    """Return what analyzers are expected to take one after the other, within a budget of seconds."""
+    fits = []
+    for analyzer in analyzers:
+        fits.append(fit(problem, analyzer, speed, budget))
+        budget -= 0.0 if fits[-1].why else fits[-1].cost.known_seconds
+    return tuple(fits)
+
+
+def fit(problem: Problem, analyzer: Any, speed: Pace, left: float) -> Fit:
+    """Return an analyzer as the seconds left allow it.
+
+    Where the most products that it allows itself (`max_matvecs`) would not fit, it is allowed fewer, a setting of its
+    result; it is skipped where what it is expected to take would not fit either.
+    """
+    most = getattr(analyzer, "max_matvecs", 0)
+    fitting = int((SHARE * left - speed.first) / speed.product) if most and left < math.inf else most
+    bounded = dataclasses.replace(analyzer, max_matvecs=fitting) if FEWEST <= fitting < most else analyzer
+    cost = expected(problem, bounded, speed)
+    if not cost.known_seconds > left:
+        return Fit(bounded, cost)
+    cost = expected(problem, analyzer, speed)
+    why = (
+        f"would take about {clock(cost.seconds)}, and {clock(max(left, 0.0))} were left: raise `--time-budget`, or run "
+        f"`gapscope {analyzer.name}` alone"
+    )
+    return Fit(analyzer, cost, why)
+
+
+def expected(problem: Problem, analyzer: Any, speed: Pace) -> Cost:
+    """Return what one analyzer is expected to take."""
+    try:
+        gradients = float(analyzer.gradients(problem)) if hasattr(analyzer, "gradients") else math.nan
+    except GapscopeError:  # it will say so itself
+        gradients = math.nan
+    setup = speed.first if second_order(analyzer) else 0.0
+    return Cost(analyzer.name, gradients, gradients * speed.gradient + setup, peak_bytes(problem, analyzer))
+
+
+def clock(seconds: float) -> str:
+    """Return seconds for people."""
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

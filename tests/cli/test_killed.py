@@ -1,0 +1,83 @@
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gapscope.cli import resuming
+from gapscope.measure import resume
+from tests.stored import stored
+
+# the console script with a file from the first part on, killed after so many records
+KILLED = """
+import os, signal, sys
+from gapscope.measure import resume
+resume.SAVE_SECONDS, left, append = 0.0, [int(sys.argv[1])], resume.Parts._append
+def counted(self, record):
+    append(self, record)
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+resume.Parts._append = counted
+from gapscope.__main__ import main
+main(sys.argv[2:])
+"""
+
+
+def script(after, *words):
+    command = [sys.executable, "-c", KILLED, str(after), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_work_that_was_killed_again_and_again_comes_to_the_same_bytes(run, small, tmp_path):
+    wanted = ("eigenvalues", "epsilon-sharpness", "curvature")
+    every = ("analyze", small, "--limit", 100, "--threads", 1, *(word for name in wanted for word in ("--only", name)))
+    whole = run(*every, "-q", "-o", "whole.h5")
+    assert whole.code == 0
+    for after in (1, 50):
+        killed = script(after, *every, "-q", "-o", "cut.h5", "--resume")
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert (tmp_path / "cut.h5.state").exists()
+    outcome = run(*every, "-o", "cut.h5", "--resume")
+    assert outcome.code == 0
+    assert "finished parts are in cut.h5.state" in outcome.err
+    assert stored(tmp_path / "cut.h5") == stored(tmp_path / "whole.h5")
+    assert not (tmp_path / "cut.h5.state").exists()
+
+
+def test_other_work_in_its_place_is_left_aside(run, small, tmp_path):
+    killed = script(9, "trace", small, "-q", "--threads", 1, "-o", "cut.h5")
+    assert killed.returncode == -signal.SIGKILL
+    outcome = run("trace", small, "--limit", 100, "--threads", 1, "-o", "cut.h5", "--resume", "--dtype", "float64")
+    assert (
+        "cut.h5.state was left aside: it is of other work (data_fingerprint, dtype, limit, limit_seed, micro_batch, "
+        "samples, " in outcome.err
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("-q",)])
+def test_an_interrupt_says_how_to_go_on(run, small, tmp_path, monkeypatch, options):
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0.0)
+    append, count = resume.Parts._append, []
+
+    def counted(self, record):
+        append(self, record)
+        count.append(record)
+        if len(count) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(resume.Parts, "_append", counted)
+    outcome = run("trace", small, *options)
+    assert outcome.code == 130
+    said = "finished parts are in digits-small-batch.report.h5.state: the same command with `--resume` goes on"
+    assert said in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["digits-small-batch.report.h5.state"]
+    again = run("trace", small, *options)
+    named = "digits-small-batch.report.h5.state holds work that was interrupted: with `--resume` this command goes on"
+    assert (named in again.err) == (not options)
+
+
+def test_sigterm_says_it_too(capsys):
+    with pytest.raises(SystemExit), resuming.telling(lambda: "", lambda: "how to go on"):
+        raise SystemExit(128 + signal.SIGTERM)
+    assert capsys.readouterr().err == "\nhow to go on"

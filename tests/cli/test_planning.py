@@ -1,0 +1,85 @@
+import json
+
+import pytest
+
+from gapscope.cli import planning
+from gapscope.measure.analyzers import analyzer_class
+from gapscope.report.file import read_report
+from gapscope.results import Status
+
+
+@pytest.mark.parametrize("command", ["sharpness", "analyze", "eigenvalues", "gap"])
+def test_a_dry_run_measures_and_writes_nothing(run, small, tmp_path, monkeypatch, command):
+    for name in ("eigenvalues", "gap"):
+        monkeypatch.setattr(analyzer_class(name), "__call__", lambda *_: pytest.fail("it was measured"))
+    outcome = run(command, small, "--dry-run", "-q")
+    assert outcome.code == 0
+    assert list(tmp_path.iterdir()) == []
+    assert "gap" in outcome.out or command == "eigenvalues"
+    assert "would write digits-small-batch.report.h5; nothing was measured" in outcome.out
+    assert outcome.err == ""
+
+
+def test_a_dry_run_as_json(run, small, tmp_path):
+    found = json.loads(run("sharpness", small, "--dry-run", "--json", "--time-budget", "1h").out)
+    assert list(found["plan"]) == ["eigenvalues", "epsilon-sharpness", "adaptive-sharpness", "gap"]
+    assert found["seconds"] == pytest.approx(sum(each["seconds"] for each in found["plan"].values()))
+    assert found["bytes"] == max(each["bytes"] for each in found["plan"].values())
+    assert found["plan"]["eigenvalues"]["max_matvecs"] == 200
+    assert (found["samples"], found["parameters"], found["report"]) == (1300, 4810, "digits-small-batch.report.h5")
+    assert found["seconds_per_product"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_says_what_would_be_skipped(run, small, monkeypatch):
+    monkeypatch.setattr(analyzer_class("eigenvalues"), "gradients", lambda *_: 1e12)
+    outcome = run("eigenvalues", small, "--dry-run", "--time-budget", "90s")
+    assert "skipped" in outcome.out
+    assert "eigenvalues would take about " in outcome.out
+
+
+def test_one_analyzer_that_does_not_fit_is_skipped_with_the_reason(run, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(analyzer_class("eigenvalues"), "gradients", lambda *_: 1e12)
+    outcome = run("sharpness", small, "--time-budget", "10min", "--limit", 64)
+    assert outcome.code == 0
+    results = read_report(tmp_path / "digits-small-batch.report.h5").results
+    assert results["eigenvalues"].status is Status.SKIPPED
+    assert "or run `gapscope eigenvalues` alone" in results["eigenvalues"].notes[0]
+    assert results["gap"].status is not Status.SKIPPED
+
+
+def test_a_budget_bounds_the_products_as_a_setting_that_repeats_the_run(run, small, tmp_path, monkeypatch):
+    monkeypatch.setattr("gapscope.measure.plan.pace", lambda *_, **__: planning_pace())
+    outcome = run("eigenvalues", small, "--time-budget", "200s", "--tolerance", 1e-6, "-o", "timed.h5")
+    assert outcome.code == 0
+    timed = read_report(tmp_path / "timed.h5").results["eigenvalues"]
+    bounded = timed.settings["max_matvecs"]
+    assert 12 <= bounded <= 17
+    assert timed.status is Status.BUDGET_SPENT
+    assert timed.quantities["top"].numerical_error is not None
+    run("eigenvalues", small, "--max-matvecs", bounded, "--tolerance", 1e-6, "-o", "again.h5")
+    again = read_report(tmp_path / "again.h5").results["eigenvalues"]
+    assert again.settings == timed.settings
+    assert again.quantities["top"].value == timed.quantities["top"].value
+
+
+def planning_pace():
+    from gapscope.measure.plan import Pace
+
+    return Pace(gradient=0.5, product=10.0, first=1.0)
+
+
+def test_much_memory_is_said_beforehand(run, small, monkeypatch):
+    monkeypatch.setattr(planning, "SAID_BYTES", 0)
+    assert "memory: about 1 MB above the loaded model and data, at most\n" in run("gap", small).err
+    assert "memory" not in run("gap", small, "-q").err
+
+
+def test_a_path_is_planned_and_refused_where_it_does_not_fit(run, small, large, tmp_path, monkeypatch):
+    assert "would write pair.h5; nothing was measured" in run("path", small, large, "--dry-run", "-o", "pair.h5").out
+    monkeypatch.setattr(analyzer_class("path"), "gradients", lambda *_: 1e12)
+    outcome = run("path", small, large, "--time-budget", "1h", "-o", "pair.h5", "-q")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: path would take about ")
+    assert "Expected work that ends within it. Raise `--time-budget`, or ask for less, such as fewer" in outcome.err
+    assert list(tmp_path.iterdir()) == []

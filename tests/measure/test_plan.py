@@ -1,0 +1,121 @@
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+
+from gapscope.errors import ProblemError
+from gapscope.measure.analyzers.eigenvalues import Eigenvalues
+from gapscope.measure.analyzers.gap import Gap
+from gapscope.measure.plan import FEWEST, SHARE, Pace, clock, fit, graph_bytes, pace, peak_bytes, plan, working_bytes
+from tests.problems import ZOO
+
+SPEED = Pace(gradient=2.0, product=5.0, first=10.0)
+
+
+def mlp(**how):
+    return ZOO["tanh mlp"].problem(**how)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Says what it takes."""
+
+    name: ClassVar[str] = "known"
+    second_order: ClassVar[bool] = False
+    cost: float = 7.0
+
+    def gradients(self, problem: Any) -> float:
+        if self.cost < 0:
+            raise ProblemError("No.")
+        return self.cost
+
+    def memory(self, problem: Any) -> int:
+        return 12_345
+
+
+@dataclass(frozen=True)
+class Unknown:
+    name: ClassVar[str] = "unknown"
+
+
+def test_seconds_are_gradients_at_their_pace_and_the_set_up_of_products():
+    first, gap = plan(mlp(), [Eigenvalues(), Gap()], SPEED)
+    assert first.cost.gradients == Eigenvalues().gradients(None)
+    assert first.cost.seconds == 2 * first.cost.gradients + 10
+    assert gap.cost.seconds == 2 * Gap().gradients(None)
+    assert (first.why, first.analyzer) == ("", Eigenvalues())
+
+
+def test_what_does_not_say_what_it_takes_is_run():
+    (one,) = plan(mlp(), [Unknown()], SPEED, budget=1.0)
+    assert math.isnan(one.cost.seconds)
+    assert (one.why, one.cost.known_seconds) == ("", 0.0)
+    (refusing,) = plan(mlp(), [Known(cost=-1.0)], SPEED, budget=1.0)
+    assert math.isnan(refusing.cost.gradients)
+
+
+def test_the_budget_is_spent_in_order():
+    fits = plan(mlp(), [Known(), Known(cost=20.0), Known(cost=8.0)], SPEED, budget=31.0)
+    assert [bool(one.why) for one in fits] == [False, True, False]  # 14 s, 40 s of the 17 left, 16 s of these
+    assert fits[1].why == (
+        "would take about 40 s, and 17 s were left: raise `--time-budget`, or run `gapscope known` alone"
+    )
+
+
+def test_products_are_bounded_by_the_time_left_before_the_run():
+    given = mlp()
+    plenty = fit(given, Eigenvalues(), SPEED, 1e6)
+    assert plenty.analyzer == Eigenvalues()  # the settings of a run that fits are those of one without a budget
+    left = 200.0
+    bounded = fit(given, Eigenvalues(), SPEED, left).analyzer
+    assert bounded.max_matvecs == int((SHARE * left - SPEED.first) / SPEED.product) == 34
+    assert SPEED.first + SPEED.product * bounded.max_matvecs <= left
+    few = fit(given, Eigenvalues(), SPEED, SPEED.first + FEWEST * SPEED.product)
+    assert few.analyzer == Eigenvalues()
+    assert few.why.startswith("would take about")
+
+
+def test_memory_is_what_an_analyzer_says_or_a_micro_batch_and_the_kept_graphs():
+    given = mlp(samples=50)
+    assert peak_bytes(given, Known()) == 12_345
+    assert peak_bytes(given, Gap()) == working_bytes(given)
+    assert peak_bytes(given, Eigenvalues()) == working_bytes(given) + 50 * given.graph_bytes_per_sample
+    assert working_bytes(given) == 50 * given.graph_bytes_per_sample + 6 * 8 * given.size
+    each = given.graph_bytes_per_sample
+    tight = mlp(samples=50, memory_budget=16 * each, batch_size=3)
+    assert graph_bytes(tight) == 6 * each  # two micro-batches of 3 are what half the budget holds
+    assert working_bytes(tight) == 3 * each + 6 * 8 * given.size
+
+
+def test_many_samples_take_no_more_memory_than_the_budget():
+    given = {count: mlp(samples=count, memory_budget=2_000_000) for count in (5_000, 20_000)}
+    one, other = (peak_bytes(each, Eigenvalues()) for each in given.values())
+    assert one == other
+
+
+def test_the_pace_is_timed_on_few_micro_batches(monkeypatch):
+    given = mlp(samples=50, batch_size=5)
+    seen = []
+    mean = type(given).mean
+
+    def counted(self, per_batch):
+        seen.append(self.samples)
+        return mean(self, per_batch)
+
+    monkeypatch.setattr(type(given), "mean", counted)
+    found = pace(given)
+    assert seen == [20] * 4
+    assert found.gradient > 0
+    assert found.product > 0
+    assert found.first >= 0
+    seen.clear()
+    assert pace(given, products=False).product == 0
+    assert seen == [20] * 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.0312, "0.031 s"), (9.94, "9.9 s"), (42.4, "42 s"), (600, "10 min"), (9000, "2.5 h")]
+)
+def test_clocks_are_for_people(seconds, shown):
+    assert clock(seconds) == shown
