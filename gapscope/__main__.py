@@ -37,6 +37,10 @@ def _run(words: list[str]) -> int:
     try:
         from gapscope.cli import run
 
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from gapscope.cli.rank import run_as_rank
+
+            return run_as_rank(words, run)
         return run(words)
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):  # Typer and Rich turn it into an exit with 1

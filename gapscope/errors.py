@@ -6,6 +6,7 @@
       ProblemError         L is not a fixed, finite, twice differentiable function of theta
       ReportError          a report is missing, damaged, foreign or from the future
       ComparisonError      two reports do not measure the same thing
+      RankError            one of several processes that measure together has died, hangs or went another way
 
 Every message says what was observed, what was expected, and what to do.  Not errors: a solver that ran
 out of budget (a `Status`), a failed threshold (a verdict).
@@ -37,6 +38,10 @@ class ReportError(GapscopeError):
 
 class ComparisonError(GapscopeError):
     """Two reports do not measure the same thing."""
+
+
+class RankError(GapscopeError):
+    """One of several processes that measure together has died, hangs or went another way."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

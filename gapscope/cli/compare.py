@@ -142,6 +142,25 @@ class Work:
 
     def measure(self, wanted: Sequence[Path], analyzers: Sequence[Any], further: Sequence[Any] = ()) -> None:
         """Measure and write these; what could not be written is a failure for later."""
+        from gapscope.measure.distributed import ALONE, as_ranks, ranks
+        from gapscope.report.atomic import withheld
+
+        group = ranks()
+        if not len(wanted) > group.count > 1:
+            self._measure(wanted, analyzers, further)
+            return
+        mine = wanted[group.share()]
+        with as_ranks(ALONE), withheld(False):  # each process measures some by itself
+            self._measure(mine, analyzers, further)
+        group.wait(f"{len(wanted)} by {len(analyzers)}")
+        for known, paths, failures in group.gathered(
+            ({p: self.known[p] for p in mine}, {p: self.paths[p] for p in mine}, self.failures)
+        ):
+            self.known.update(known)
+            self.paths.update(paths)
+            self.failures.extend(failure for failure in failures if failures is not self.failures)
+
+    def _measure(self, wanted: Sequence[Path], analyzers: Sequence[Any], further: Sequence[Any]) -> None:
         for path in wanted:
             if not self.quiet:
                 print(f"measuring {path}", file=sys.stderr)

@@ -247,12 +247,19 @@ def load(checkpoint: Path, common: Common) -> "Session":
 
 def prepare(checkpoint: Path, common: Common, others: Sequence[Job] = ()) -> Job:
     """Load a checkpoint and find the place of its report; `others` will write theirs first."""
-    if common.output is not None:
-        refuse_unwritable(common.output)
+    from gapscope.measure.distributed import ranks
+
+    if (output := common.output) is not None:
+        ranks().first(lambda: refuse_unwritable(output))
     session = load(checkpoint, common)
-    path = _asked(common.output, session) if common.output else _default(checkpoint, session, others)
-    refuse_unwritable(path)
-    return Job(session, path, common.quiet, common.resume)
+
+    def place() -> Path:
+        path = _asked(common.output, session) if common.output else _default(checkpoint, session, others)
+        refuse_unwritable(path)
+        return path
+
+    # by the files that the first process sees
+    return Job(session, ranks().first(place), common.quiet, common.resume)
 
 
 def refuse_unwritable(path: Path, option: str = "--output") -> None:

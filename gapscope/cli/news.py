@@ -20,6 +20,7 @@ class News:
     """Where the work stands and what could not be measured, on stderr."""
 
     quiet: bool = False
+    later: bool = False  # somebody else says what failed
     failures: dict[str, str] = field(default_factory=dict)  # who -> why
     heard: set[str] = field(default_factory=set)
     alike: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # what happened -> who first, then where else
@@ -37,6 +38,8 @@ class News:
 
         who = f"{what} of {path}" if what else str(path)
         self.failures[who] = str(why)
+        if self.later:
+            return
         nameless = str(why)
         for name in (str(path), path.name, f"{path.stem}.report.h5"):
             nameless = nameless.replace(name, "")

@@ -36,13 +36,14 @@ class Planned:
 
     def run(self) -> "Iterator[tuple[Any, Callable[[], Any], str]]":
         """Yield analyzers as the time then left allows them, how each is run, and why it is skipped, if it is."""
+        from gapscope.measure.distributed import ranks
         from gapscope.measure.plan import fit
 
         for each in self.fits:
             name = each.analyzer.name
             found = each
             if self.budget < math.inf:
-                left = self.started + self.budget - time.monotonic()
+                left = ranks().from_first(self.started + self.budget - time.monotonic())
                 found = fit(self.context.problem(), self.context.analyzers[name], self.speed, left)
             context = replace(self.context, analyzers={**self.context.analyzers, name: found.analyzer})
             yield found.analyzer, partial(context.run, name), found.why
@@ -51,13 +52,15 @@ class Planned:
 def planned(context: "Context", analyzers: Sequence[Any], common: Common) -> Planned:
     """Time one product, and return the plan; the time that this takes is of the budget."""
     from gapscope.measure.context import second_order
+    from gapscope.measure.distributed import ranks
     from gapscope.measure.plan import pace, plan
 
     started = time.monotonic()
     budget = math.inf if common.time_budget is None else parse_seconds(common.time_budget)
     problem = context.problem()
-    speed = pace(problem, products=any(second_order(analyzer) for analyzer in analyzers))
-    fits = plan(problem, analyzers, speed, budget=budget - (time.monotonic() - started))
+    # by one clock: ranks that disagree about what fits would wait for each other
+    speed = ranks().from_first(pace(problem, products=any(second_order(analyzer) for analyzer in analyzers)))
+    fits = plan(problem, analyzers, speed, budget=ranks().from_first(budget - (time.monotonic() - started)))
     return Planned(context, fits, speed, budget, started)
 
 

@@ -20,13 +20,14 @@ def measure_together_and_print(
     paths: Sequence[Path], common: Common, analyzers: Sequence[Any], configuration: Configuration
 ) -> None:
     """Load every checkpoint, measure them together, write the comparison and print it."""
+    from gapscope.measure.distributed import ranks
     from gapscope.measure.interface import measure_together
 
     output = common.output or Path(f"{'-vs-'.join(dict.fromkeys(path.stem for path in paths))}.comparison.h5")
-    refuse_unwritable(output)
+    ranks().first(lambda: refuse_unwritable(output))
     sessions = [load(path, common) for path in paths]
     refuse_unlike(sessions)
-    old = _existing(output, sessions)
+    old = ranks().first(lambda: _existing(output, sessions))
     parts = new_parts(quiet=common.quiet)
     further = configured(needed(analyzers), configuration)
     contexts = [checked(remembered(session, parts), further, quiet=common.quiet) for session in sessions]

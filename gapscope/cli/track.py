@@ -84,6 +84,7 @@ class Work:
 
 def track_and_print(subjects: Sequence[Path], common: Common, own: Own, configuration: Configuration) -> int:
     """Measure what has no report yet, and print the run; exit code 2 where a checkpoint could not be measured."""
+    from gapscope.measure.distributed import ALONE, as_ranks, ranks
     from gapscope.report.trajectory import Trajectory
 
     wanted = analyze.chosen(analyze.Own(only=own.only or CHEAP, skip=own.skip))
@@ -94,32 +95,69 @@ def track_and_print(subjects: Sequence[Path], common: Common, own: Own, configur
         )
     analyzers = configured(wanted, configuration)
     pages.refuse(own.html, own.plot)
-    work = Work(common, News(common.quiet))
-    axis, found = arranged(subjects, common, work.news)
+    news, group = News(common.quiet), ranks()
+    axis, found = arranged(subjects, common, news)
     run = subjects[0] if subjects[0].is_dir() and len(subjects) == 1 else subjects[0].parent
     folder = common.output or Path(f"{run.resolve().name}.track")
 
-    def done() -> str:
-        return f"{len(work.points)} of {len(found)} checkpoints are in {folder}: the same command goes on from there"
-
-    with _made(folder), telling(done), work.news.counting():
-        work.news.tell(f"{len(found)} checkpoints by {axis}; their reports go to {folder}")
-        for number, one in enumerate(found, start=1):
-            work.news.tell(f"{number} of {len(found)}: {one.path}")
-            try:
-                _measure(one, folder / one.report, analyzers, own, work)
-            except GapscopeError as error:
-                work.vector = None
-                work.news.failed(one.path, error)
+    news.tell(f"{len(found)} checkpoints by {axis}; their reports go to {folder}")
+    spent: list[tuple[float, int]] = []
+    with _made(folder):
+        if len(found) > group.count > 1:
+            spent = _deal(found, folder, analyzers, own, Work(common, News(common.quiet, later=True)))
+            if group.rank:
+                return 0
+            group, news = ALONE, News(quiet=True)  # all is measured, and only to be read
+        work = Work(common, news, spent=spent)
+        with as_ranks(group):
+            _measure_all(found, range(len(found)), folder, analyzers, own, work)
     if work.points:
         _show(Trajectory(axis=axis, points=tuple(work.points), name=run.resolve().name), folder, own, work)
     return 2 if work.news.failures else 0
 
 
+def _deal(
+    found: Sequence[Found], folder: Path, analyzers: Sequence[Any], own: Own, work: Work
+) -> list[tuple[float, int]]:
+    """Measure the checkpoints in several processes, each some of them by itself; return what all have spent.
+
+    Each takes neighbours, whose Ritz vectors are near.
+    """
+    from gapscope.measure.distributed import ALONE, as_ranks, ranks
+    from gapscope.report.atomic import withheld
+
+    group = ranks()
+    first, last = (end * len(found) // group.count for end in (group.rank, group.rank + 1))
+    with as_ranks(ALONE), withheld(False):
+        _measure_all(found, range(first, last), folder, analyzers, own, work)
+    group.wait("checkpoints")
+    return [each for one in group.gathered(work.spent) for each in one]
+
+
+def _measure_all(
+    found: Sequence[Found], which: range, folder: Path, analyzers: Sequence[Any], own: Own, work: Work
+) -> None:
+    """Measure one after the other, whatever fails."""
+
+    def done() -> str:
+        return f"{len(work.points)} of {len(which)} checkpoints are in {folder}: the same command goes on from there"
+
+    with telling(done), work.news.counting():
+        for index in which:
+            work.news.tell(f"{index + 1} of {len(found)}: {found[index].path}")
+            try:
+                _measure(found[index], folder / found[index].report, analyzers, own, work)
+            except GapscopeError as error:
+                work.vector = None
+                work.news.failed(found[index].path, error)
+
+
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """Make the folder of the reports, so that no work begins without one, and leave none behind without a report."""
-    there = folder.is_dir()
+    from gapscope.measure.distributed import ranks
+
+    there, first = ranks().first(folder.is_dir), ranks().rank == 0
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -130,7 +168,7 @@ def _made(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not there and not any(folder.iterdir()):
+        if first and not there and not any(folder.iterdir()):
             folder.rmdir()
 
 
@@ -139,6 +177,7 @@ def _made(folder: Path) -> Iterator[None]:
 
 def _measure(one: Found, path: Path, analyzers: Sequence[Any], own: Own, work: Work) -> None:
     """Measure what its report does not hold yet, each analyzer by itself, and add the point."""
+    from gapscope.measure.distributed import ranks
     from gapscope.measure.session import skipped
     from gapscope.report.trajectory import Point
 
@@ -146,7 +185,7 @@ def _measure(one: Found, path: Path, analyzers: Sequence[Any], own: Own, work: W
     with work.news.once():
         session = load(one.path, common)
     _refuse_other(session, work)
-    old = _report_at(path, session)
+    old = ranks().first(lambda: _report_at(path, session))
     ready = {a.name for a in analyzers if old and _is_ready(old, skipped(a, session.seed, ""), a, own, common)}
     results = {name: old.results[name] for name in ready if old}  # what is there with other settings does not count
     start, work.vector = work.vector, None

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from gapscope.measure.distributed import Ranks
     from gapscope.report.file import Report
-    from gapscope.training.parallel import Ranks
     from gapscope.training.recipe import Recipe
     from gapscope.training.regimes import Run, Task
     from gapscope.training.trainer import Running, Trained
@@ -104,20 +104,19 @@ def train_and_save(options: TrainOptions) -> int:
     """Train, save, and say why training stopped; exit code 2 where a regime did not come to the loss."""
     import torch
 
+    from gapscope.measure.distributed import local_device, ranks
     from gapscope.measure.session import device_named
-    from gapscope.training.parallel import local_device, ranks
 
     recipe = _recipe(options)
     _refuse_nonsense(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = device_named(local_device(options.device))
-    with ranks(device) as group:
-        job = _Job(options, _task(options), device, group)
-        if options.regimes is None and options.seeds == 1:
-            job.alone(recipe, options.output or Path("checkpoint.pt"))
-            return 0
-        return job.several(recipe)
+    job = _Job(options, _task(options), device, ranks())
+    if options.regimes is None and options.seeds == 1:
+        job.alone(recipe, options.output or Path("checkpoint.pt"))
+        return 0
+    return job.several(recipe)
 
 
 def _recipe(options: TrainOptions) -> "Recipe":

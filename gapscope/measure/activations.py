@@ -105,7 +105,7 @@ def layers(problem: Problem, view: View = "flat") -> tuple[tuple[Layer, ...], tu
     """
     named = _candidates(problem.model)
     watched = _Watch({module: name for name, module in named.items()})
-    batch = next(problem.slices(min(2, problem.samples)))
+    batch = problem._batch(0, min(2, problem.samples))
     with problem.measuring(), _hooked((FUNCTION, *problem.model.modules()), watched):
         _forward(problem, batch.inputs)
     found = []
@@ -288,7 +288,7 @@ class Plan:
         for group in self.passes:
             kept = _stream(self, group)
             for layer in group:
-                yield Measured(layer, kept.pop(layer.name).spectra())
+                yield Measured(layer, kept.pop(layer.name).joined(self.problem.device).spectra())
 
 
 def _peak(group: Sequence[Layer]) -> int:

@@ -66,6 +66,13 @@ def placed(inputs: Inputs, device: torch.device, dtype: torch.dtype) -> Inputs:
     return mapped(inputs, lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype))
 
 
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return real numbers in the dtype given, complex ones in twice its width, others as they are."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
 def pieces(inputs: Inputs, targets: Tensor, size: int) -> Iterator[tuple[Any, Tensor]]:
     """Yield up to `size` samples at a time."""
     for start in range(0, len(targets), size):

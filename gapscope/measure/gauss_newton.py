@@ -23,6 +23,7 @@ from torch.nn.functional import one_hot
 from gapscope.errors import ProblemError
 from gapscope.measure import products
 from gapscope.measure.batches import Batch, Inputs, pieces, single
+from gapscope.measure.distributed import ranks
 from gapscope.measure.samples import Parts, Samples, _accepted, _stack, _vectorized, matrix
 from gapscope.results import CHUNKS
 
@@ -77,7 +78,8 @@ def diagonal(problem: "Problem") -> Diagonal:
             start += len(y)
         return total
 
-    return Diagonal(problem.mean(collect), sums)
+    mean = problem.mean(collect)
+    return Diagonal(mean, None if sums is None else ranks().total(sums))
 
 
 def bent(problem: "Problem") -> tuple[str, ...]:

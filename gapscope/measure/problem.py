@@ -20,10 +20,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gapscope.errors import ProblemError
 from gapscope.measure import differentiable, gauss_newton, products
 from gapscope.measure.batches import Batch as Batch  # part of what a problem is: `mean` hands them out
-from gapscope.measure.batches import Inputs, called, mapped, placed, scores, taken, tensors
+from gapscope.measure.batches import Inputs, called, in_dtype, mapped, placed, scores, taken, tensors
 from gapscope.measure.batchnorm import re_estimated
 from gapscope.measure.blocks import Blocks, Kept
 from gapscope.measure.derivatives import Derivatives, examine
+from gapscope.measure.distributed import ranks
 from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.losses import Loss
 from gapscope.measure.monitor import Monitor
@@ -132,7 +133,7 @@ class Problem:
     @cached_property
     def derivatives(self) -> Derivatives:
         """Return how products are taken, exactly or by differences: found on a micro-batch when first asked."""
-        return self.examined or examine(self)
+        return self.examined or ranks().from_first(examine(self))
 
     @cached_property
     def bound(self) -> Loss:
@@ -196,28 +197,38 @@ class Problem:
         if self.batch_size is not None:
             return min(self.batch_size, self.samples)
         fitting = max(1, self.micro_bytes // self.graph_bytes_per_sample)
-        return min(self.samples, 1 << (fitting.bit_length() - 1))
-
-    def slices(self, size: int) -> Iterator[Batch]:
-        """Yield the data in order, `size` samples at a time, on the device."""
-        for start in range(0, self.samples, size):
-            yield self._batch(start, min(start + size, self.samples))
+        return ranks().even(self.samples, min(self.samples, 1 << (fitting.bit_length() - 1)))
 
     def mean(self, per_batch: Callable[[Batch], Tensor], passes: int = 1) -> Tensor:
         """Return 1/N times the total, in float64, of what `per_batch` sums over its micro-batch, `passes` of them.
 
         Sums, not means: a short last micro-batch then weighs what it should by construction.
         """
-        total: Tensor | None = None
-        with self.measuring():
-            for batch in self.slices(self.micro_batch):
-                part = per_batch(batch)
-                if part.device.type == "mps":  # no float64 there
-                    part = part.cpu()
-                total = part.double() if total is None else total.add_(part)
-                self.monitor.tick(passes * (batch.stop - batch.start) / self.samples)
-        assert total is not None
-        return total / self.samples
+        size, group = self.micro_batch, ranks()
+        starts = range(0, self.samples, size)[group.share()]
+
+        def own() -> Tensor | None:
+            total: Tensor | None = None
+            with self.measuring():
+                for start in starts:
+                    part = per_batch(self._batch(start, min(start + size, self.samples)))
+                    if part.device.type == "mps":  # no float64 there
+                        part = part.cpu()
+                    total = part.double() if total is None else total.add_(part)
+                    self.monitor.tick(passes / len(starts))
+            return total
+
+        return group.summed(own, self.device) / self.samples
+
+    def mean_and_rows(self, per_batch: Callable[[Batch], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return the mean, and what `per_batch` returns of every sample beside the sum: rows (N, ...) on the CPU."""
+        rows: dict[int, Tensor] = {}
+
+        def keeping(batch: Batch) -> Tensor:
+            total, rows[batch.start] = per_batch(batch)
+            return total
+
+        return self.mean(keeping), ranks().in_order(rows, self.samples)
 
     # --- L and its derivatives ----------------------------------------------------------------------------------
 
@@ -230,21 +241,18 @@ class Problem:
 
         None in the place of the latter where the loss knows no right and wrong.
         """
-        judge = self.bound.correct
-        parameters, losses, rights = self._split(theta), [], []
+        judge, parameters = self.bound.correct, self._split(theta)
 
-        def collect(batch: Batch) -> Tensor:
+        def collect(batch: Batch) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
                 micro = self._micro(batch)
                 outputs = micro.outputs(parameters)
-                losses.append(micro.losses(outputs).double().cpu())
-                if judge is not None:
-                    rights.append(judge(outputs, batch.targets).double().cpu())
-            return losses[-1].sum()
+                columns = [micro.losses(outputs), *([judge(outputs, batch.targets)] if judge is not None else [])]
+            rows = torch.stack([column.double().cpu() for column in columns], 1)
+            return rows[:, 0].sum(), rows
 
-        self.mean(collect)
-        right = np.asarray(torch.cat(rights).numpy()) if judge is not None else None
-        return np.asarray(torch.cat(losses).numpy()), right
+        rows = self.mean_and_rows(collect)[1].numpy()
+        return rows[:, 0].copy(), rows[:, 1].copy() if judge is not None else None
 
     def loss(self, theta: Tensor | None = None) -> float:
         """Return L(theta)."""
@@ -253,16 +261,13 @@ class Problem:
     def loss_and_gradient(self, theta: Tensor | None = None) -> tuple[float, Tensor]:
         """Return L(theta) and its gradient (n,), from one pass."""
         parameters = self._split(theta)
-        total = 0.0
 
-        def add(batch: Batch) -> Tensor:
-            nonlocal total
+        def add(batch: Batch) -> tuple[Tensor, Tensor]:
             slopes, losses = products.gradient(self._micro(batch), parameters)
-            total += float(losses.sum(dtype=torch.float32 if self.device.type == "mps" else torch.float64))
-            return self.parameters.flatten(slopes)
+            return self.parameters.flatten(slopes), losses
 
-        gradient = self._vector(self.mean(add))
-        return total / self.samples, gradient
+        gradient, losses = self.mean_and_rows(add)
+        return float(losses.mean()), self._vector(gradient)
 
     def gradient(self, theta: Tensor | None = None) -> Tensor:
         """Return the gradient of L (n,)."""
@@ -393,10 +398,3 @@ class Problem:
 
     def _vector(self, total: Tensor) -> Tensor:
         return total.to(self.device, self.dtype) if total.device != self.device else total.to(self.dtype)
-
-
-def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return real numbers in the dtype given, complex ones in twice its width, others as they are."""
-    if tensor.is_complex():
-        return tensor.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gapscope.errors import UsageError
+from gapscope.measure.distributed import ranks
 from gapscope.results import Array
 
 # rows of a block, in columns of the matrix: an eighth more work than one factorization, a ninth of its memory
@@ -165,6 +166,20 @@ class Gram:
             self.least, self.greatest = self.least.minimum(block.amin(0)), self.greatest.maximum(block.amax(0))
             self.columns += len(block)
 
+    def joined(self, device: torch.device) -> "Gram":
+        """Add up what each process has seen."""
+        group = ranks()
+        if group.count == 1:
+            return self
+        own = None if self.gram is None else torch.cat([self.gram, self.sums[None]])
+        whole = group.summed(lambda: own, device)
+        self.gram, self.sums = whole[:-1], whole[-1]
+        seen = group.gathered((self.columns, *((self.least.cpu(), self.greatest.cpu()) if self.columns else ())))
+        self.least = torch.stack([one[1] for one in seen if one[0]]).amin(0)
+        self.greatest = torch.stack([one[2] for one in seen if one[0]]).amax(0)
+        self.columns = sum(one[0] for one in seen)
+        return self
+
     def spectra(self) -> Spectra:
         """Take both spectra from the one Gram matrix: A P A' = A A' - s s' / columns."""
         assert self.gram is not None
@@ -192,6 +207,24 @@ class Columns:
         """Add columns, given as rows (columns, units); copied, because an activation may write in place."""
         if len(matrix):
             self.parts.append(matrix.clone())
+
+    def joined(self, device: torch.device) -> "Columns":
+        """Put together what each process has seen."""
+        group = ranks()
+        if group.count == 1:
+            return self
+        lengths = group.gathered(sum(map(len, self.parts)))
+        before, own = sum(lengths[: group.rank]), lengths[group.rank]
+
+        def placed() -> Tensor | None:
+            if not self.parts:
+                return None
+            whole = self.parts[0].new_zeros(sum(lengths), self.parts[0].shape[1])
+            whole[before : before + own] = torch.cat(self.parts)
+            return whole
+
+        self.parts = [group.summed(placed, device)]
+        return self
 
     def spectra(self) -> Spectra:
         """Factor A = Q R: the singular values of A P are those of R P."""

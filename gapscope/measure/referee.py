@@ -36,7 +36,7 @@ def pyhessian_top(problem: Problem, *, tolerance: float = 1e-4, steps: int = 300
         nothing = torch.stack([0.0 * p.square().sum() for p in trainable]).sum()
         return problem.bound.per_sample(scores(outputs), targets).mean() + nothing
 
-    whole = next(iter(problem.slices(problem.samples)))
+    whole = problem._batch(0, problem.samples)
     modes = [(module, module.training) for module in problem.model.modules()]
     gradients = [(p, p.grad) for p in problem.model.parameters()]
     try:

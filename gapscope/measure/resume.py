@@ -11,6 +11,7 @@ off.  Nothing in it is executable.
 import hashlib
 import io
 import json
+import math
 import os
 import struct
 import time
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gapscope.measure.distributed import ranks
 from gapscope.results import Array
 
 SAVE_SECONDS = 60.0  # work younger than this is not worth a file; and a machine that loses power loses this much more
@@ -35,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Parts:
-    """What is finished of one run; without `begin` nothing is kept.
+    """What is finished of one run; without `begin` nothing is kept.  Of ranks, the first has the file.
 
     Cost: while a file is kept, a digest of every vector that goes in and one write of every one that comes out; the
     file grows to about the size of the Krylov basis.  Values: tensors, arrays, numbers, None, and tuples of them.
@@ -49,6 +51,7 @@ class Parts:
     _begun: float = 0.0
     _synced: float = 0.0
     _inside: bool = True  # nothing is kept before the beginning
+    _going_on: bool = False  # from what an earlier run kept; the same in all ranks
     _proven: bool = False
 
     @property
@@ -66,24 +69,24 @@ class Parts:
         self.path = report.with_name(f"{report.name}.state")
         self._facts = json.dumps(facts, sort_keys=True, default=str).encode()
         self._begun = self._synced = time.monotonic()
-        self._proven = False
-        if self.path.is_file() and not resume:
+        self._going_on = self._proven = False
+        if resume:
+            self._going_on = ranks().first(self._open)
+        elif self.path.is_file():
             self.say(
                 f"{self.path.name} holds work that was interrupted: with `--resume` this command goes on from it. "
                 "Without, everything is measured anew, and the file is replaced."
             )
-        elif resume:
-            self._open()
 
     def recall(self, key: Callable[[], str], compute: Callable[[], T], device: torch.device = CPU) -> T:
         """Return what `compute` returns, from the file where it is there; parts inside a part are not kept.
 
         Tensors that were on a device come back to this one.
         """
-        if self._inside or self.path is None or not self._due():
+        if self._inside or self.path is None or not (self._due() or self._going_on):
             return compute()
         mark = hashlib.blake2b(key().encode(), digest_size=_KEY).digest()
-        stored = self._read(mark)
+        stored = ranks().first(lambda: self._read(mark)) if self._going_on else None
         if stored is not None and self._proven:
             value: T = _decoded(stored, device)
             return value
@@ -117,7 +120,7 @@ class Parts:
     def forget(self) -> None:
         """Remove the file, also one of an earlier run: the report holds everything now."""
         self.close()
-        if self.path is not None and self._writes:
+        if self.path is not None and not ranks().rank:
             _unlink(self.path)
 
     def close(self) -> None:
@@ -127,24 +130,18 @@ class Parts:
 
     # --- the file
 
-    @property
-    def _writes(self) -> bool:
-        """Return whether this process writes: of several that measure together, the first; all of them read."""
-        return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
-            torch.distributed.get_rank() == 0
-        )
-
     def _due(self) -> bool:
         """Return whether parts are kept by now; a run makes its file when it is old enough."""
-        if self._file is None and self._writes and time.monotonic() - self._begun >= SAVE_SECONDS:
+        if self._file is None and not ranks().rank and time.monotonic() - self._begun >= SAVE_SECONDS:
             self._start()
         return self._file is not None
 
     def _start(self) -> None:
         """Make the file anew."""
         self._drop()
+        self._going_on = False
         assert self.path is not None
-        if not self._writes:
+        if ranks().rank:
             return
         try:
             self._file = self.path.open("w+b", buffering=0)
@@ -154,31 +151,31 @@ class Parts:
             return
         self._append(self._facts)
 
-    def _open(self) -> None:
+    def _open(self) -> bool:
         """Find the records of an earlier run, if it measured the same, and cut off a torn end."""
         assert self.path is not None
         try:
-            file = self.path.open("r+b" if self._writes else "rb", buffering=0)
+            file = self.path.open("r+b", buffering=0)
         except FileNotFoundError:
             self.say(f"There is no {self.path.name} to go on from: everything is measured anew.")
-            return
+            return False
         except OSError as error:
             self.say(f"{self.path.name} cannot be read ({error.strerror}): everything is measured anew.")
-            return
+            return False
         places, end = _scanned(file)
         found = _at(file, places[0]) if places else None
         if found != self._facts:
             file.close()
             self.say(f"{self.path.name} was left aside: {_apart(found, self._facts)}. Everything is measured anew.")
-            return
-        if self._writes:
-            file.truncate(end)
+            return False
+        file.truncate(end)
         self._file = file
         for start, size in places[1:]:
             file.seek(start)
             self._known[file.read(_KEY)] = (start, size)
         file.seek(end)
         self.say(f"resumed: {len(self._known)} finished parts are in {self.path.name}")
+        return True
 
     def _read(self, mark: bytes) -> bytes | None:
         """Return the value of a key, or None; a record that was damaged is none."""
@@ -189,7 +186,7 @@ class Parts:
         return None if found is None else found[_KEY:]
 
     def _append(self, record: bytes) -> None:
-        if self._file is None or not self._writes:
+        if self._file is None:
             return
         try:
             # one write: a kill tears at most the last record
@@ -205,7 +202,8 @@ class Parts:
     def _give_up(self, error: OSError) -> None:
         """Go on without a file: a full disk must not end the work, and the report will want the room."""
         assert self.path is not None
-        self.close()
+        self._drop()
+        self._begun = math.inf  # no other file; what other ranks ask this one for is not there
         _unlink(self.path)
         self.say(f"{self.path.name} cannot be written ({error.strerror}): the work goes on, but cannot be resumed.")
 

@@ -47,26 +47,23 @@ class Samples:
 
         Cost: 3.5 (multilayer perceptron) to 8.5 (ResNet-20) gradients; it is the product that verifies an eigenpair.
         """
-        direction, rows = self._layout.split(v), []
+        direction = self._layout.split(v)
 
-        def collect(batch: Batch) -> Tensor:
+        def collect(batch: Batch) -> tuple[Tensor, Tensor]:
             product, along = self._ways.curvature_along(self.problem._micro(batch), self._leaves, direction)
-            rows.append(along.double().cpu())
-            return self._layout.flatten(product)
+            return self._layout.flatten(product), along
 
-        product = self._mean(collect)
-        return product, _array(rows)
+        return self._mean_and_rows(collect)
 
     def slopes_along(self, v: Tensor) -> Array:
         """Return g_i'v of every sample (N,), whose mean is G'v; costs 1.7 to 3 gradients."""
-        direction, rows = self._layout.split(v), []
+        direction = self._layout.split(v)
 
-        def collect(batch: Batch) -> Tensor:
-            rows.append(self._ways.slopes_along(self.problem._micro(batch), self._leaves, direction).double().cpu())
-            return rows[-1].sum()
+        def collect(batch: Batch) -> tuple[Tensor, Tensor]:
+            slopes = self._ways.slopes_along(self.problem._micro(batch), self._leaves, direction)
+            return slopes.sum(), slopes
 
-        self._mean(collect)
-        return _array(rows)
+        return self._mean_and_rows(collect)[1]
 
     def weighted_gradient(self, weights: Tensor) -> Tensor:
         """Return 1/N sum_i w_i g_i (n,) for weights (N,); costs one gradient."""
@@ -77,7 +74,7 @@ class Samples:
             )
             return self._layout.flatten(part)
 
-        return self._mean(add)
+        return self.problem._vector(self.problem.mean(add))
 
     def gradient_squares(self, center: Tensor | None) -> tuple[Array, Tensor]:
         """Return |g_i - center|^2 of every sample and layer (N, layers), in the order of `blocks()`, and G (n,).
@@ -88,18 +85,17 @@ class Samples:
         self._require_independence()
         middle = None if center is None else self._layout.split(center)
         piece = self._piece(_GRADIENT_VECTORS)
-        rows = []
 
-        def collect(batch: Batch) -> Tensor:
-            total = _Sum()
+        def collect(batch: Batch) -> tuple[Tensor, Tensor]:
+            total, rows = _Sum(), []
             for x, y in pieces(batch.inputs, batch.targets, piece):
                 parts = self._gradients_together(x, y) if self._gradients_agree else self._gradients_alone(x, y)
                 total.add(parts)
                 rows.append(self._squares(parts, middle))
-            return total.flat()
+            return total.flat(), torch.cat(rows)
 
-        mean = self._mean(collect)
-        return _array(rows), mean
+        mean, rows = self._mean_and_rows(collect)
+        return rows, mean
 
     def curvature_squares(self, v: Tensor, center: Tensor | None) -> tuple[Array, Tensor]:
         """Return |d_i|^2 of every sample (N,), d_i = H_i v - center, and 1/N sum_i H_i d_i (n,).
@@ -112,19 +108,18 @@ class Samples:
         direction = self._layout.split(v.to(self.problem.dtype))
         middle = None if center is None else self._layout.split(center)
         piece = self._piece(_CURVATURE_VECTORS)
-        rows = []
 
-        def collect(batch: Batch) -> Tensor:
-            total = _Sum()
+        def collect(batch: Batch) -> tuple[Tensor, Tensor]:
+            total, rows = _Sum(), []
             for x, y in pieces(batch.inputs, batch.targets, piece):
                 curvatures = self._curvatures_together if self._curvatures_agree else self._curvatures_alone
                 apart, twice = curvatures(x, y, direction, middle)
                 total.add(twice)
                 rows.append(self._squares(apart, None).sum(1))
-            return total.flat()
+            return total.flat(), torch.cat(rows)
 
-        mean = self._mean(collect)
-        return _array(rows), mean
+        mean, rows = self._mean_and_rows(collect)
+        return rows, mean
 
     # --- the two ways ---------------------------------------------------------------------------------------------
 
@@ -227,8 +222,9 @@ class Samples:
     def _micro(self, inputs: Inputs, targets: Tensor) -> products.Micro:
         return self.problem._micro(Batch(inputs, targets, 0, len(targets)))
 
-    def _mean(self, per_batch: Callable[[Batch], Tensor]) -> Tensor:
-        return self.problem._vector(self.problem.mean(per_batch))
+    def _mean_and_rows(self, per_batch: Callable[[Batch], tuple[Tensor, Tensor]]) -> tuple[Tensor, Array]:
+        mean, rows = self.problem.mean_and_rows(per_batch)
+        return self.problem._vector(mean), np.asarray(rows.numpy())
 
     def _piece(self, vectors: int) -> int:
         """Return how many samples are differentiated together, each by itself, with so many vectors (n,) each."""
@@ -299,10 +295,6 @@ def _norms(rows: Tensor) -> Tensor:
 def matrix(part: Tensor) -> Tensor:
     """Return one parameter's numbers for every sample (B, size); one of 0 dimensions has one."""
     return part.reshape(len(part), -1)
-
-
-def _array(rows: list[Tensor]) -> Array:
-    return np.asarray(torch.cat(rows).numpy())
 
 
 def _less(parts: Parts, center: Parts | None) -> Parts:

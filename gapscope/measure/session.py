@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import platform
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from gapscope.errors import LoadError, UsageError
 from gapscope.measure import differentiable
 from gapscope.measure.checks import check
 from gapscope.measure.context import Analyzer, Context, Subject, second_order
+from gapscope.measure.distributed import local_device, ranks
 from gapscope.measure.loading import Loaded, Request, load
 from gapscope.measure.monitor import Monitor
 from gapscope.measure.problem import CHUNK_SEED, DEFAULT_MEMORY_BUDGET, BatchNorm, Hvp, Origin, Problem
@@ -98,7 +100,7 @@ class Session:
             "python": platform.python_version(),
             "device": f"{problem.device.type} ({name})",
             "threads": torch.get_num_threads(),
-            "world_size": 1,
+            "world_size": ranks().count,
             "micro_batch": problem.micro_batch,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
@@ -186,14 +188,17 @@ def _settings(analyzer: Analyzer, seed: int) -> dict[str, Any]:
 
 def open_session(request: Request, execution: Execution, monitor: Monitor | None = None) -> Session:
     """Load a checkpoint and its data and place them; raises LoadError, UsageError or ProblemError."""
-    monitor = monitor or Monitor()
+    return _alike(ranks().agreed(lambda: _opened(request, execution, monitor or Monitor())))
+
+
+def _opened(request: Request, execution: Execution, monitor: Monitor) -> Session:
     if execution.threads is not None:
         if execution.threads < 1:
             raise UsageError(f"There are {execution.threads} threads. Expected 1 or more. Mend `--threads`.")
         torch.set_num_threads(execution.threads)
     if request.setup is not None:
         return Session(_set_up(request, execution, monitor), execution.seed, monitor)
-    device = device_named(execution.device)
+    device = device_named(local_device(execution.device))
     if device.type == "mps" and execution.dtype == "float64":
         raise UsageError("The device mps has no float64. Expected `--dtype float32` there, or `--device cpu`.")
     loaded = load(request)
@@ -222,6 +227,26 @@ def open_session(request: Request, execution: Execution, monitor: Monitor | None
     if execution.threads is None and device.type == "cpu" and measured.size * measured.samples < SMALL_WORK:
         torch.set_num_threads(1)
     return Session(measured, execution.seed, monitor, loaded.notes)
+
+
+def _alike(session: Session) -> Session:
+    """Raise LoadError where processes that measure together have read different things: a factory may draw its own."""
+    group, problem = ranks(), session.problem
+    if group.count == 1:
+        return session
+    digest = 0
+    for tensor in problem.model.state_dict().values():
+        digest = zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy(), digest)
+    split = [one.data.fingerprint for one in Subject.of(problem).problems.values()]
+    facts = group.gathered({"data": split, "weights or buffers": digest})
+    for rank, other in enumerate(facts):
+        for what, value in other.items():
+            if value != facts[0][what]:
+                raise LoadError(
+                    f"Rank {rank} has other {what} than rank 0. Expected the same in each. Give every rank the same "
+                    "files, and a seed of its own to whatever draws random numbers in a factory."
+                )
+    return session
 
 
 def _set_up(request: Request, execution: Execution, monitor: Monitor) -> Problem:

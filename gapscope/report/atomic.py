@@ -3,9 +3,22 @@
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from gapscope.errors import ReportError
+
+_withheld = [False]  # the innermost last
+
+
+@contextlib.contextmanager
+def withheld(yes: bool) -> Iterator[None]:
+    """Write nothing meanwhile: of several processes that find the same one writes."""
+    _withheld.append(yes)
+    try:
+        yield
+    finally:
+        _withheld.pop()
 
 
 def replace(path: str | os.PathLike[str], content: bytes, *, option: str = "--output") -> None:
@@ -16,6 +29,8 @@ def replace(path: str | os.PathLike[str], content: bytes, *, option: str = "--ou
 
     Raises: ReportError if the place cannot be written; what was there is then unchanged.
     """
+    if _withheld[-1]:
+        return
     path = Path(os.path.realpath(path))
     if os.path.exists(path) and not os.path.isfile(path):  # renaming onto /dev/null would delete the device
         raise ReportError(f"{path} is not a regular file. Expected a regular file. Name one with `{option}`.")

@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gapscope.errors import UsageError
 from gapscope.measure.batches import Inputs, called, mapped, placed, scores, taken
+from gapscope.measure.distributed import ALONE, Ranks
 from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.losses import Loss, PerSample
-from gapscope.training.parallel import ALONE, Ranks
 from gapscope.training.recipe import Recipe
 from gapscope.training.remedies import adversarial, augmented, discarded_mean
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gapscope.errors import UsageError
 from gapscope.measure.batches import called, pieces, placed, scores
+from gapscope.measure.distributed import ALONE, Ranks
 from gapscope.measure.loading.checkpoints.checkpoint import save_checkpoint
 from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.losses import Loss
@@ -26,7 +27,6 @@ from gapscope.training.layer_curvature import LayerCurvature
 from gapscope.training.log import Log, TrainingLog
 from gapscope.training.optimizers import make_optimizer
 from gapscope.training.optimizers.layerwise import CURVED, LayerwiseSGD
-from gapscope.training.parallel import ALONE, Ranks
 from gapscope.training.recipe import Progress, counted
 from gapscope.training.recipe import Recipe as Recipe
 from gapscope.training.remedies import Proximal

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from gapscope.errors import UsageError
+from gapscope.measure.distributed import Ranks
 from gapscope.measure.loading import Trust, build_loss, load_data
 from gapscope.training.gradient import Batch, Objective
-from gapscope.training.parallel import Ranks
 from gapscope.training.recipe import Recipe
 
 CPU = torch.device("cpu")

@@ -1,4 +1,3 @@
-import itertools
 import subprocess
 import sys
 
@@ -7,7 +6,6 @@ import pytest
 import torch
 
 from gapscope.measure.loading import Trust, load_data
-from gapscope.training.parallel import ALONE, Ranks, local_device, ranks
 
 NET = """
 from torch import nn
@@ -66,20 +64,3 @@ def test_two_processes_train_as_one_does(folder):
     losses = [found["gapscope"]["training"]["train_loss"] for found in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=slack)
     assert sorted(path.name for path in folder.glob("two*")) == ["two.pt", "two.training.h5"]
-
-
-def test_one_process_by_itself_is_alone(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with ranks(torch.device("cpu")) as group:
-        assert group is ALONE
-    vector = torch.arange(3.0)
-    assert group.total(vector) is vector
-    assert group.from_first("here") == "here"
-    assert local_device("auto") == "auto"
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 8])
-def test_shares_are_the_whole_and_differ_by_one_at_most(size):
-    shares = [list(range(size))[Ranks(rank, 3).share()] for rank in range(3)]
-    assert sorted(itertools.chain.from_iterable(shares)) == list(range(size))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
