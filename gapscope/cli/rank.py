@@ -36,6 +36,7 @@ def run_as_rank(words: list[str], run: Callable[[list[str]], int]) -> int:
                 code = run(words)
             group.wait("end")
         except (Exception, SystemExit) as error:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends, and says why
             if group.speaks():
                 sys.stderr = loud
                 atexit.register(group.spoken)

@@ -204,11 +204,11 @@ class Problem:
 
         Sums, not means: a short last micro-batch then weighs what it should by construction.
         """
-        size, group = self.micro_batch, ranks()
-        starts = range(0, self.samples, size)[group.share()]
 
         def own() -> Tensor | None:
             total: Tensor | None = None
+            size = self.micro_batch
+            starts = range(0, self.samples, size)[ranks().share()]
             with self.measuring():
                 for start in starts:
                     part = per_batch(self._batch(start, min(start + size, self.samples)))
@@ -218,7 +218,7 @@ class Problem:
                     self.monitor.tick(passes / len(starts))
             return total
 
-        return group.summed(own, self.device) / self.samples
+        return ranks().summed(own, self.device) / self.samples
 
     def mean_and_rows(self, per_batch: Callable[[Batch], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return the mean, and what `per_batch` returns of every sample beside the sum: rows (N, ...) on the CPU."""
