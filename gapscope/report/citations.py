@@ -58,26 +58,42 @@ DEFINITIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+STUDIES = {  # the papers that studies repeat
+    "keskar": "keskar2017large",
+    "oyedotun": "oyedotun2022new",
+    "gao-zhong": "gao2020study",
+    "dai-zhu": "dai2018towards",
+    "sngm": "zhao2020stochastic",
+}
+
+
 def analyzers(content: Report | Comparison) -> list[str]:
-    """Return the names of what was measured, each once, in the order in which it is shown."""
-    compared = [] if isinstance(content, Report) else [row.path.partition("/")[0] for row in content.rows]
-    return list(dict.fromkeys((*compared, *content.results)))
+    """Return the names of what was measured, each once, in the order in which it is shown.
+
+    A study has its own parts first, then what measured its runs.
+    """
+    if isinstance(content, Comparison):
+        return list(dict.fromkeys((*(row.path.partition("/")[0] for row in content.rows), *content.results)))
+    return list(dict.fromkeys((*content.results, *str(content.identity.get("analyzers", "")).split())))
 
 
 def citation(content: Report | Comparison) -> str:
     """Return a paragraph on the methods and the BibTeX entries of the definitions that were used."""
     text = files("gapscope.report").joinpath("citations.bib").read_text(encoding="utf-8")
     entries = {re.split("[{,]", entry, maxsplit=2)[1]: entry for entry in text.strip().split("\n\n")}
-    keys = dict.fromkeys(key for name in analyzers(content) for key in DEFINITIONS.get(name, ("", ()))[1])
+    paper = STUDIES.get(str(content.identity.get("study"))) if isinstance(content, Report) else None
+    used = (key for name in analyzers(content) for key in DEFINITIONS.get(name, ("", ()))[1])
+    keys = dict.fromkeys((*filter(None, (paper,)), *used))
     return "\n\n".join((printable(methods(content)), *(entries[key] for key in keys)))
 
 
 def methods(content: Report | Comparison) -> str:
     """Return what was measured, on what, how, with which settings and versions, as one paragraph."""
     subject = content if isinstance(content, Report) else content.subjects[0]
+    study = "study" in subject.identity  # whose own parts are worked out of what was measured
     parts = [
         f"{_who(content)} measured with gapscope{_versions(content.environment)}{_on(subject.conditions)}.",
-        *(_how(name, content.results.get(name)) for name in analyzers(content)),
+        *(_how(name, content.results.get(name)) for name in analyzers(content) if name in DEFINITIONS or not study),
     ]
     return " ".join(parts)
 

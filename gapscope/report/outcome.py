@@ -210,7 +210,12 @@ def outcome_report(outcome: Outcome) -> Report:
     """Return an outcome as a report: the claims as a record of their own, and one per part with all of its notes."""
     parts = [replace(part.record, notes=(*part.notes, *part.record.notes)) for part in outcome.parts]
     return Report(
-        identity={"checkpoint": outcome.title, "study": outcome.study, "source": outcome.source},
+        identity={
+            "checkpoint": outcome.title,
+            "study": outcome.study,
+            "source": outcome.source,
+            "analyzers": " ".join(outcome.analyzers),
+        },
         training={},
         conditions=outcome.conditions,
         environment=outcome.environment,

@@ -155,7 +155,7 @@ def test_a_file_keeps_the_claims_and_every_number(tmp_path):
     write(report, tmp_path / "study.h5")
     found = read_report(tmp_path / "study.h5")
     assert list(found.results) == [CLAIMS, "toy-sweep"]
-    assert found.identity == {"checkpoint": shown.title, "study": "toy", "source": "A et al. 2020"}
+    assert found.identity == {"checkpoint": shown.title, "study": "toy", "source": "A et al. 2020", "analyzers": "gap"}
     verdicts = found.results[CLAIMS].quantities["verdict"]
     assert verdicts.value.tolist() == [1, -1, 0]
     assert verdicts.doc.startswith("1 where a claim shows here, -1 where it does not")
