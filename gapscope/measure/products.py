@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gapscope.measure.twice import Twice
+
 Leaves = Sequence[Tensor]
 Product = Callable[[Leaves], list[Tensor]]  # v -> A v, both cut into the shapes of the parameters
 ALL = slice(None)
@@ -118,8 +120,8 @@ def hessian(micro: Micro, parameters: Leaves, which: slice = ALL) -> Graph:
     """Return v -> H v, or H[which, which] v, for the sum of losses, with the graph of the gradient kept."""
     leaves = leaves_of(parameters[which])
     everything = [p.detach() for p in parameters]
-    everything[which] = leaves
-    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+    everything[which] = [leaf.view_as(leaf) for leaf in leaves]  # `twice` asks the engine, which knows no leaves
+    with sdpa_kernel(SDPBackend.MATH), Twice():  # the fused attention kernels have no second derivative
         slopes = _grad(micro.losses(micro.outputs(everything)).sum(), leaves, create_graph=True)
     return Graph(slopes, leaves)
 
