@@ -13,15 +13,8 @@ if TYPE_CHECKING:
     from gapscope.measure.solvers.lanczos import Eigenpairs
 
 TOP_SAMPLES = 10
-WIDER = "wider of the recomputed residual and the distance to the upper bound that holds with probability 1 -"
-WARM = (
-    "warm start: Lanczos began at the Ritz vector of another checkpoint, so no bound from above holds with any "
-    "probability; the error is the residual alone, a larger eigenvalue may have been missed, and nothing says how far "
-    "the smallest lies below the bottom one"
-)
 REMEDIES = {
     "matvecs": "the products ran out; raise `--max-matvecs`",
-    "memory": "the Krylov basis filled its memory; raise `--memory-budget`",
     "precision": "rounding allows no smaller residual; take `--dtype float64` or a larger `--tolerance`",
 }
 
@@ -48,8 +41,9 @@ class Eigenvalues:
     """Top eigenvalues of the Hessian of the loss, by Lanczos, with an upper bound that holds with probability 1 -
     delta.
 
-    Largest algebraic, not largest in magnitude.  The iteration stops when the recomputed residual and the bound
-    are both within the tolerance.  Not invariant to rescaling the layers: read it beside the loss level.
+    Largest algebraic, not largest in magnitude.  The iteration stops when that bound, and for the lower of several
+    their recomputed residuals, are within the tolerance.  Not invariant to rescaling the layers: read it beside the
+    loss level.
     """
 
     name: ClassVar[str] = "eigenvalues"
@@ -58,8 +52,8 @@ class Eigenvalues:
     incidental: ClassVar[tuple[str, ...]] = ("referee",)
 
     k: Annotated[int, "how many of the largest eigenvalues"] = 1
-    tolerance: Annotated[float, "relative tolerance on residual and upper bound"] = 1e-3
-    delta: Annotated[float, "probability that the top eigenvalue lies above the bound"] = 1e-3
+    tolerance: Annotated[float, "relative tolerance on the upper bound, and on the residuals below the top"] = 1e-3
+    delta: Annotated[float, "probability that the top eigenvalue lies above the bound"] = 1e-2
     max_matvecs: Annotated[int, "budget of Hessian-vector products, verification included"] = 200
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
     preconditioned: Annotated[bool, "of P^-1/2 H P^-1/2, with Adam's P from the checkpoint's optimizer state"] = False
@@ -73,17 +67,17 @@ class Eigenvalues:
         """Run Lanczos on the measured split."""
         return self.measured(context)
 
-    def measured(self, context: "Context", start: Any = None) -> EigenvaluesResult:
-        """Run Lanczos from a Gaussian start, or from a direction in theta (n,), which voids the bound."""
+    def measured(self, context: "Context", toward: Any = None) -> EigenvaluesResult:
+        """Run Lanczos from a Gaussian start, or from one that leans to a direction in theta (n,)."""
         from gapscope.errors import UsageError
         from gapscope.measure.shares import evened
-        from gapscope.measure.solvers.lanczos import Stopping, extreme_eigenpairs
+        from gapscope.measure.solvers.lanczos import Room, Stopping, extreme_eigenpairs
 
-        if self.k < 1 or not 0 < self.tolerance < 1 or not 0 < self.delta < 1 or self.max_matvecs < self.k + 2:
+        if self.k < 1 or not 0 < self.tolerance < 1 or not 0 < self.delta < 1 or self.max_matvecs < self.k + 1:
             raise UsageError(
                 f"eigenvalues got k={self.k}, tolerance={self.tolerance}, delta={self.delta}, "
                 f"max_matvecs={self.max_matvecs}. Expected k >= 1, 0 < tolerance < 1, 0 < delta < 1, and max_matvecs "
-                "of k + 2 or more: k + 1 products verify what the others find."
+                "of k + 1 or more: k products verify what the others find."
             )
         from gapscope.measure.operators import scaled, shifted
         from gapscope.measure.preconditioner import adam_preconditioner
@@ -111,16 +105,14 @@ class Eigenvalues:
             self.k,
             context.generator("eigenvalues"),
             stopping=Stopping(self.tolerance, self.delta, self.max_matvecs),
-            basis_bytes=problem.memory_budget // 2,
-            start=None if start is None else start / scale,
+            room=Room(problem.memory_budget // 2, host=problem.memory_budget),
+            toward=None if toward is None else toward / scale,
             verify=None if self.gauss_newton else verify,
             watch=lambda step, value, error: monitor.say(f"step {step}  Ritz value {value:.4g} ± {error:.1g}"),
         )
         del operator  # with it go the kept graphs
         top, nan = float(pairs.values[0]), float("nan")
         above = pairs.upper - top
-        if start is not None:  # no bound: all that is known is that some eigenvalue lies within the residual
-            above = max(float(pairs.residuals[0]), pairs.rounding)
         inexact = problem.derivatives.error  # no residual shows it: the same products verify
         if adam is not None:
             inexact *= float((scale**2).max())
@@ -136,7 +128,7 @@ class Eigenvalues:
             notes=self._notes(context, problem, pairs, adam),
             top=Quantity(
                 value=scalar(top),
-                numerical_error=_known(max(above, pairs.residuals[0]) + inexact),
+                numerical_error=_known(above + inexact),
                 sampling_error=_standard_error(spread) if along else None,
                 chunks=problem.chunk_means(spread) if along else None,
                 unit="in Adam's metric" if self.preconditioned else "",
@@ -144,11 +136,11 @@ class Eigenvalues:
                 better="lower",
                 higher_is="sharper",
                 doc=f"largest algebraic eigenvalue{' of P^-1/2 H P^-1/2' * self.preconditioned}; numerical error: the "
-                + ("recomputed residual" if start is not None else f"{WIDER} {self.delta:g}"),
+                f"distance to an upper bound that holds with probability 1 - {self.delta:g}",
             ),
             bottom=Quantity(
                 value=scalar(pairs.bottom),
-                numerical_error=_known(max(pairs.bottom - pairs.lower, pairs.bottom_residual) + inexact),
+                numerical_error=_known(pairs.bottom - pairs.lower + inexact),
                 contrast="difference",
                 bound="upper",
                 drawn="detail",
@@ -235,10 +227,7 @@ class Eigenvalues:
 
 @dataclass(frozen=True)
 class WarmEigenvalues(Eigenvalues):
-    """Top eigenvalues from the Ritz vector of a near checkpoint: fewer products, and no bound from above.
-
-    What Lanczos finds first from there need not be the top: the probability bound is one of Gaussian starts.
-    """
+    """Top eigenvalues from a start that leans to the Ritz vector of a near checkpoint; the bound holds all the same."""
 
     incidental: ClassVar[tuple[str, ...]] = (*Eigenvalues.incidental, "vector")
 
@@ -246,9 +235,8 @@ class WarmEigenvalues(Eigenvalues):
     vector: Any = field(default=None, compare=False, repr=False)  # (n,), a direction in theta
 
     def __call__(self, context: "Context") -> EigenvaluesResult:
-        """Run Lanczos on the measured split from the vector."""
-        result = self.measured(context, self.vector)
-        return replace(result, notes=(*result.notes, WARM))
+        """Run Lanczos on the measured split."""
+        return self.measured(context, self.vector)
 
 
 def _known(error: Any) -> Any:

@@ -1,14 +1,13 @@
 """The Lanczos iteration, and the extreme eigenpairs that it certifies.
 
-A Q = Q T + beta_m q_{m+1} e_m', Q orthonormal.  Ritz values bound the top eigenvalue from below.  A small residual says
-only that some eigenvalue is near, so the iteration goes on until a bound from above closes too: for a Gaussian start,
+A Q = Q T + r e_m', Q orthonormal and r orthogonal to it.  Ritz values bound the top eigenvalue from below, and to
+second order: theta is off by about rho^2 / gap where its residual is rho.  But a small residual says only that some
+eigenvalue is near, so the iteration goes on until a bound from above closes too (`bounds`), which costs no product.
 
-    |c| p_m(lambda_1) <= 1,   p_m(t) = prod_j (t - theta_j) / prod_j beta_j,
+A full basis is restarted with its upper Ritz vectors, the lowest and r (thick restart: Wu and Simon 2000); T is then an
+arrow, diagonal but for the row of r, and goes on as before.
 
-where c is the start's component along the top eigenvector, and P(|c| < tau) <= delta for tau = delta sqrt(pi / (2n)).
-So with probability 1 - delta the top eigenvalue is at most the largest mu with p_m(mu) = 1 / tau.  It costs no product.
-
-Source: Lanczos 1950; bound after Van Dorsselaer, Hochstenbach and van der Vorst 2000.
+Source: Lanczos 1950.
 """
 
 import math
@@ -22,9 +21,13 @@ from torch import Generator, Tensor
 
 from gapscope.errors import ProblemError
 from gapscope.measure.operators import Operator
+from gapscope.measure.solvers.basis import Basis, Home
+from gapscope.measure.solvers.bounds import Reach, log_tau
 from gapscope.results import Array, Status
 
 _ROUNDING = 10  # epsilons: a Krylov space closes at this much of |A|, and no eigenvalue is stated more exactly
+_ENOUGH = 64  # vectors that nearly every run does with
+_SPARE = 8  # rows beside the k wanted ones, under which restarts would hardly move
 
 
 @dataclass(frozen=True)
@@ -53,22 +56,54 @@ class Eigenpairs:
     residuals: Array  # (k,)
     upper: float  # the top eigenvalue is below this with probability 1 - delta
     bottom: float  # smallest Ritz value
-    bottom_vector: Tensor  # (n,)
-    bottom_residual: float
     lower: float  # the smallest eigenvalue is above this with probability 1 - delta
     matvecs: int
     status: Status
     rounding: float  # no value is known better; `upper` and `lower` include it
-    spent_on: str = ""  # what ran out where the status is BUDGET_SPENT: matvecs, memory or precision
+    spent_on: str = ""  # what ran out where the status is BUDGET_SPENT: matvecs or precision
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """When to stop: relative tolerance on residual and bound, failure probability, and the budget of products."""
+    """When to stop: relative tolerance on bound and lower residuals, failure probability, and the budget of products.
+
+    delta: 10 times a smaller one costs 1 product.  The right eigenvalue is missed far less often than the bound fails.
+    """
 
     tolerance: float = 1e-3
-    delta: float = 1e-3
+    delta: float = 1e-2
     max_matvecs: int = 200
+
+
+@dataclass(frozen=True)
+class Room:
+    """The bytes that a Krylov basis may take: on the operator's device, in CPU memory beside it, in a file."""
+
+    device: int | None = None  # none: no limit
+    host: int = 0
+    disk: int = 0
+
+    def place(self, operator: Operator, k: int, asked: int) -> tuple[int, Home]:
+        """Return how many vectors to allow and where: the first place for 64 of them or all, else the largest.
+
+        Raises ProblemError where not even k + 8 fit.
+        """
+        each = operator.size * torch.finfo(operator.dtype).bits // 8
+        if self.device is None:
+            return asked, "device"
+        host = 0 if operator.device.type == "cpu" else self.host
+        places: dict[Home, int] = {"device": self.device, "host": host, "disk": self.disk}
+        fitting = {home: max(0, size // each - 2 * k) for home, size in places.items()}  # Ritz vectors count too
+        roomy: list[Home] = [home for home, rows in fitting.items() if rows >= min(asked, _ENOUGH)]
+        home = roomy[0] if roomy else max(fitting, key=lambda home: fitting[home])
+        if fitting[home] < min(asked, k + _SPARE):
+            need = (3 * k + _SPARE) * each
+            raise ProblemError(
+                f"A Krylov basis of {k + _SPARE} vectors of {operator.size:,} entries and {2 * k} Ritz vectors need "
+                f"{need / 1e9:.2g} GB; {places[home] / 1e9:.2g} GB are allowed for them, where {fitting[home]} fit. "
+                f"Raise `--memory-budget` to {math.ceil(20 * need / 1e9) / 10:.1f}GB, or ask for fewer eigenvalues."
+            )
+        return min(asked, fitting[home]), home
 
 
 Verify = Callable[[Tensor], Tensor]
@@ -76,55 +111,72 @@ Watch = Callable[[int, float, float], None]
 
 
 class _Iteration:
-    """The recurrence with full reorthogonalization; grows one step at a time."""
+    """The recurrence with full reorthogonalization; grows one step at a time, and restarts where the basis is full."""
 
-    def __init__(self, operator: Operator, start: Tensor, steps: int) -> None:
-        self.operator = operator
-        # all rows at once: growing would hold two bases for a moment, and a CPU gives memory only to rows in use
-        self.basis = start.new_empty(steps, operator.size)
-        self.basis[0] = start / start.norm()
+    def __init__(self, operator: Operator, start: Tensor, basis: Basis) -> None:
+        self.operator, self.basis = operator, basis
+        self.norm = _norm(start)
+        basis.append(start / self.norm)
+        self.heads, self.spokes = np.empty(0), np.empty(0)  # of the arrow: Ritz values kept, their couplings to r
+        self.dropped = np.empty(0)
         self.alpha: list[float] = []
         self.beta: list[float] = []
+        self.log_betas = 0.0
+        self.rest = start  # r, not normalized
 
     def step(self) -> bool:
         """Do one product; return False when the Krylov space has closed (the last beta is then rounding noise)."""
-        m = len(self.alpha)
-        w = self.operator.matvec(self.basis[m]).to(self.basis.dtype)
-        before = _norm(w)
-        self.alpha.append(float(torch.dot(self.basis[m], w)))
-        known = self.basis[: m + 1]
-        # twice is enough (Parlett 1998, sec. 6.9): in float32 one pass leaves max|QQ'-I| at 3e-5, two at 3e-7
-        for _ in range(2):
-            w = w - known.T @ (known @ w)
-        self.beta.append(_norm(w))
-        scale = max(before, *map(abs, self.alpha), *self.beta[:-1], 0.0)
-        closed = self.beta[-1] <= _ROUNDING * torch.finfo(self.basis.dtype).eps * scale
-        if not math.isfinite(self.beta[-1]) or closed or m + 1 == self.operator.size:
-            return False
-        if m + 1 < len(self.basis):
-            self.basis[m + 1] = w / self.beta[-1]
-        return True
+        q = self.basis.last().to(self.operator.device)
+        image = self.operator.matvec(q).to(q.dtype)
+        self.rest = self.basis.orthogonal(image)
+        numbers = [torch.dot(q, image), _length(image), _length(self.rest)]
+        # one wait for the device a step
+        alpha, before, beta = torch.stack([one.to(self.rest.device, numbers[1].dtype) for one in numbers]).tolist()
+        scale = max(before, abs(alpha), *map(abs, self.alpha), *self.beta, *np.abs(self.heads))
+        self.alpha.append(alpha)
+        self.beta.append(beta)
+        closed = beta <= _ROUNDING * torch.finfo(q.dtype).eps * scale
+        return not (not math.isfinite(beta) or closed or self.basis.rows == self.operator.size)
+
+    def extend(self, keep: int) -> None:
+        """Make r the next vector, after a restart with the `keep` upper Ritz vectors and the lowest where full."""
+        if self.basis.rows == self.basis.capacity:
+            values, inner = self.ritz()
+            kept = np.r_[0, len(values) - keep : len(values)]
+            self.basis.replace(torch.from_numpy(np.ascontiguousarray(inner[:, kept].T)))
+            self.dropped = np.append(self.dropped, np.delete(values, kept))
+            self.heads, self.spokes = values[kept], self.beta[-1] * inner[-1, kept]
+            self.log_betas += float(np.log(self.beta).sum())
+            self.alpha, self.beta = [], []
+        self.basis.append(self.rest / _length(self.rest).to(self.rest.dtype))
 
     def ritz(self) -> tuple[Array, Array]:
         """Return Ritz values, ascending, and eigenvectors of T, in float64."""
-        off = np.asarray(self.beta[:-1])
-        values, vectors = scipy.linalg.eigh_tridiagonal(np.asarray(self.alpha), off)
+        if not len(self.heads):
+            values, vectors = scipy.linalg.eigh_tridiagonal(np.asarray(self.alpha), np.asarray(self.beta[:-1]))
+            return values, vectors
+        p, off = len(self.heads), np.asarray(self.beta[:-1])
+        t = np.diag(np.append(self.heads, self.alpha))
+        t[p, :p] = t[:p, p] = self.spokes
+        t[p:, p:] += np.diag(off, 1) + np.diag(off, -1)
+        values, vectors = np.linalg.eigh(t)
         return values, vectors
 
     def rounding(self, ritz: Array) -> float:
         """Return what rounding alone may have done to an eigenvalue."""
-        return _ROUNDING * torch.finfo(self.basis.dtype).eps * float(np.abs(ritz).max())
+        return _ROUNDING * torch.finfo(self.rest.dtype).eps * float(np.abs(ritz).max())
 
-    def reach(self, ritz: Array, delta: float) -> tuple[float, float]:
+    def reach(self, ritz: Array, inner: Array, delta: float) -> tuple[float, float]:
         """Return bounds on the smallest and largest eigenvalue, from all Ritz values, rounding included."""
-        size, eps, scale = self.operator.size, torch.finfo(self.basis.dtype).eps, float(np.abs(ritz).max())
+        eps, scale = torch.finfo(self.rest.dtype).eps, float(np.abs(ritz).max())
         rounding = self.rounding(ritz)
-        if scale == 0 or len(ritz) == size:
+        if scale == 0 or len(ritz) == self.operator.size:
             return float(ritz[0]) - rounding, float(ritz[-1]) + rounding
         # below rounding a coupling is not known: what hides there is bounded like everything else
-        beta = np.append(self.beta[:-1], max(self.beta[-1], eps * scale))
-        low, high = -extreme_bound(-ritz, beta, size, delta), extreme_bound(ritz, beta, size, delta)
-        return low - rounding, high + rounding
+        last = max(self.beta[-1], eps * scale)
+        grown = self.log_betas + float(np.log([*self.beta[:-1], last]).sum())
+        space = Reach(ritz, last * np.abs(inner[-1]), self.dropped, grown, log_tau(self.norm, delta))
+        return space.lower() - rounding, space.upper() + rounding
 
 
 def gaussian_start(operator: Operator, rng: Generator) -> Tensor:
@@ -135,32 +187,14 @@ def gaussian_start(operator: Operator, rng: Generator) -> Tensor:
 def decompose(operator: Operator, start: Tensor, steps: int) -> Lanczos:
     """Run `steps` Lanczos steps, or fewer where the Krylov space closes."""
     steps = min(steps, operator.size)
-    iteration = _Iteration(operator, start, steps)
-    for _ in range(steps):
+    iteration = _Iteration(operator, start, Basis(steps, start))
+    for number in range(steps):
         if not iteration.step():
             break
+        if number + 1 < steps:
+            iteration.extend(0)
     m = len(iteration.alpha)
-    return Lanczos(iteration.basis[:m], np.asarray(iteration.alpha), np.asarray(iteration.beta), m)
-
-
-def extreme_bound(ritz: Array, beta: Array, size: int, delta: float) -> float:
-    """Return the largest mu with sum_j log(mu - theta_j) = sum_j log beta_j - log tau: an upper bound on lambda_max.
-
-    ritz: (m,) all Ritz values; beta: (m,).  For the lower end, pass -ritz and negate.
-    """
-    target = float(np.log(beta).sum()) - math.log(delta * math.sqrt(math.pi / (2 * size)))
-    top = float(ritz.max())
-    low, high = 0.0, max(float(np.ptp(ritz)), float(beta.max()), 1e-300)
-    while float(np.log(top + high - ritz).sum()) < target:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        with np.errstate(divide="ignore"):
-            below = float(np.log(np.maximum(top + middle - ritz, 0.0)).sum()) < target
-        low, high = (middle, high) if below else (low, middle)
-    return top + high
+    return Lanczos(iteration.basis.all(), np.asarray(iteration.alpha), np.asarray(iteration.beta), m)
 
 
 def extreme_eigenpairs(
@@ -169,134 +203,131 @@ def extreme_eigenpairs(
     rng: Generator,
     *,
     stopping: Stopping | None = None,
-    basis_bytes: int | None = None,
-    start: Tensor | None = None,
+    room: Room | None = None,
+    toward: Tensor | None = None,
     verify: Verify | None = None,
     watch: Watch = lambda *_: None,
 ) -> Eigenpairs:
     """Find the k largest (algebraic) eigenvalues and the smallest Ritz value of a symmetric operator.
 
-    Stops when the residuals of the k top pairs, recomputed, and the bound from above on the first are within
-    `tolerance` times |theta_1|; the smallest Ritz value is a by-product with its own bound.  Copies of one eigenvalue
-    look like one, and only the first value is bounded from above: below it, one more may hide between those found.
-    `start` (n,) replaces the Gaussian start: nearer to the answer, but then no bound holds with any probability, the
-    residuals alone stop the iteration, and `upper` and `lower` are infinite.
+    Stops when the top value is certified, the bound from above being within `tolerance` times |theta_1| of it, and the
+    recomputed residuals of the others are within the same; the smallest Ritz value is a by-product with its own bound.
+    The residual of the first may be larger: its value is known to second order.  Copies of one eigenvalue look like
+    one, and only the first value is bounded from above: below it, one more may hide between those found.
+    `toward` (n,) is a direction that the start leans to, half of its length in all: nearer to the answer where an
+    answer is known.  The bounds hold whatever it is, if it was chosen without regard to `rng`.
+    `room` says how many bytes the basis may take and where; full, it is restarted.
     `verify` replaces the product that checks the first pair (the caller may learn more from it).
 
-    Shapes: k >= 1, vectors (k, n).  Cost: one matvec a step, k + 1 to verify, `max_matvecs` in all; a basis of m x n.
-    Raises ProblemError where the basis does not fit `basis_bytes`.
+    Shapes: k >= 1, vectors (k, n).  Cost: one matvec a step, k to verify, `max_matvecs` in all; a basis of m x n.
+    Raises ProblemError where not even k + 8 vectors fit anywhere.
     """
     stopping = stopping or Stopping()
     k = min(k, operator.size)
-    check = k + 1
-    steps = _steps_that_fit(operator, k, max(1, stopping.max_matvecs - check), basis_bytes)
-    delta = stopping.delta if start is None else None
-    iteration = _Iteration(operator, gaussian_start(operator, rng) if start is None else start, steps)
-    spent, wanted = 0, stopping.tolerance
+    steps = max(1, stopping.max_matvecs - k)
+    capacity, home = (room or Room()).place(operator, k, min(steps, operator.size))
+    start = gaussian_start(operator, rng)
+    if toward is not None:
+        start += math.sqrt(operator.size) / _norm(toward) * toward
+    with Basis(capacity, start, home) as basis:
+        return _run(_Iteration(operator, start, basis), k, steps, stopping, verify, watch)
+
+
+def _run(
+    iteration: _Iteration, k: int, steps: int, stopping: Stopping, verify: Verify | None, watch: Watch
+) -> Eigenpairs:
+    size, keep = iteration.operator.size, (iteration.basis.capacity + k) // 2 - 1
+    spent, taken, wanted = 0, 0, stopping.tolerance
     while True:
         growing = iteration.step()
-        spent += 1
-        m = len(iteration.alpha)
+        spent, taken = spent + 1, taken + 1
         if not math.isfinite(iteration.alpha[-1]) or not math.isfinite(iteration.beta[-1]):
-            return _nonfinite(operator, k, spent)
+            return _nonfinite(iteration.operator, k, spent)
         values, inner = iteration.ritz()
-        top, recurrence = values[::-1][:k], iteration.beta[-1] * np.abs(inner[-1, ::-1][:k])
-        above = 0.0 if delta is None else iteration.reach(values, delta)[1] - top[0]
+        top, rho = values[::-1][:k], iteration.beta[-1] * np.abs(inner[-1, ::-1][:k])
+        above = iteration.reach(values, inner, stopping.delta)[1] - top[0]
         scale = max(abs(top[0]), 1e-300)
-        watch(m, float(top[0]), float(max(recurrence.max(), above)))
-        ready = m >= k and recurrence.max() <= wanted * scale and above <= stopping.tolerance * scale
-        out_of_budget = m >= steps
+        watch(taken, float(top[0]), float(max(above, *rho[1:], 0.0)))
+        ready = len(values) >= k and max(above, _off(values, rho[0]), *rho[1:]) <= wanted * scale
+        out_of_budget = taken >= steps
         if growing and not ready and not out_of_budget:
+            iteration.extend(keep)
             continue
-        pairs = _verified(operator, iteration, k, verify, delta)
+        pairs = _verified(iteration, k, verify, stopping.delta)
         spent += pairs.matvecs
         if not np.isfinite(pairs.residuals).all():
-            return _nonfinite(operator, k, spent)
-        close = pairs.residuals.max() <= stopping.tolerance * scale
-        affordable = not out_of_budget and spent + 1 + check <= stopping.max_matvecs
+            return _nonfinite(iteration.operator, k, spent)
+        close = max(pairs.upper - pairs.values[0], *pairs.residuals[1:], 0.0) <= stopping.tolerance * scale
+        affordable = not out_of_budget and spent + 1 + k <= stopping.max_matvecs
         if growing and ready and not close and affordable and wanted > stopping.tolerance / 100:
             wanted /= 4  # the recurrence was optimistic (rounding): go on until it asks for less
+            iteration.extend(keep)
             continue
-        if close and ready:
+        settled = pairs.residuals.max() <= stopping.tolerance * scale
+        if close and len(pairs.values) == k:
             status = Status.CONVERGED
-        elif close and m == operator.size:
+        elif settled and len(values) == size:
             status = Status.EXACT  # all of the space: only rounding keeps the bounds open
-        elif not growing and (close or len(pairs.values) < k):
+        elif not growing and (settled or len(pairs.values) < k):
             status = Status.BREAKDOWN
         else:
             status = Status.BUDGET_SPENT
-        wanted_steps = min(max(1, stopping.max_matvecs - check), operator.size)
-        lacking = (
-            "memory"
-            if m == steps < wanted_steps
-            else "matvecs"
-            if m < operator.size and not affordable
-            else "precision"
-        )
+        lacking = "matvecs" if len(values) < size and not affordable else "precision"
         return replace(pairs, matvecs=spent, status=status, spent_on=lacking if status is Status.BUDGET_SPENT else "")
 
 
-def _steps_that_fit(operator: Operator, k: int, asked: int, basis_bytes: int | None) -> int:
-    """Return the steps to allow, or raise ProblemError when not even k + 2 vectors fit."""
-    steps = min(asked, operator.size)
-    if basis_bytes is None:
-        return steps
-    fitting = basis_bytes // (operator.size * torch.finfo(operator.dtype).bits // 8) - 2 * k  # Ritz vectors count too
-    if fitting < min(steps, k + 8):
-        need = (3 * k + 8) * operator.size * torch.finfo(operator.dtype).bits // 8
-        raise ProblemError(
-            f"A Krylov basis of {k + 8} vectors of {operator.size:,} entries and {2 * k} Ritz vectors need "
-            f"{need / 1e9:.2g} GB; {basis_bytes / 1e9:.2g} GB are allowed for them, where {max(0, fitting)} fit. "
-            f"Raise `--memory-budget` to {math.ceil(20 * need / 1e9) / 10:.1f}GB, or ask for fewer eigenvalues."
-        )
-    return min(steps, fitting)
+def _off(values: Array, residual: float) -> float:
+    """Return about how far the top Ritz value is from an eigenvalue: its residual, or that squared over the gap."""
+    gap = values[-1] - values[-2] if len(values) > 1 else 0.0
+    return min(residual, residual**2 / gap) if gap > 0 else residual
 
 
-def _verified(
-    operator: Operator, iteration: _Iteration, k: int, verify: Verify | None, delta: float | None
-) -> Eigenpairs:
-    """Form the Ritz vectors, recompute their residuals, and bound both ends; without a delta nothing does."""
+def _verified(iteration: _Iteration, k: int, verify: Verify | None, delta: float) -> Eigenpairs:
+    """Form the Ritz vectors, recompute their residuals, and bound both ends.
+
+    In exact arithmetic A y = theta y + s r; how far the product is from that widens the bounds.
+    """
+    operator = iteration.operator
     values, inner = iteration.ritz()
-    m = len(values)
-    count = min(k, m)
-    columns = np.concatenate([inner[:, ::-1][:, :count], inner[:, :1]], axis=1)
-    coefficients = torch.from_numpy(np.ascontiguousarray(columns.T)).to(iteration.basis.dtype).to(operator.device)
-    vectors = coefficients @ iteration.basis[:m]
+    count = min(k, len(values))
+    columns = inner.T[::-1][:count].copy()
+    vectors = iteration.basis.combined(torch.from_numpy(columns)).to(operator.device)
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
-    wanted = np.append(values[::-1][:count], values[0])
-    distances, spent = [], 0
-    same = m == 1  # top and bottom are one pair
-    for i, vector in enumerate(vectors[:-1] if same else vectors):
+    residuals, off = [], 0.0
+    for i, vector in enumerate(vectors):
         image = verify(vector) if verify is not None and i == 0 else operator.matvec(vector)
-        spent += 1
-        distances.append(_norm(image - float(wanted[i]) * vector))
-    if same:
-        distances.append(distances[0])
-    lower, upper = (-math.inf, math.inf) if delta is None else iteration.reach(values, delta)
+        image = image - float(values[-1 - i]) * vector
+        residuals.append(_norm(image))
+        if i == 0:
+            off = _norm(image - float(columns[0, -1]) * iteration.rest.to(image.device))
+    lower, upper = iteration.reach(values, inner, delta)
+    # where the start was one of the delta, the value's own second-order error still shows
+    upper = max(upper, float(values[-1]) + _off(values, residuals[0]))
     return Eigenpairs(
-        values=wanted[:-1],
-        vectors=vectors[:-1],
-        residuals=np.asarray(distances[:-1]),
-        upper=upper,
-        bottom=float(wanted[-1]),
-        bottom_vector=vectors[-1],
-        bottom_residual=distances[-1],
-        lower=lower,
-        matvecs=spent,
+        values=values[::-1][:count],
+        vectors=vectors,
+        residuals=np.asarray(residuals),
+        upper=upper + off,
+        bottom=float(values[0]),
+        lower=lower - off,
+        matvecs=count,
         status=Status.CONVERGED,
         rounding=iteration.rounding(values),
     )
 
 
-def _norm(vector: Tensor) -> float:
-    """Return |v|, squares summed in float64: in float32 those of entries under 1e-23 vanish, over 1e19 overflow."""
+def _length(vector: Tensor) -> Tensor:
+    """Return |v| (), squares summed in float64: in float32 those of entries under 1e-23 vanish, over 1e19 overflow."""
     wide = torch.float32 if vector.device.type == "mps" else torch.float64  # no float64 there
-    return float(torch.linalg.vector_norm(vector, dtype=wide))
+    length: Tensor = torch.linalg.vector_norm(vector, dtype=wide)
+    return length
+
+
+def _norm(vector: Tensor) -> float:
+    return float(_length(vector))
 
 
 def _nonfinite(operator: Operator, k: int, spent: int) -> Eigenpairs:
     nothing = torch.full((k, operator.size), math.nan)
     nan = math.nan
-    return Eigenpairs(
-        np.full(k, nan), nothing, np.full(k, nan), nan, nan, nothing[0], nan, nan, spent, Status.NONFINITE, nan
-    )
+    return Eigenpairs(np.full(k, nan), nothing, np.full(k, nan), nan, nan, nan, spent, Status.NONFINITE, nan)
