@@ -213,7 +213,7 @@ class Curvature:
         return entries.secant(context.problem(), gradient, self.secant_length)
 
     def _tops(self, context: "Context", problem: "Problem", hessian: "Blocks") -> "_Tops":
-        from gapscope.measure.solvers.lanczos import Stopping, extreme_eigenpairs
+        from gapscope.measure.solvers.lanczos import Room, Stopping, extreme_eigenpairs
 
         stopping = Stopping(TOP_TOLERANCE, 1e-3, self.top_matvecs)
         blocks = problem.parameters.blocks()
@@ -224,10 +224,10 @@ class Curvature:
                 1,
                 context.generator(f"curvature/{name}"),
                 stopping=stopping,
-                basis_bytes=problem.memory_budget // 2,
+                room=Room(problem.memory_budget // 2, host=problem.memory_budget),
             )
             top = float(pairs.values[0])
-            rows.append((top, max(pairs.upper - top, float(pairs.residuals[0])), pairs.matvecs))
+            rows.append((top, pairs.upper - top, pairs.matvecs))
             context.monitor.say(f"top eigenvalue of {name} {top:.3g}, layer {number} of {len(blocks)}")
         table = np.asarray(rows)
         return _Tops(table[:, 0], table[:, 1], int(table[:, 2].sum()))

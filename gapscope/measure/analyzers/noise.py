@@ -204,7 +204,7 @@ class Noise:
     def _spread(self, context: "Context", problem: "Problem", hessian: "Operator") -> tuple[Quantity, "Eigenpairs"]:
         """Find the top eigenpair u of mean H_i^2 - H^2; its last product gives |(H_i - H) u|^2 of every sample."""
         from gapscope.measure.operators import Operator
-        from gapscope.measure.solvers.lanczos import Stopping, extreme_eigenpairs
+        from gapscope.measure.solvers.lanczos import Room, Stopping, extreme_eigenpairs
 
         last: list[Any] = []
         say = context.monitor.say
@@ -223,7 +223,7 @@ class Noise:
             1,
             context.generator("noise/spread"),
             stopping=Stopping(self.tolerance, 1e-3, self.max_matvecs),
-            basis_bytes=problem.memory_budget // 2,
+            room=Room(problem.memory_budget // 2, host=problem.memory_budget),
             verify=verify,
             watch=lambda step, value, error: say(f"step {step}  non-uniformity^2 {value:.4g} ± {error:.1g}"),
         )
@@ -311,7 +311,7 @@ def _nonuniformity(problem: "Problem", pairs: "Eigenpairs", squares: Array, leng
     import torch
 
     value, top = math.sqrt(float(squares.mean())), float(pairs.values[0])
-    slack = max(pairs.upper - top, float(pairs.residuals[0]))
+    slack = pairs.upper - top
     rounding = _ROUNDING * torch.finfo(problem.dtype).eps * length
     shares = (squares - squares.mean()) / (2 * value or math.nan)
     return Quantity(
