@@ -45,8 +45,8 @@ class _Convolution(Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         (x, w), (to_x, to_w, to_b) = ctx.saved_tensors, _asked(ctx, 3)
         return (
-            _Input.apply(g, w, _form(x), ctx.how) if to_x else None,
-            _Weight.apply(g, x, _form(w), ctx.how) if to_w else None,
+            _Input.apply(g, w, x.detach(), ctx.how) if to_x else None,
+            _Weight.apply(g, x, w.detach(), ctx.how) if to_w else None,
             g.sum([0, *range(2, g.dim())]) if to_b else None,
             None,
         )
@@ -56,10 +56,9 @@ class _Input(Function):
     """T(g, w), of the form of x."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, w: Tensor, form: Any, how: Any) -> Tensor:
+    def forward(ctx: Any, g: Tensor, w: Tensor, x: Tensor, how: Any) -> Tensor:  # of x only the form is read
         ctx.save_for_backward(g, w)
         ctx.how = how
-        x = g.new_empty_strided(*form)  # only its form is read
         return torch.ops.aten.convolution_backward(g, x, w, None, *how, [True, False, False])[0]
 
     @staticmethod
@@ -67,7 +66,7 @@ class _Input(Function):
         (g, w), (to_g, to_w) = ctx.saved_tensors, _asked(ctx, 2)
         return (
             _Convolution.apply(x, w, None, ctx.how) if to_g else None,
-            _Weight.apply(g, x, _form(w), ctx.how) if to_w else None,
+            _Weight.apply(g, x, w.detach(), ctx.how) if to_w else None,
             None,
             None,
         )
@@ -77,10 +76,9 @@ class _Weight(Function):
     """W(g, x), of the form of w."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, form: Any, how: Any) -> Tensor:
+    def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, how: Any) -> Tensor:  # of w only the form is read
         ctx.save_for_backward(g, x)
         ctx.how = how
-        w = g.new_empty_strided(*form)
         return torch.ops.aten.convolution_backward(g, x, w, None, *how, [False, True, False])[1]
 
     @staticmethod
@@ -88,7 +86,7 @@ class _Weight(Function):
         (g, x), (to_g, to_x) = ctx.saved_tensors, _asked(ctx, 2)
         return (
             _Convolution.apply(x, w, None, ctx.how) if to_g else None,
-            _Input.apply(g, w, _form(x), ctx.how) if to_x else None,
+            _Input.apply(g, w, x.detach(), ctx.how) if to_x else None,
             None,
             None,
         )
@@ -142,10 +140,6 @@ def _runs(node: Any) -> bool:
         return bool(torch._C._will_engine_execute_node(node))
     except (AttributeError, RuntimeError):  # another torch, or a leaf
         return True
-
-
-def _form(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...]]:
-    return tensor.size(), tensor.stride()
 
 
 def _plain(*given: Tensor | None) -> bool:
