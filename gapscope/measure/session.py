@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import gapscope
 from gapscope.errors import LoadError, UsageError
 from gapscope.measure import differentiable
+from gapscope.measure.allocation import hold_freed_memory
 from gapscope.measure.checks import check
 from gapscope.measure.context import Analyzer, Context, Subject, second_order
 from gapscope.measure.distributed import local_device, ranks
@@ -192,6 +193,7 @@ def open_session(request: Request, execution: Execution, monitor: Monitor | None
 
 
 def _opened(request: Request, execution: Execution, monitor: Monitor) -> Session:
+    hold_freed_memory()
     if execution.threads is not None:
         if execution.threads < 1:
             raise UsageError(f"There are {execution.threads} threads. Expected 1 or more. Mend `--threads`.")
