@@ -29,7 +29,7 @@ import gapscope
 from gapscope.measure import activations
 from gapscope.measure.loading.networks import NETWORKS
 from gapscope.measure.problem import Problem
-from tests.benchmarks.__main__ import markdown, seconds
+from tests.benchmarks.machine import markdown, seconds
 
 TOGETHER = ("path", "plane", "escape")
 ALONE = (

@@ -1,7 +1,8 @@
 """The trained networks that the benchmarks measure, the same for every tool: `case("mlp")`.
 
-Each is made from seeds, trained until the loss over its data falls below a stated level, well under chance, and kept in a cache folder (`GAPSCOPE_BENCHMARKS`, else ~/.cache/gapscope-benchmarks).  Needs torch alone beside
-gapscope's networks and synthetic data, so that it runs in the environment of any other tool.
+Each is made from seeds, trained until the loss over its data falls below a stated level, well under chance, and kept
+in a cache folder (`BENCHMARK_CACHE`, else ~/.cache/gapscope-benchmarks).  Needs torch alone beside gapscope's networks
+and synthetic data, so that it runs in the environment of any other tool.
 
 mlp: 784-512-512-10, 2,000 samples of a random network.  resnet20: 512 images of 32x32 in eval mode (`resnet20-large`:
 8,192).  transformer: 4 pre-norm layers of width 128, 512 rows of 32 tokens of a Markov chain, next token.
@@ -138,7 +139,7 @@ def tiny() -> Case:
 
 def folder() -> Path:
     """Return the cache folder."""
-    return Path(os.environ.get("GAPSCOPE_BENCHMARKS") or Path.home() / ".cache" / "gapscope-benchmarks")
+    return Path(os.environ.get("BENCHMARK_CACHE") or Path.home() / ".cache" / "gapscope-benchmarks")
 
 
 def _tiny_data() -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from torch import nn
 from gapscope.measure.loading.networks import NETWORKS
 from gapscope.training.optimizers import OPTIMIZERS, make_optimizer
 from gapscope.training.optimizers.layerwise import LayerwiseSGD
-from tests.benchmarks.__main__ import markdown
+from tests.benchmarks.machine import markdown
 
 
 def models() -> dict[str, nn.Module]:

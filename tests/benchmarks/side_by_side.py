@@ -1,0 +1,183 @@
+"""The tables that compare tools: which jobs there are, a process for each, and what the rows say beside the targets."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.one import ASKED, Job
+
+Row = dict[str, Any]
+TITLES = {
+    "top": "top eigenvalue to 1e-3",
+    "top5": "five largest eigenvalues to 1e-3",
+    "trace": "trace to 5 %",
+    "density": "spectral density, 4 probes of 20 steps",
+    "epsilon-sharpness": "epsilon-sharpness, full space, epsilon 1e-3",
+    "near-rank": "near-rank of all layers",
+}
+PACKAGES = {"PyHessian": "pyhessian", "curvlinops": "curvlinops", "hessian-eigenthings": "hessian_eigenthings"}
+BOTH = (None, 128)
+
+
+def problems(task: str, names: Sequence[str]) -> list[tuple[str, int | None]]:
+    """Return the problems of a task: all samples at once, and for the top eigenvalue also batches of 128."""
+    if task == "top":
+        return [(name, batch) for name in names for batch in (BOTH if name != "close" else (None,))]
+    if task == "density":
+        names = [name for name in names if name == "mlp"] or names[:1]
+    return [(name, None) for name in names if name != "close"]
+
+
+def run(jobs: Iterable[Job], python: str) -> list[Row]:
+    """Run the jobs one after the other and return their rows; a tool that fails has its last words in the place."""
+    rows = []
+    for job in jobs:
+        words = [python, "-m", "tests.benchmarks.one", json.dumps(asdict(job))]
+        threads = {name: str(job.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        root = str(Path(__file__).parents[2])
+        ended = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=root,
+            env=os.environ | threads | {"PYTHONPATH": root},
+        )
+        row: Row = {"problem": job.case, "batches": job.batch or "all", "tool": job.tool, "failed": ""}
+        if ended.returncode:
+            row["failed"] = (ended.stderr.strip().splitlines() or [f"exit {ended.returncode}"])[-1][:120]
+        else:
+            row |= json.loads(ended.stdout.splitlines()[-1])
+        rows.append(row)
+        shown = " ".join(f"{key}={value}" for key, value in row.items() if key != "job")
+        print(f"{job.task}: {shown}", file=sys.stderr, flush=True)
+    return rows
+
+
+def importable(tool: str, python: str) -> bool:
+    """Return whether the tool's package is in that interpreter's environment."""
+    package = next((package for name, package in PACKAGES.items() if tool.startswith(name)), None)
+    if package is None:
+        return True
+    if python == sys.executable:
+        return importlib.util.find_spec(package) is not None
+    return subprocess.run([python, "-c", f"import {package}"], capture_output=True, check=False).returncode == 0
+
+
+def tools(task: str, asked: Sequence[str]) -> list[str]:
+    """Return the tools of a task whose names begin as asked, or all but those that are asked by name only."""
+    if asked:
+        return [tool for tool in ASKED[task] if any(tool.lower().startswith(one.lower()) for one in asked)]
+    return [tool for tool in ASKED[task] if "loosest" not in tool]
+
+
+def shown(row: Row) -> Row:
+    """Return a row as it is printed."""
+    told: Row = {key: row[key] for key in ("problem", "batches", "tool")}
+    if row.get("failed"):
+        return told | {"setting": row["failed"]}
+    reached = {True: "yes", False: "no", None: ""}
+    return told | {
+        "setting": row["setting"] + ("" if row["rule"] else " (to be known beforehand)"),
+        "seeds": row["seeds"],
+        "reached": reached[row["reached"]],
+        "error": "" if row["error"] is None else f"{row['error']:.1e}",
+        "value": "" if row["value"] is None else f"{row['value']:.4g}",
+        "says converged": reached[row["converged"]],
+        "products": f"{row['products']:.1f}",
+        "gradients": f"{row['gradients']:.1f}",
+        "seconds": f"{row['seconds']:.2f}",
+        "peak MB": f"{row['peak'] / 1e6:.0f}",
+        **({"gradients by FLOPs": f"{row['gradients by FLOPs']:.1f}"} if "gradients by FLOPs" in row else {}),
+    }
+
+
+# --- targets
+
+
+def ratios(rows: Sequence[Row]) -> list[Row]:
+    """Return per problem gapscope's time, in gradients, over that of the fastest peer and of PyHessian.
+
+    Of the fastest among those that stop by themselves and reached the tolerance; without a tolerance, among all.
+    """
+    found = []
+    for key in dict.fromkeys((row["problem"], row["batches"]) for row in rows):
+        here = [row for row in rows if (row["problem"], row["batches"]) == key and not row.get("failed")]
+        own = next((row for row in here if row["tool"] == "gapscope"), None)
+        fit = [row for row in here if not row["tool"].startswith("gapscope") and row["reached"] is not False]
+        peers = [row for row in fit if row["rule"]] or fit
+        if own is None:
+            continue
+        best = min(peers, key=lambda row: row["gradients"], default=None)
+        rival = next((row for row in fit if row["tool"] == "PyHessian"), None)
+        found.append(
+            {
+                "problem": key[0],
+                "batches": key[1],
+                "gapscope": own["gradients"] if own["reached"] is not False else math.inf,
+                "fastest peer": best["tool"] if best else "none reaches it",
+                "over fastest peer": own["gradients"] / best["gradients"] if best else None,
+                "over PyHessian": own["gradients"] / rival["gradients"] if rival else None,
+            }
+        )
+    return found
+
+
+def geometric(values: Iterable[float | None]) -> float | None:
+    """Return the geometric mean of those that are known."""
+    known = [value for value in values if value is not None]
+    return math.exp(sum(map(math.log, known)) / len(known)) if known else None
+
+
+def verdicts(task: str, rows: Sequence[Row]) -> list[str]:
+    """Return the targets of a task as sentences, each with its figure and whether it is met."""
+    if task == "epsilon-sharpness":
+        return _maxima(rows)
+    each = [row for row in ratios(rows) if row["problem"] != "close"]
+    peer, rival = geometric(row["over fastest peer"] for row in each), geometric(row["over PyHessian"] for row in each)
+    worst = max((row["over fastest peer"] for row in each if row["over fastest peer"] is not None), default=None)
+    if task in ("top", "top5"):
+        misses = [row["problem"] for row in rows if row["tool"] == "gapscope" and row.get("reached") is False]
+        return [
+            _judged("time over the fastest peer's, geometric mean", peer, 0.7),
+            _judged("the same on the worst problem", worst, 1.0),
+            _judged("time over PyHessian's where it reaches the tolerance, geometric mean", rival, 1 / 3),
+            f"Problems on which gapscope missed the tolerance: {', '.join(misses) or 'none'}.",
+        ]
+    if task in ("trace", "density"):
+        return [_judged("time over the fastest peer's, geometric mean", peer, 0.5)]
+    return [_judged("time over plain svdvals', geometric mean (no target)", peer, math.inf)]
+
+
+def _maxima(rows: Sequence[Row]) -> list[str]:
+    found = []
+    for name in dict.fromkeys(row["problem"] for row in rows):
+        here = {row["tool"]: row for row in rows if row["problem"] == name and not row.get("failed")}
+        own = here.get("gapscope, ascent")
+        for tool, least in (
+            ("SciPy L-BFGS-B, 10 iterations", 1.0),
+            ("SciPy L-BFGS-B, 100 iterations", 0.995),
+            ("APGD, 20 steps", 1.0),
+        ):
+            if own and tool in here:
+                ratio = own["value"] / here[tool]["value"]
+                said = "met" if ratio >= least else "MISSED"
+                found.append(f"{name}: maximum over that of {tool}: {ratio:.4f}, at least {least:g}: {said}.")
+        if own and "SciPy L-BFGS-B, 10 iterations" in here:
+            ratio = own["gradients"] / here["SciPy L-BFGS-B, 10 iterations"]["gradients"]
+            found.append(_judged(f"{name}: time over that of SciPy's 10 iterations", ratio, 1.0))
+    return found
+
+
+def _judged(what: str, figure: float | None, most: float) -> str:
+    if figure is None:
+        return f"{what}: no figure."
+    said = "" if math.isinf(most) else f", at most {most:.2f}: {'met' if figure <= most else 'MISSED'}"
+    return f"{what}: {figure:.2f}{said}."

@@ -1,0 +1,85 @@
+"""References in float64, made once for a case and kept in the cache folder.
+
+Eigenvalues: SciPy's eigsh over gapscope's float64 products, whose Ritz values are exact to about the square of its
+tolerance.  Trace: of networks of ReLU it is that of the Gauss-Newton matrix, entry by entry; else from Hutch++, with
+its standard error.  Density: quadratures of many probes.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from tests.benchmarks.cases import Case, folder
+from tests.benchmarks.own import problem
+from tests.benchmarks.peers import STEPS, TOP, Found
+
+REFERENCE_PROBES = 40
+
+
+def truth(task: str, case: Case) -> Any:
+    """Return the reference of a task, from the cache if it is there, or None; the case leaves as it came."""
+    if task not in ("top", "top5", "trace", "density"):
+        return None
+    what = "eigenvalues" if task in ("top", "top5") else task
+    path = folder() / f"{case.name.replace(' ', '-')}-{what}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    dtype = case.parameters[0].dtype
+    found = {"eigenvalues": _eigenvalues, "trace": _trace, "density": _density}[what](case.to("cpu", torch.float64))
+    case.to("cpu", dtype)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found))
+    return found
+
+
+def error(task: str, found: Found, reference: Any) -> float:
+    """Return the relative error; of a density the Wasserstein distance over the reference's mean |eigenvalue|."""
+    if task == "density":
+        scale = float((np.abs(reference["nodes"]) * reference["weights"]).sum() / np.sum(reference["weights"]))
+        return wasserstein(found.value, (reference["nodes"], reference["weights"])) / scale
+    if task == "trace":
+        return abs(found.value / reference["value"] - 1)
+    values = np.atleast_1d(found.value)
+    return float(np.abs(values / np.asarray(reference["values"][: len(values)]) - 1).max())
+
+
+def wasserstein(a: Any, b: Any) -> float:
+    """Return int |F_a - F_b| of two quadratures (nodes, weights), each over all its probes."""
+    from scipy.stats import wasserstein_distance
+
+    flat = [np.asarray(part, dtype=float).ravel() for pair in (a, b) for part in pair]
+    return float(wasserstein_distance(flat[0], flat[2], flat[1], flat[3]))
+
+
+def _eigenvalues(case: Case) -> dict[str, Any]:
+    operator = problem(case, None).hessian()
+
+    def matvec(v: np.ndarray) -> np.ndarray:
+        return np.asarray(operator.matvec(torch.from_numpy(v.reshape(-1))).numpy())
+
+    linear = LinearOperator((operator.size,) * 2, matvec=matvec, dtype=np.float64)
+    start = np.random.default_rng(99).standard_normal(operator.size)
+    values = eigsh(linear, k=TOP + 1, which="LA", tol=1e-4, v0=start, ncv=40, return_eigenvectors=False)
+    return {"values": np.sort(values)[::-1].tolist()}
+
+
+def _trace(case: Case) -> dict[str, Any]:
+    import gapscope
+
+    where = problem(case, None)
+    if case.name.startswith(("mlp", "close", "resnet20", "tiny")):
+        return {"value": float(where.gauss_newton_diagonal().sum()), "error": 0.0}
+    record = gapscope.measure(where, [gapscope.Trace(tolerance=5e-3, max_matvecs=600)], seed=99).results["trace"]
+    found = record.quantities["trace"]
+    return {"value": float(found.value), "error": float(np.asarray(found.numerical_error))}
+
+
+def _density(case: Case) -> dict[str, Any]:
+    from gapscope.measure.solvers.quadrature import spectral_density
+
+    rng = torch.Generator().manual_seed(99)
+    found = spectral_density(problem(case, None).hessian(), rng, probes=REFERENCE_PROBES, steps=2 * STEPS)
+    return {"nodes": found.nodes.ravel().tolist(), "weights": found.weights.ravel().tolist()}
