@@ -74,15 +74,9 @@ def test_peak_memory_sees_what_is_freed_again():
     assert 110e6 < peak.size < 250e6
 
 
-def _row(tool, gradients, *, reached=True, rule=True, problem="mlp"):
-    return {
-        "problem": problem,
-        "batches": "all",
-        "tool": tool,
-        "gradients": gradients,
-        "reached": reached,
-        "rule": rule,
-    }
+def _row(tool, gradients, *, reached=True, rule=True):
+    told = {"problem": "mlp", "batches": "all", "tool": tool, "failed": "", "products": 9}
+    return told | {"gradients": gradients, "reached": reached, "rule": rule}
 
 
 def test_targets_leave_out_who_misses_and_who_must_be_told_when_to_stop():
@@ -96,15 +90,15 @@ def test_targets_leave_out_who_misses_and_who_must_be_told_when_to_stop():
         {
             "problem": "mlp",
             "batches": "all",
-            "gapscope": 20.0,
             "fastest peer": "curvlinops",
             "over fastest peer": 0.5,
             "over PyHessian": None,
         }
     ]
     said = side_by_side.verdicts("top", rows)
-    assert said[0] == "time over the fastest peer's, geometric mean: 0.50, at most 0.70: met."
-    assert said[2].endswith("no figure.")
+    assert said[0] == "mlp, all: fastest peer: curvlinops, gapscope takes 0.50 of its time."
+    assert said[1] == "time over the fastest peer's, geometric mean: 0.50, at most 0.70: met."
+    assert said[3].endswith("no figure.")
 
 
 def test_columns_of_a_table_are_those_of_all_rows():

@@ -23,6 +23,8 @@ from tests.benchmarks.growth import growth_table
 from tests.benchmarks.hvp import products_table
 from tests.benchmarks.machine import header, machine, markdown
 from tests.benchmarks.one import Job
+from tests.benchmarks.peers import ORACLE
+from tests.benchmarks.side_by_side import BOTH
 from tests.benchmarks.startup import startup_table
 
 TASKS = ("products", *side_by_side.TITLES, "growth", "start-up")
@@ -34,13 +36,14 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=TASKS, help="this table; repeatable")
     parser.add_argument("--problem", action="append", choices=list(cases.PLANS), help="on this problem; repeatable")
     parser.add_argument("--tool", action="append", default=[], help="tools whose names begin so; repeatable")
-    parser.add_argument("--large", action="store_true", help="ResNet-20 with 8,192 images too")
+    parser.add_argument("--full", action="store_true", help="every tool and task on every problem: hours")
     parser.add_argument("--samples", type=int, help="so many samples in every problem, trained and measured anew")
     parser.add_argument("--quick", action="store_true", help="the MLP alone, two seeds")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20.0, help="begin no further run of a tool after so many")
     parser.add_argument("--flops", action="store_true", help="also count operations, in a run of their own")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time; each times its own gradients")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the environment with the other tools")
     parser.add_argument("--cache", type=Path, help="folder of networks and references")
@@ -50,16 +53,22 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
 
 def compared(task: str, options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the rows of a task and what they say of its targets."""
-    names = options.problem or (["mlp"] if options.quick else [*cases.NAMES, "close"])
-    names += ["resnet20-large"] if options.large else []
-    jobs, missing = [], []
-    tools = side_by_side.tools(task, options.tool)
+    tools = side_by_side.tools(task, options.tool, full=options.full)
     there = [tool for tool in tools if side_by_side.importable(tool, options.python)]
     missing = [f"{tool} is not in that environment." for tool in tools if tool not in there]
-    for name, batch in side_by_side.problems(task, names):
-        truth.truth(task, cases.case(name, **_sizes(options)))  # made here: no process measures while it makes one
-        jobs += [_job(options, task=task, tool=tool, case=name, batch=batch) for tool in there]
-    rows = side_by_side.run(jobs, options.python)
+    measured = side_by_side.problems(task, full=options.full)
+    if options.problem:
+        measured = [(name, batch) for name in options.problem for batch in (BOTH if options.full else (None,))]
+    elif options.quick:
+        measured = [("mlp", None)]
+    jobs = []
+    for name, batch in measured:
+        case = cases.case(name, **_sizes(options))
+        truth.truth(task, case)  # made here: no process measures while it makes one
+        for tool in there:
+            setting = float(truth.fewest_steps(task, case)) if tool == ORACLE else None
+            jobs.append(_job(options, task=task, tool=tool, case=name, batch=batch, setting=setting))
+    rows = side_by_side.run(jobs, options.python, options.jobs)
     return rows, missing + side_by_side.verdicts(task, rows)
 
 
@@ -88,7 +97,9 @@ def main() -> None:
             rows, said = compared(task, options)
             table = [side_by_side.shown(row) for row in rows]
         elif task == "growth":
-            rows = table = growth_table(_job(options, task="growth", tool="gapscope", case="mlp"), options.python)
+            rows = table = growth_table(
+                _job(options, task="growth", tool="gapscope", case="mlp"), options.python, options.jobs
+            )
         elif task == "products":
             rows = table = products_table(options.quick, repeats)
         else:

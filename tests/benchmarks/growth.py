@@ -20,10 +20,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def growth_table(base: Job, python: str) -> list[dict[str, Any]]:
+def growth_table(base: Job, python: str, at_once: int) -> list[dict[str, Any]]:
     """Return the figures of each variant, and what they are of the first's."""
     start = dataclasses.replace(base, task="growth", tool="gapscope", case="mlp", batch=None)
-    rows = run([dataclasses.replace(start, **changes) for changes in VARIANTS.values()], python)
+    rows = run([dataclasses.replace(start, **changes) for changes in VARIANTS.values()], python, at_once)
     first, table = rows[0], []
     for name, row in zip(VARIANTS, rows, strict=True):
         if row["failed"] or first["failed"]:
