@@ -15,7 +15,7 @@ import typer
 
 from gapscope.cli import fields
 from gapscope.cli.planning import Planned, announce, line, planned, show_plan
-from gapscope.cli.resuming import keeping, new_parts, remembered
+from gapscope.cli.resuming import keeping, missed, new_parts, remembered
 from gapscope.cli.settings import Common, Configuration, parse_batch_size, parse_bytes
 from gapscope.errors import ReportError, UsageError
 from gapscope.measure.analyzers import analyzer_class, names
@@ -258,8 +258,9 @@ def prepare(checkpoint: Path, common: Common, others: Sequence[Job] = ()) -> Job
         refuse_unwritable(path)
         return path
 
-    # by the files that the first process sees
-    return Job(session, ranks().first(place), common.quiet, common.resume)
+    path = ranks().first(place)  # by the files that the first process sees
+    missed(path, common)
+    return Job(session, path, common.quiet, common.resume)
 
 
 def refuse_unwritable(path: Path, option: str = "--output") -> None:

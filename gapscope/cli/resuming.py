@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gapscope.cli.settings import Common
+
 if TYPE_CHECKING:
     from gapscope.measure.resume import Parts
     from gapscope.measure.session import Session
@@ -19,6 +21,14 @@ def new_parts(*, quiet: bool) -> "Parts":
     from gapscope.measure.resume import Parts
 
     return Parts(say=lambda text: None if quiet else print(text, file=sys.stderr))
+
+
+def missed(path: Path, common: Common) -> None:
+    """Say that there is nothing to go on from, where that was asked for."""
+    from gapscope.measure.resume import state_path
+
+    if common.resume and not common.quiet and not state_path(path).is_file():
+        print(f"There is no {state_path(path)} to go on from: everything is measured anew.", file=sys.stderr)
 
 
 def remembered(session: "Session", parts: "Parts") -> "Session":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gapscope.cli.measuring import checked, configured, load, refuse_unwritable, say
 from gapscope.cli.planning import planned, refuse_unfit, show_plan
-from gapscope.cli.resuming import keeping, new_parts, remembered
+from gapscope.cli.resuming import keeping, missed, new_parts, remembered
 from gapscope.cli.settings import Common, Configuration
 from gapscope.errors import ComparisonError, ReportError
 from gapscope.measure.analyzers import analyzer_class
@@ -28,6 +28,7 @@ def measure_together_and_print(
     sessions = [load(path, common) for path in paths]
     refuse_unlike(sessions)
     old = ranks().first(lambda: _existing(output, sessions))
+    missed(output, common)
     parts = new_parts(quiet=common.quiet)
     further = configured(needed(analyzers), configuration)
     contexts = [checked(remembered(session, parts), further, quiet=common.quiet) for session in sessions]

@@ -62,11 +62,11 @@ class Parts:
     def begin(self, report: Path, facts: Mapping[str, Any], *, resume: bool) -> None:
         """Keep parts beside a report from now on; `resume`: go on from those that are there, if they have these facts.
 
-        Every way in which there is nothing to go on from is said, and the work starts anew.
+        Why a file that is there is not gone on from is said, and the work starts anew.
         """
         self.close()
         self._inside = False
-        self.path = report.with_name(f"{report.name}.state")
+        self.path = state_path(report)
         self._facts = json.dumps(facts, sort_keys=True, default=str).encode()
         self._begun = self._synced = time.monotonic()
         self._going_on = self._proven = False
@@ -157,7 +157,6 @@ class Parts:
         try:
             file = self.path.open("r+b", buffering=0)
         except FileNotFoundError:
-            self.say(f"There is no {self.path.name} to go on from: everything is measured anew.")
             return False
         except OSError as error:
             self.say(f"{self.path.name} cannot be read ({error.strerror}): everything is measured anew.")
@@ -212,6 +211,11 @@ class Parts:
             self._file.close()
         self._file = None
         self._known.clear()
+
+
+def state_path(report: Path) -> Path:
+    """Return where the parts of a report are kept."""
+    return report.with_name(f"{report.name}.state")
 
 
 def _unlink(path: Path) -> None:

@@ -77,6 +77,14 @@ def test_an_interrupt_says_how_to_go_on(run, small, tmp_path, monkeypatch, optio
     assert (named in again.err) == (not options)
 
 
+def test_nothing_to_go_on_from_is_said(run, small, large):
+    said = "There is no digits-small-batch.report.h5.state to go on from: everything is measured anew.\n"
+    assert said in run("gap", small, "--resume").err
+    assert run("gap", small, "--resume", "-q").err == ""
+    together = run("path", small, large, "--points", 5, "--resume", "-o", "pair.h5")
+    assert "There is no pair.h5.state to go on from: everything is measured anew.\n" in together.err
+
+
 def test_sigterm_says_it_too(capsys):
     with pytest.raises(SystemExit), resuming.telling(lambda: "", lambda: "how to go on"):
         raise SystemExit(128 + signal.SIGTERM)
