@@ -64,8 +64,7 @@ class Problem:
     weights that it has.  `batchnorm`: `eval` uses the running statistics, `batch` those of each micro-batch (which then
     belong to L), `re-estimated` replaces the running ones by an average over this data first.  Dropout is off.
     `chosen`: patterns of the parameters that make up theta (none: those that require a gradient).  The memory budget
-    bounds the graphs kept between products and the Krylov basis, half each.  `examined`: what an earlier problem of
-    this model found its `derivatives` to be, so that they are not probed again.
+    bounds the graphs kept between products and the Krylov basis, half each.
     """
 
     model: nn.Module
@@ -78,7 +77,7 @@ class Problem:
     hvp_method: Hvp = "auto"
     monitor: Monitor = field(default_factory=Monitor)
     origin: Origin = field(default_factory=Origin)
-    examined: Derivatives | None = None
+    examined: Derivatives | None = None  # by an earlier problem of this model: not probed again
     repaired: set[str] = field(default_factory=set, init=False)  # of `differentiable.NOTES`: what was met so far
 
     def __post_init__(self) -> None:
@@ -237,10 +236,7 @@ class Problem:
         return self.outcomes(theta)[0]
 
     def outcomes(self, theta: Tensor | None = None) -> tuple[Array, Array | None]:
-        """Return the losses, and 1.0 where the prediction is right, else 0.0 (N,), from one pass.
-
-        None in the place of the latter where the loss knows no right and wrong.
-        """
+        """Return losses (N,), and 1.0 or 0.0 where predictions are right or wrong (None: neither), from one pass."""
         judge, parameters = self.bound.correct, self._split(theta)
 
         def collect(batch: Batch) -> tuple[Tensor, Tensor]:
