@@ -36,7 +36,7 @@ class _Convolution(Function):
     """C(x, w) + b."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, how: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, how: Any) -> Any:
         ctx.save_for_backward(x, w)
         ctx.how = how
         return torch.ops.aten.convolution(x, w, b, *how)
@@ -45,8 +45,8 @@ class _Convolution(Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         (x, w), (to_x, to_w, to_b) = ctx.saved_tensors, _asked(ctx, 3)
         return (
-            _Input.apply(g, w, x.detach(), ctx.how) if to_x else None,
-            _Weight.apply(g, x, w.detach(), ctx.how) if to_w else None,
+            _of(_Input, g, w, x.detach(), ctx.how) if to_x else None,
+            _of(_Weight, g, x, w.detach(), ctx.how) if to_w else None,
             g.sum([0, *range(2, g.dim())]) if to_b else None,
             None,
         )
@@ -56,7 +56,7 @@ class _Input(Function):
     """T(g, w), of the form of x."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, w: Tensor, x: Tensor, how: Any) -> Tensor:  # of x only the form is read
+    def forward(ctx: Any, g: Tensor, w: Tensor, x: Tensor, how: Any) -> Any:  # of x only the form is read
         ctx.save_for_backward(g, w)
         ctx.how = how
         return torch.ops.aten.convolution_backward(g, x, w, None, *how, [True, False, False])[0]
@@ -65,8 +65,8 @@ class _Input(Function):
     def backward(ctx: Any, x: Tensor) -> Any:
         (g, w), (to_g, to_w) = ctx.saved_tensors, _asked(ctx, 2)
         return (
-            _Convolution.apply(x, w, None, ctx.how) if to_g else None,
-            _Weight.apply(g, x, w.detach(), ctx.how) if to_w else None,
+            _of(_Convolution, x, w, None, ctx.how) if to_g else None,
+            _of(_Weight, g, x, w.detach(), ctx.how) if to_w else None,
             None,
             None,
         )
@@ -76,7 +76,7 @@ class _Weight(Function):
     """W(g, x), of the form of w."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, how: Any) -> Tensor:  # of w only the form is read
+    def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, how: Any) -> Any:  # of w only the form is read
         ctx.save_for_backward(g, x)
         ctx.how = how
         return torch.ops.aten.convolution_backward(g, x, w, None, *how, [False, True, False])[1]
@@ -85,8 +85,8 @@ class _Weight(Function):
     def backward(ctx: Any, w: Tensor) -> Any:
         (g, x), (to_g, to_x) = ctx.saved_tensors, _asked(ctx, 2)
         return (
-            _Convolution.apply(x, w, None, ctx.how) if to_g else None,
-            _Input.apply(g, w, x.detach(), ctx.how) if to_x else None,
+            _of(_Convolution, x, w, None, ctx.how) if to_g else None,
+            _of(_Input, g, w, x.detach(), ctx.how) if to_x else None,
             None,
             None,
         )
@@ -96,14 +96,14 @@ class _Normalized(Function):
     """N(x, w, b) = (x - m) r w + b by channel, with m the mean and r = (v + eps)^-1/2 fixed."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, m: Tensor, v: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, m: Tensor, v: Tensor, eps: float) -> Any:
         ctx.save_for_backward(x, w, m, v)
         ctx.eps = eps
         return torch.ops.aten.native_batch_norm(x, w, b, m, v, False, 0.0, eps)[0]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        return *_Slopes.apply(g, *ctx.saved_tensors, ctx.eps), None, None, None
+        return *_of(_Slopes, g, *ctx.saved_tensors, ctx.eps), None, None, None
 
 
 class _Slopes(Function):
@@ -120,10 +120,14 @@ class _Slopes(Function):
         g, x, w, m, v = ctx.saved_tensors
         to_g, to_x, to_w = _asked(ctx, 3)
         scale = (w * torch.rsqrt(v + ctx.eps)).view(-1, *[1] * (g.dim() - 2))
-        along = torch.addcmul(_Normalized.apply(x, w_, b_, m, v, ctx.eps), x_, scale) if to_g else None
+        along = torch.addcmul(_of(_Normalized, x, w_, b_, m, v, ctx.eps), x_, scale) if to_g else None
         if not (to_x or to_w):
             return along, None, None, None, None, None
-        return along, *_Slopes.apply(g, x_, w_, torch.zeros_like(m), v, ctx.eps)[:2], None, None, None
+        return along, *_of(_Slopes, g, x_, w_, torch.zeros_like(m), v, ctx.eps)[:2], None, None, None
+
+
+def _of(function: type[Function], *given: Any) -> Any:
+    return function.apply(*given)  # type: ignore[no-untyped-call]  # of torch
 
 
 def _asked(ctx: Any, inputs: int) -> list[bool]:
@@ -159,11 +163,11 @@ def _convolving(function: Callable[..., Tensor], dims: int) -> Callable[..., Ten
         padding: Any = 0,
         dilation: Any = 1,
         groups: int = 1,
-    ) -> Tensor:
+    ) -> Any:
         if isinstance(padding, str) or input.dim() != dims + 2 or not _plain(input, weight, bias):
             return function(input, weight, bias, stride, padding, dilation, groups)
         sizes = [list(size) * (dims // len(size)) for size in map(_several, (stride, padding, dilation))]
-        return _Convolution.apply(input, weight, bias, (*sizes, False, [0] * dims, groups))
+        return _of(_Convolution, input, weight, bias, (*sizes, False, [0] * dims, groups))
 
     return stand_in
 
@@ -181,13 +185,13 @@ def _batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
-) -> Tensor:
+) -> Any:
     mean, variance = running_mean, running_var
     if training or mean is None or variance is None or not _plain(input, mean, variance, weight, bias):
         return F.batch_norm(input, mean, variance, weight, bias, training, momentum, eps)
     w = torch.ones_like(mean) if weight is None else weight
     b = torch.zeros_like(mean) if bias is None else bias
-    return _Normalized.apply(input, w, b, mean, variance, eps)
+    return _of(_Normalized, input, w, b, mean, variance, eps)
 
 
 _STAND_INS: dict[Callable[..., Any], Callable[..., Any]] = {
