@@ -22,10 +22,11 @@ _COLUMNS = 1 << 20  # of a basis that are replaced at a time
 class Basis:
     """At most `capacity` rows of `size` numbers; as a context, it gives back memory or file also after an error."""
 
-    def __init__(self, capacity: int, like: Tensor, home: Home = "device") -> None:
+    def __init__(self, capacity: int, like: Tensor, home: Home = "device", slab: int | None = None) -> None:
         self.capacity, self.rows, self.size = capacity, 0, len(like)
         self.device = like.device if home == "device" else torch.device("cpu")
         self._dtype, self._slabs = like.dtype, list[Tensor]()
+        self._slab = slab or (capacity if self.device.type == "cpu" else _SLAB)
         self._folder = tempfile.TemporaryDirectory(prefix="gapscope-") if home == "disk" else None
         if self._folder is not None:
             path = str(Path(self._folder.name) / "basis")
@@ -44,9 +45,8 @@ class Basis:
 
     def append(self, row: Tensor) -> None:
         """Add a row (n,)."""
-        have = sum(len(slab) for slab in self._slabs)
-        if self.rows == have:
-            more = self.capacity - have if self.device.type == "cpu" else min(_SLAB, self.capacity - have)
+        if self.rows == sum(len(slab) for slab in self._slabs):
+            more = min(self._slab, self.capacity - self.rows)
             self._slabs.append(torch.empty(more, self.size, dtype=self._dtype, device=self.device))
         self._row(self.rows).copy_(row)
         self.rows += 1

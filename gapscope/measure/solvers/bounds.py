@@ -34,6 +34,8 @@ import numpy as np
 
 from gapscope.results import Array
 
+_FINE = 1e-6  # of the distance to the Ritz value that is searched for; the outer end is returned
+
 
 @dataclass(frozen=True)
 class Reach:
@@ -43,7 +45,7 @@ class Reach:
     residuals: Array  # (m,)
     dropped: Array  # Ritz values that restarts kept out
     log_betas: float  # the sum of log beta over all steps
-    log_tau: float  # log of what the start's component is at least
+    log_tau: float  # log of what the start's component is at least; inf: nothing lies outside the space
 
     def upper(self) -> float:
         """Return the mu with S(mu) = 1 / tau^2 above all Ritz values."""
@@ -66,10 +68,9 @@ class Reach:
         low, high = 0.0, max(float(np.ptp(ritz)), float(self.residuals.max()), 1e-300)
         while short(high):
             low, high = high, 2 * high
-        for _ in range(100):
+        nothing = 1e-17 * float(np.abs(ritz).max())
+        while high - low > max(_FINE * high, nothing):
             middle = (low + high) / 2
-            if middle in (low, high):
-                break
             low, high = (middle, high) if short(middle) else (low, middle)
         return top + high
 

@@ -166,17 +166,14 @@ class _Iteration:
         """Return what rounding alone may have done to an eigenvalue."""
         return _ROUNDING * torch.finfo(self.rest.dtype).eps * float(np.abs(ritz).max())
 
-    def reach(self, ritz: Array, inner: Array, delta: float) -> tuple[float, float]:
-        """Return bounds on the smallest and largest eigenvalue, from all Ritz values, rounding included."""
-        eps, scale = torch.finfo(self.rest.dtype).eps, float(np.abs(ritz).max())
-        rounding = self.rounding(ritz)
-        if scale == 0 or len(ritz) == self.operator.size:
-            return float(ritz[0]) - rounding, float(ritz[-1]) + rounding
+    def reach(self, ritz: Array, inner: Array, delta: float) -> Reach:
+        """Return what bounds the ends of the spectrum, but for rounding."""
         # below rounding a coupling is not known: what hides there is bounded like everything else
-        last = max(self.beta[-1], eps * scale)
+        unknown = torch.finfo(self.rest.dtype).eps * float(np.abs(ritz).max())
+        last = max(self.beta[-1], unknown, 1e-300)
         grown = self.log_betas + float(np.log([*self.beta[:-1], last]).sum())
-        space = Reach(ritz, last * np.abs(inner[-1]), self.dropped, grown, log_tau(self.norm, delta))
-        return space.lower() - rounding, space.upper() + rounding
+        known = math.inf if unknown == 0 or len(ritz) == self.operator.size else log_tau(self.norm, delta)
+        return Reach(ritz, last * np.abs(inner[-1]), self.dropped, grown, known)
 
 
 def gaussian_start(operator: Operator, rng: Generator) -> Tensor:
@@ -245,7 +242,7 @@ def _run(
             return _nonfinite(iteration.operator, k, spent)
         values, inner = iteration.ritz()
         top, rho = values[::-1][:k], iteration.beta[-1] * np.abs(inner[-1, ::-1][:k])
-        above = iteration.reach(values, inner, stopping.delta)[1] - top[0]
+        above = iteration.reach(values, inner, stopping.delta).upper() + iteration.rounding(values) - top[0]
         scale = max(abs(top[0]), 1e-300)
         watch(taken, float(top[0]), float(max(above, *rho[1:], 0.0)))
         ready = len(values) >= k and max(above, _off(values, rho[0]), *rho[1:]) <= wanted * scale
@@ -300,19 +297,19 @@ def _verified(iteration: _Iteration, k: int, verify: Verify | None, delta: float
         residuals.append(_norm(image))
         if i == 0:
             off = _norm(image - float(columns[0, -1]) * iteration.rest.to(image.device))
-    lower, upper = iteration.reach(values, inner, delta)
+    reach, rounding = iteration.reach(values, inner, delta), iteration.rounding(values)
     # where the start was one of the delta, the value's own second-order error still shows
-    upper = max(upper, float(values[-1]) + _off(values, residuals[0]))
+    upper = max(reach.upper(), float(values[-1]) + _off(values, residuals[0]))
     return Eigenpairs(
         values=values[::-1][:count],
         vectors=vectors,
         residuals=np.asarray(residuals),
-        upper=upper + off,
+        upper=upper + rounding + off,
         bottom=float(values[0]),
-        lower=lower - off,
+        lower=reach.lower() - rounding - off,
         matvecs=count,
         status=Status.CONVERGED,
-        rounding=iteration.rounding(values),
+        rounding=rounding,
     )
 
 

@@ -208,7 +208,7 @@ def test_too_few_products_are_a_spent_budget_with_an_honest_error(budget):
     h = torch.cat([torch.linspace(0.1, 1, 199), torch.tensor([1.01])])
     result = truthful(bowl(h, torch.ones(200)), h.sort().values.numpy(), max_matvecs=budget, k=4)
     assert result.status is Status.BUDGET_SPENT
-    assert len(result.values.value) == budget - 4  # k products are for verification
+    assert len(result.values.value) == min(4, budget - 4)  # k products are for verification
     assert result.matvecs <= budget
     assert "the products ran out" in result.notes[0]
 
