@@ -49,7 +49,7 @@ class Eigenvalues:
     name: ClassVar[str] = "eigenvalues"
     version: ClassVar[str] = "1"
     arity: ClassVar[int] = 1
-    incidental: ClassVar[tuple[str, ...]] = ("referee",)
+    incidental: ClassVar[tuple[str, ...]] = ("referee", "disk")
 
     k: Annotated[int, "how many of the largest eigenvalues"] = 1
     tolerance: Annotated[float, "relative tolerance on the upper bound, and on the residuals below the top"] = 1e-3
@@ -57,6 +57,7 @@ class Eigenvalues:
     max_matvecs: Annotated[int, "budget of Hessian-vector products, verification included"] = 200
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
     preconditioned: Annotated[bool, "of P^-1/2 H P^-1/2, with Adam's P from the checkpoint's optimizer state"] = False
+    disk: Annotated[float, "GB that a temporary file may take for a Krylov basis too large for the memory"] = 0.0
     referee: Annotated[Literal["none", "pyhessian", "scipy"], "also ask another tool, on the same problem"] = "none"
 
     def gradients(self, problem: Any) -> float:  # noqa: ARG002  (other analyzers ask it)
@@ -105,7 +106,7 @@ class Eigenvalues:
             self.k,
             context.generator("eigenvalues"),
             stopping=Stopping(self.tolerance, self.delta, self.max_matvecs),
-            room=Room(problem.memory_budget // 2, host=problem.memory_budget),
+            room=Room(problem.memory_budget // 2, host=problem.memory_budget, disk=int(1e9 * self.disk)),
             toward=None if toward is None else toward / scale,
             verify=None if self.gauss_newton else verify,
             watch=lambda step, value, error: monitor.say(f"step {step}  Ritz value {value:.4g} ± {error:.1g}"),
@@ -227,11 +228,13 @@ class Eigenvalues:
 
 @dataclass(frozen=True)
 class WarmEigenvalues(Eigenvalues):
-    """Top eigenvalues from a start that leans to the Ritz vector of a near checkpoint; the bound holds all the same."""
+    """Top eigenvalues from a start that leans to the Ritz vector of a near checkpoint.
+
+    The bound holds as from any start, and takes as many products to close: none are saved at the default tolerance.
+    """
 
     incidental: ClassVar[tuple[str, ...]] = (*Eigenvalues.incidental, "vector")
 
-    warm_start: Annotated[bool, "start at another checkpoint's Ritz vector"] = True
     vector: Any = field(default=None, compare=False, repr=False)  # (n,), a direction in theta
 
     def __call__(self, context: "Context") -> EigenvaluesResult:
