@@ -41,7 +41,7 @@ class Own:
 
     only: Annotated[tuple[str, ...], f"run this analyzer, repeatable (default: {', '.join(CHEAP)})"] = ()
     skip: Annotated[tuple[str, ...], "leave this analyzer out, repeatable"] = ()
-    warm_start: Annotated[bool, "start Lanczos at the last checkpoint's Ritz vector: fewer products, no bound"] = False
+    warm_start: Annotated[bool, "let Lanczos' start lean to the last checkpoint's Ritz vector"] = False
     html: Annotated[Path | None, "write one self-contained page with figures"] = None
     plot: Annotated[Path | None, "write the figures as a .png, .svg or .pdf"] = None
 
@@ -259,7 +259,7 @@ def _report_at(path: Path, session: "Session") -> "Report | None":
 
 
 def _is_ready(old: "Report", expected: "Record", analyzer: Any, own: Own, common: Common) -> bool:
-    """Say whether a report holds what would be measured now; with `--warm-start` a result with its bound will do."""
+    """Say whether a report holds what would be measured now."""
     from gapscope.results import Status
 
     record = old.results.get(expected.analyzer)
@@ -267,8 +267,6 @@ def _is_ready(old: "Report", expected: "Record", analyzer: Any, own: Own, common
         return False
     settings = dict(record.settings)
     how = settings.pop("hvp", "exact")  # what came of `--hvp auto` is not known beforehand
-    if own.warm_start:
-        settings.pop("warm_start", None)
     asked = common.hvp if getattr(analyzer, "second_order", True) else "auto"
     return settings == dict(expected.settings) and asked in ("auto", how)
 

@@ -390,53 +390,28 @@ def test_files_of_one_name_get_reports_of_their_own(run, folder, tmp_path):
 # --- warm start
 
 
-def test_a_warm_start_saves_products_and_carries_no_bound(run, folder):
+def test_a_warm_start_finds_the_same_with_the_same_bound(run, folder):
     cold = rows(run(folder, "-q", "--json", "-o", "cold"))
     outcome = run(folder, "-q", "--json", "--warm-start", "-o", "warm")
-    content = json.loads(outcome.out)
-    assert [point["warm_start"] for point in content["points"]] == [False, True, True, True]
-    assert "3 of 4 eigenvalues were warm-started (*): their error is the residual alone" in " ".join(content["reading"])
-    first, *others = [reports("warm")[name].results["eigenvalues"] for name in STEPS.values()]
-    bounded, *_ = [reports("cold")[name].results["eigenvalues"] for name in STEPS.values()]
-    assert first.settings == bounded.settings
-    assert "probability 1 - 0.001" in first.quantities["top"].doc
-    for record in others:
-        top = record.quantities["top"]
-        assert record.settings["warm_start"] is True
-        assert record.status is Status.CONVERGED
-        assert "no bound from above holds with any probability" in record.notes[-1]
-        assert "probability" not in top.doc
-        assert top.bound == "lower"
-        assert top.numerical_error == pytest.approx(record.quantities["residuals"].value[0], rel=1e-12)
-        assert record.quantities["bottom"].numerical_error is None
+    for name in STEPS.values():
+        warm, bounded = (reports(where)[name].results["eigenvalues"] for where in ("warm", "cold"))
+        assert warm.settings == bounded.settings
+        assert warm.status is Status.CONVERGED
+        assert "probability 1 - 0.01" in warm.quantities["top"].doc
+        assert warm.quantities["top"].numerical_error <= 1e-3 * warm.quantities["top"].value
+        assert abs(warm.matvecs - bounded.matvecs) <= 2
     np.testing.assert_allclose(rows(outcome)["eigenvalues/top"], cold["eigenvalues/top"], rtol=2e-3)
-    spent = [sum(one.results["eigenvalues"].matvecs for one in reports(where).values()) for where in ("warm", "cold")]
-    assert spent[0] < 0.8 * spent[1]
 
 
-def test_a_bounded_result_will_do_for_a_warm_run_and_not_the_other_way_round(run, folder):
+def test_a_result_will_do_for_a_warm_run_and_the_other_way_round(run, folder):
     words = (folder, "--only", "eigenvalues", "--limit", "200")
     run(*words, "--warm-start", "-q")
     assert run(*words, "--warm-start").err.count("measured already") == 4
-    again = run(*words)
-    assert again.err.count("measured already") == 1  # the first, which had a Gaussian start
-    assert again.err.count("replaced eigenvalues: settings changed: warm_start True -> none") == 3
-    assert run(*words, "--warm-start").err.count("measured already") == 4
+    assert run(*words).err.count("measured already") == 4
 
 
-def test_after_a_skipped_checkpoint_the_start_is_gaussian(run, folder, tmp_path):
-    words = (folder, "--only", "eigenvalues", "--limit", "200", "--warm-start", "-q")
-    run(*words)
-    (tmp_path / "wide.track" / "d.report.h5").unlink()
-    run(*words)
-    assert "warm_start" not in reports()["d"].results["eigenvalues"].settings
-
-
-def test_a_start_at_the_second_eigenvector_finds_that_one():
+def test_a_start_that_leans_to_the_second_eigenvector_finds_the_first():
     h = torch.tensor([4.0, 3.0, 1.0], dtype=torch.float64)
-    where = bowl(h, torch.zeros(3, dtype=torch.float64))
     second = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
-    result = measure(WarmEigenvalues(vector=second), where)
-    assert float(result.top.value) == pytest.approx(3.0)  # why a warm start has no bound, and says so
-    assert "a larger eigenvalue may have been missed" in result.notes[-1]
-    assert float(measure(Eigenvalues(), where).top.value) == pytest.approx(4.0)
+    result = measure(WarmEigenvalues(vector=second), bowl(h, torch.zeros(3, dtype=torch.float64)))
+    assert float(result.top.value) == pytest.approx(4.0)
