@@ -186,7 +186,7 @@ def _measure(one: Found, path: Path, analyzers: Sequence[Any], own: Own, work: W
         session = load(one.path, common)
     _refuse_other(session, work)
     old = ranks().first(lambda: _report_at(path, session))
-    ready = {a.name for a in analyzers if old and _is_ready(old, skipped(a, session.seed, ""), a, own, common)}
+    ready = {a.name for a in analyzers if old and _is_ready(old, skipped(a, session.seed, ""), a, common)}
     results = {name: old.results[name] for name in ready if old}  # what is there with other settings does not count
     start, work.vector = work.vector, None
     if len(ready) == len(analyzers):
@@ -258,7 +258,7 @@ def _report_at(path: Path, session: "Session") -> "Report | None":
     return old
 
 
-def _is_ready(old: "Report", expected: "Record", analyzer: Any, own: Own, common: Common) -> bool:
+def _is_ready(old: "Report", expected: "Record", analyzer: Any, common: Common) -> bool:
     """Say whether a report holds what would be measured now."""
     from gapscope.results import Status
 
