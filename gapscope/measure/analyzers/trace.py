@@ -1,6 +1,6 @@
 """Trace and Frobenius norm of the Hessian."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from gapscope.measure.context import Context
     from gapscope.measure.operators import Operator
     from gapscope.measure.problem import Problem
+    from gapscope.measure.solvers.hutchinson import TraceEstimate
+    from gapscope.measure.traces import Traces
 
 PAIRED = 4  # probes that are also asked sample by sample
+PILOTS = 10  # as many as hutchinson.PILOT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +32,16 @@ class TraceResult(Result):
 class Trace:
     """Trace and Frobenius norm of the Hessian of the loss, and the trace of every layer's block, from random signs.
 
-    Starts as Hutchinson's estimator and goes on as Hutch++ where the probes so far promise the tolerance sooner that
-    way.  Stops when the standard error of the trace is within the tolerance of the larger of |trace| and |H|_F.
-    The first 4 probes cost about twice a plain product each: they also give the error over the data.
-    Not invariant to rescaling the layers.
+    Where the network is piecewise linear in every parameter the trace is that of the Gauss-Newton matrix, and comes
+    from random gradients of pieces of the data; 10 products with random vectors give the Frobenius norm.  Elsewhere
+    Hutchinson's estimator, going on as Hutch++ where the probes so far promise the tolerance sooner that way; the first
+    4 probes cost about twice a plain product each, because they also give the error over the data.  Stops when the
+    standard error of the trace is within the tolerance of the larger of |trace| and |H|_F.  Not invariant to rescaling
+    the layers.
     """
 
     name: ClassVar[str] = "trace"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"  # "1": the Frobenius norm was from as many probes as the trace
     arity: ClassVar[int] = 1
     incidental: ClassVar[tuple[str, ...]] = ()
 
@@ -44,15 +49,29 @@ class Trace:
     max_matvecs: Annotated[int, "budget of Hessian-vector products"] = 200
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
 
-    def gradients(self, problem: object) -> float:  # noqa: ARG002  (other analyzers ask it)
-        """Return about how many gradients this costs, if 50 products are enough."""
-        return 3.3 * min(self.max_matvecs, 50) + 8
+    def gradients(self, problem: "Problem") -> float:
+        """Return about how many gradients this costs; where products are needed, if 50 of them are enough."""
+        from gapscope.measure import traces
+
+        if problem.size > PILOTS and (self.gauss_newton or traces.applies(problem)):
+            return 3.3 * PILOTS + 9
+        return 3.3 * min(self.max_matvecs, 50) + 5 * PAIRED
+
+    def memory(self, problem: "Problem") -> int:
+        """Return about how many bytes this takes above the loaded model: kept graphs, that of a micro-batch, vectors.
+
+        A third of the products at most are deflated, four vectors each, within half the budget.
+        """
+        vector = problem.size * problem.theta.element_size()
+        graphs = min(problem.memory_budget // 2, problem.samples * problem.graph_bytes_per_sample)
+        sketch = 0 if self.gradients(problem) < 50 else min(problem.memory_budget // 2, 4 * 20 * vector)
+        return graphs + problem.micro_batch * problem.graph_bytes_per_sample + sketch + 8 * vector
 
     def __call__(self, context: "Context") -> TraceResult:
         """Probe the measured split."""
         from gapscope.errors import UsageError
         from gapscope.measure.shares import evened
-        from gapscope.measure.solvers.hutchinson import PILOT, estimate_trace
+        from gapscope.measure.solvers.hutchinson import PILOT
 
         if not 0 < self.tolerance < 1 or self.max_matvecs < PILOT:
             raise UsageError(
@@ -60,23 +79,10 @@ class Trace:
                 f"max_matvecs of {PILOT} or more: with fewer probes no error is known."
             )
         problem, monitor = context.problem(), context.monitor
-        along: list[Array] = []
         every = problem.size <= PILOT  # entry by entry then, and exact
-        operator = problem.gauss_newton() if self.gauss_newton else problem.hessian()
-        if not self.gauss_newton:
-            operator = _listening(operator, problem, along, problem.size if every else PAIRED)
         blocks = problem.parameters.blocks()
         monitor.begin("trace", 20)
-        found = estimate_trace(
-            operator,
-            context.generator("trace"),
-            blocks=blocks,
-            tolerance=self.tolerance,
-            max_matvecs=self.max_matvecs,
-            sketch_bytes=problem.memory_budget // 2,
-            watch=lambda spent, value, error: monitor.say(f"product {spent}  trace {value:.4g} ± {error:.1g}"),
-        )
-        del operator  # with it go the kept graphs
+        found, along = self._found(context, problem)
         finite = found.status is not Status.NONFINITE
         # of differences: a sign probe is sqrt(n) long, and their errors point anywhere
         rounding = np.hypot(found.rounding, problem.size**0.5 * problem.derivatives.error)
@@ -86,7 +92,7 @@ class Trace:
         return TraceResult(
             status=found.status,
             matvecs=found.matvecs,
-            notes=self._notes(problem, found),
+            notes=self._notes(problem, found, along),
             trace=Quantity(
                 value=scalar(found.trace),
                 numerical_error=np.hypot(found.trace_error, rounding) if finite else None,
@@ -95,7 +101,9 @@ class Trace:
                 better="lower",
                 higher_is="sharper",
                 doc="trace of the Hessian; numerical error: standard error over probes, and rounding"
-                + (f"; error over the data and chunks from z'H_i z of {len(along)} probes" if along else ""),
+                + (
+                    f"; error over the data and chunks from the samples' shares in {len(along)} probes" if along else ""
+                ),
             ),
             frobenius=Quantity(
                 value=scalar(found.frobenius),
@@ -114,20 +122,86 @@ class Trace:
             probes=Quantity(value=scalar(found.probes), drawn="detail", doc="probes that the means are over"),
         )
 
-    def _notes(self, problem: "Problem", found: Any) -> tuple[str, ...]:
+    def _found(self, context: "Context", problem: "Problem") -> "tuple[TraceEstimate, list[Array]]":
+        """Return the estimates, and tr(H_i) of every sample as single probes have it."""
+        from gapscope.errors import ProblemError
+        from gapscope.measure import traces
+        from gapscope.measure.solvers.hutchinson import PILOT, estimate_trace
+
+        along: list[Array] = []
+        every, rng, say = problem.size <= PILOT, context.generator("trace"), context.monitor.say
+        operator = problem.gauss_newton() if self.gauss_newton else problem.hessian()
+
+        def watch(spent: int, value: float, error: float) -> None:
+            say(f"product {spent}  trace {value:.4g} ± {error:.1g}")
+
+        if not every and (self.gauss_newton or traces.applies(problem)):
+            pilot = estimate_trace(operator, rng, tolerance=1.0, max_matvecs=PILOT, sketch_bytes=0, watch=watch)
+            del operator  # with it go the kept graphs
+            try:
+                return _joined(
+                    pilot,
+                    traces.estimate(
+                        problem,
+                        rng,
+                        tolerance=self.tolerance,
+                        least=pilot.frobenius,
+                        most=self.max_matvecs,
+                        watch=lambda spent, value, error: say(f"pass {spent}  trace {value:.4g} ± {error:.1g}"),
+                    ),
+                    self.tolerance,
+                )
+            except ProblemError:  # the loss is not convex in the outputs, or samples have none of their own
+                operator = problem.gauss_newton() if self.gauss_newton else problem.hessian()
+        if not self.gauss_newton:
+            operator = _listening(operator, problem, along, problem.size if every else PAIRED)
+        found = estimate_trace(
+            operator,
+            rng,
+            blocks=problem.parameters.blocks(),
+            tolerance=self.tolerance,
+            max_matvecs=self.max_matvecs,
+            sketch_bytes=problem.memory_budget // 2,
+            watch=watch,
+        )
+        return found, along
+
+    def _notes(self, problem: "Problem", found: Any, along: list[Array]) -> tuple[str, ...]:
         method = {
             "exact": "method: entry by entry, exact",
+            "gradients": f"method: {found.probes} random gradients of every piece of the data",
             "hutchinson": f"method: Hutchinson, {found.probes} sign probes",
             "hutch++": f"method: Hutch++, {found.sketch} directions deflated, {found.probes} sign probes",
         }
         notes = [method[found.method]]
+        if found.method == "gradients" and not self.gauss_newton:
+            notes.append("the network is piecewise linear in every parameter: the trace is that of Gauss-Newton")
         if found.status is Status.BUDGET_SPENT:
             notes.append("not converged: the products ran out; raise `--max-matvecs`; the error stated still holds")
         if self.gauss_newton:
-            notes.append("operator: Gauss-Newton, not the Hessian; no sampling error is measured for it")
+            unknown = "" if along else "; no sampling error is measured for it"
+            notes.append("operator: Gauss-Newton, not the Hessian" + unknown)
         if problem.samples < problem.data.total:
             notes.append(f"measured on {problem.samples:,} of {problem.data.total:,} samples")
         return tuple(notes)
+
+
+def _joined(pilot: "TraceEstimate", found: "Traces", tolerance: float) -> "tuple[TraceEstimate, list[Array]]":
+    """Return the Frobenius norm of the one, and the traces of the other."""
+    if pilot.status is Status.NONFINITE or not np.isfinite(found.trace):
+        return replace(pilot, status=Status.NONFINITE, blocks=np.full(len(found.blocks), np.nan)), []
+    close = found.error <= tolerance * max(abs(found.trace), pilot.frobenius)
+    joined = replace(
+        pilot,
+        trace=found.trace,
+        trace_error=found.error,
+        blocks=found.blocks,
+        blocks_error=found.blocks_error,
+        probes=2 * found.passes,
+        method="gradients",
+        status=Status.CONVERGED if close else Status.BUDGET_SPENT,
+    )
+    return joined, list(found.shares)
 
 
 def _listening(operator: "Operator", problem: "Problem", along: list[Array], probes: int) -> "Operator":

@@ -50,7 +50,7 @@ class TraceEstimate:
     probes: int  # that the means are over
     sketch: int  # directions deflated: 0 for plain Hutchinson
     matvecs: int
-    method: Literal["exact", "hutchinson", "hutch++"]
+    method: Literal["exact", "hutchinson", "hutch++", "gradients"]
     status: Status
     rounding: float
 
@@ -85,7 +85,7 @@ class _Probes:
 
     @property
     def error(self) -> float:
-        return _caution(len(self)) * math.sqrt(max(self.variance, self.spread) / len(self))
+        return caution(len(self) - 1) * math.sqrt(max(self.variance, self.spread) / len(self))
 
     @property
     def scale(self) -> float:
@@ -225,15 +225,15 @@ def _finish(
     square = float(np.mean(probes.squares))
     frobenius = math.sqrt(square)
     exact = method == "exact"
-    caution = _caution(m)
-    square_error = 0.0 if exact else caution * float(np.std(probes.squares, ddof=1)) / math.sqrt(m)
+    wider = caution(m - 1)
+    square_error = 0.0 if exact else wider * float(np.std(probes.squares, ddof=1)) / math.sqrt(m)
     return TraceEstimate(
         trace=float(np.mean(probes.traces)),
         trace_error=0.0 if exact else probes.error,
         frobenius=frobenius,
         frobenius_error=square_error / (2 * frobenius) if frobenius > 0 else 0.0,  # delta method
         blocks=parts.mean(0),
-        blocks_error=np.zeros(parts.shape[1]) if exact else caution * parts.std(0, ddof=1) / math.sqrt(m),
+        blocks_error=np.zeros(parts.shape[1]) if exact else wider * parts.std(0, ddof=1) / math.sqrt(m),
         probes=m,
         sketch=sketch,
         matvecs=spent,
@@ -244,12 +244,12 @@ def _finish(
     )
 
 
-def _caution(probes: int) -> float:
-    """Return what makes 3 standard errors from so few probes hold as often as 3 of a normal distribution.
+def caution(freedom: float) -> float:
+    """Return what makes 3 standard errors of so few degrees of freedom hold as often as 3 of a normal distribution.
 
-    The variance is estimated, too: t with probes - 1 degrees instead of a normal, 1.36 at 10 probes, 1.04 at 60.
+    The variance is estimated, too: t instead of a normal, 1.36 at 9 degrees, 1.04 at 59.
     """
-    return float(stdtrit(probes - 1, 0.99865)) / 3 if probes > 1 else math.nan
+    return float(stdtrit(min(freedom, 1e6), 0.99865)) / 3 if freedom > 0 else math.nan
 
 
 def _span(images: Tensor) -> tuple[Tensor, float]:

@@ -66,12 +66,29 @@ def test_the_sampling_error_is_the_spread_over_the_data_without_that_of_the_prob
     assert weights @ result.trace.chunks == pytest.approx(float(result.trace.value))
 
 
-def test_gauss_newton_is_measured_without_a_sampling_error():
+def test_gauss_newton_is_measured_and_named():
     given = softmax_regression()
     result = truthful(given.problem, given.hessian, gauss_newton=True)
-    assert result.trace.sampling_error is None
-    assert result.trace.chunks is None
-    assert "operator: Gauss-Newton, not the Hessian; no sampling error is measured for it" in result.notes
+    assert result.trace.sampling_error > 0
+    assert "operator: Gauss-Newton, not the Hessian" in result.notes
+    many = problem(nn.Linear(3, 130).double(), torch.randn(9, 3).double(), torch.zeros(9, 130).double(), "mse")
+    other = measure(Trace(gauss_newton=True), many)
+    assert other.trace.sampling_error is None
+    assert "operator: Gauss-Newton, not the Hessian; no sampling error is measured for it" in other.notes
+
+
+def test_a_piecewise_linear_network_needs_ten_products_and_a_smooth_one_more_and_says_why():
+    straight, smooth = (measure(Trace(tolerance=0.02), ZOO[kind].problem()) for kind in ("relu mlp", "tanh mlp"))
+    assert straight.matvecs == 10 < smooth.matvecs
+    assert "random gradients of every piece" in straight.notes[0]
+    assert "the network is piecewise linear in every parameter: the trace is that of Gauss-Newton" in straight.notes
+
+
+def test_a_loss_that_is_not_convex_in_the_outputs_is_probed():
+    bumpy = Loss("bumpy", lambda outputs, _: outputs.cos().sum(1))
+    given = problem(nn.Linear(6, 3).double(), torch.randn(40, 6).double(), torch.zeros(40), bumpy)
+    result = truthful(given, dense_hessian(given), errors=5)
+    assert "Hutch" in result.notes[0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
