@@ -37,7 +37,7 @@ def _run(words: list[str]) -> int:
     try:
         from gapscope.cli import run
 
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ:  # by `torchrun`
             from gapscope.cli.rank import run_as_rank
 
             return run_as_rank(words, run)

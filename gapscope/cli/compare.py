@@ -142,6 +142,8 @@ class Work:
 
     def measure(self, wanted: Sequence[Path], analyzers: Sequence[Any], further: Sequence[Any] = ()) -> None:
         """Measure and write these; what could not be written is a failure for later."""
+        if not wanted:  # reports alone need no torch
+            return
         from gapscope.measure.distributed import ALONE, as_ranks, ranks
         from gapscope.report.atomic import withheld
 

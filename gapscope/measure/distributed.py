@@ -193,11 +193,6 @@ def as_ranks(group: Ranks) -> Iterator[None]:
         _now.pop()
 
 
-def launched() -> bool:
-    """Return whether `torchrun` started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
     """Join the processes that `torchrun` started, and leave them when all is well; raises RankError without them."""
