@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from gapscope.errors import UsageError
-from gapscope.measure.distributed import ALONE, Ranks, local_device, ranks, waiting_time
+from gapscope.errors import LoadError, RankError, UsageError
+from gapscope.measure.distributed import ALONE, Ranks, _portable, as_ranks, local_device, ranks, waiting_time
 from gapscope.report.file import read_report
 
 ROOT = Path(__file__).parents[1]
@@ -184,6 +184,25 @@ def test_one_process_by_itself_is_alone():
     assert local_device("auto") == "auto"
 
 
+def test_one_that_waits_hears_that_another_has_failed():
+    store = torch.distributed.HashStore()
+    first, second = Ranks(0, 2, store), Ranks(1, 2, store)
+    assert (second.speaks(), first.speaks()) == (True, False)
+    with pytest.raises(RankError, match=r"Another rank has failed. Expected all of them to the end. See what it says."):
+        first.wait("here")
+    second.spoken()
+    first.hear()
+
+
+def test_an_error_that_cannot_be_sent_is_told_in_words():
+    class OwnError(Exception):
+        pass
+
+    assert repr(_portable(OwnError("said"))) == repr(RuntimeError("OwnError: said"))
+    error = LoadError("as it is")
+    assert _portable(error) is error
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 8])
 def test_shares_are_the_whole_and_differ_by_one_at_most(size):
     shares = [list(range(size))[Ranks(rank, 3).share()] for rank in range(3)]
@@ -206,8 +225,6 @@ def test_nonsense_of_the_environment_is_refused(monkeypatch):
 
 
 def test_every_process_has_a_gpu_of_its_own(monkeypatch):
-    from gapscope.measure.distributed import as_ranks
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)

@@ -5,7 +5,7 @@ micro-batches of one partition of all data, by stride: then chunks, per-sample a
 they are in one process, whatever N and the number of ranks.  Every rank runs the same recurrence on the same bits:
 both gloo's ring and NCCL's ring and tree reduce an element on one rank and hand that out.
 
-Before every sum the hosts agree, over gloo (0.1 ms, no wait for an accelerator), that all of them got there: an
+Before every sum the hosts agree, over gloo (0.2 ms, no wait for an accelerator), that all of them got there: an
 exception of one is raised in all, one that died or hangs is noticed, and one without a sample learns the shape.
 """
 
