@@ -15,6 +15,7 @@ from gapscope.errors import UsageError
 if TYPE_CHECKING:
     from gapscope.measure.context import Context
     from gapscope.measure.plan import Fit, Pace
+    from gapscope.results import Result
 
 SAID_BYTES = 1_000_000_000  # a larger peak is announced
 
@@ -34,7 +35,7 @@ class Planned:
         """Return what is expected of those that are not skipped."""
         return sum(fit.cost.known_seconds for fit in self.fits if not fit.why)
 
-    def run(self) -> "Iterator[tuple[Any, Callable[[], Any], str]]":
+    def run(self) -> "Iterator[tuple[Any, Callable[[], Result], str]]":
         """Yield analyzers as the time then left allows them, how each is run, and why it is skipped, if it is."""
         from gapscope.measure.distributed import ranks
         from gapscope.measure.plan import fit
@@ -45,8 +46,18 @@ class Planned:
             if self.budget < math.inf:
                 left = ranks().from_first(self.started + self.budget - time.monotonic())
                 found = fit(self.context.problem(), self.context.analyzers[name], self.speed, left)
-            context = replace(self.context, analyzers={**self.context.analyzers, name: found.analyzer})
-            yield found.analyzer, partial(context.run, name), found.why
+            yield found.analyzer, partial(self._result, found.analyzer), found.why
+
+    def _result(self, analyzer: Any) -> "Result":
+        """Run an analyzer as the time allows it, and say so in its result."""
+        asked: Any = self.context.analyzers[analyzer.name]
+        context = replace(self.context, analyzers={**self.context.analyzers, analyzer.name: analyzer})
+        result = context.run(analyzer.name)
+        if analyzer == asked:
+            return result
+        most = analyzer.max_matvecs
+        note = f"the time budget allowed {most} of {asked.max_matvecs} products; `--max-matvecs {most}` repeats this"
+        return replace(result, notes=(*result.notes, note))
 
 
 def planned(context: "Context", analyzers: Sequence[Any], common: Common) -> Planned:
@@ -101,11 +112,12 @@ def show_plan(found: Planned, path: Path, common: Common) -> None:
         return
     from gapscope.measure.plan import clock
 
-    rows = [("", "gradients", "time", "memory")]
+    rows = [("", "gradients", "products", "time", "memory")]
     rows += [
         (
             f.analyzer.name,
             "?" if math.isnan(f.cost.gradients) else f"{f.cost.gradients:.0f}",
+            f"{f.cost.products:.0f}" if f.cost.products else "",
             _said(f),
             _size(f.cost.bytes),
         )
@@ -133,6 +145,7 @@ def _plain(found: Planned, path: Path) -> dict[str, Any]:
     each = {
         f.analyzer.name: {
             "gradients": None if math.isnan(f.cost.gradients) else f.cost.gradients,
+            "products": f.cost.products,
             "seconds": None if math.isnan(f.cost.seconds) else f.cost.seconds,
             "bytes": f.cost.bytes,
             "max_matvecs": getattr(f.analyzer, "max_matvecs", None),

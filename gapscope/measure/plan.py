@@ -38,7 +38,8 @@ class Cost:
     """What one analyzer is expected to take; NaN where it does not say."""
 
     name: str
-    gradients: float
+    gradients: float  # beside the products
+    products: float
     seconds: float
     bytes: int
 
@@ -139,13 +140,21 @@ def fit(problem: Problem, analyzer: Any, speed: Pace, left: float) -> Fit:
 
 
 def expected(problem: Problem, analyzer: Any, speed: Pace) -> Cost:
-    """Return what one analyzer is expected to take."""
+    """Return what one analyzer is expected to take: its products at their own pace, where it says how many there are.
+
+    `analyzer.passes(problem)` are gradients and products, `analyzer.gradients(problem)` all of it in gradients.
+    """
+    products = 0.0
     try:
-        gradients = float(analyzer.gradients(problem)) if hasattr(analyzer, "gradients") else math.nan
+        if hasattr(analyzer, "passes"):
+            gradients, products = analyzer.passes(problem)
+        else:
+            gradients = float(analyzer.gradients(problem)) if hasattr(analyzer, "gradients") else math.nan
     except GapscopeError:  # it will say so itself
         gradients = math.nan
-    setup = speed.first if second_order(analyzer) else 0.0
-    return Cost(analyzer.name, gradients, gradients * speed.gradient + setup, peak_bytes(problem, analyzer))
+    seconds = gradients * speed.gradient + products * speed.product
+    seconds += speed.first if second_order(analyzer) else 0.0
+    return Cost(analyzer.name, gradients, products, seconds, peak_bytes(problem, analyzer))
 
 
 def clock(seconds: float) -> str:

@@ -32,14 +32,14 @@ def test_a_dry_run_as_json(run, small, tmp_path):
 
 
 def test_a_dry_run_says_what_would_be_skipped(run, small, monkeypatch):
-    monkeypatch.setattr(analyzer_class("eigenvalues"), "gradients", lambda *_: 1e12)
+    monkeypatch.setattr(analyzer_class("eigenvalues"), "passes", lambda *_: (1e12, 0.0))
     outcome = run("eigenvalues", small, "--dry-run", "--time-budget", "90s")
     assert "skipped" in outcome.out
     assert "eigenvalues would take about " in outcome.out
 
 
 def test_one_analyzer_that_does_not_fit_is_skipped_with_the_reason(run, small, tmp_path, monkeypatch):
-    monkeypatch.setattr(analyzer_class("eigenvalues"), "gradients", lambda *_: 1e12)
+    monkeypatch.setattr(analyzer_class("eigenvalues"), "passes", lambda *_: (1e12, 0.0))
     outcome = run("sharpness", small, "--time-budget", "10min", "--limit", 64)
     assert outcome.code == 0
     results = read_report(tmp_path / "digits-small-batch.report.h5").results
@@ -56,6 +56,9 @@ def test_a_budget_bounds_the_products_as_a_setting_that_repeats_the_run(run, sma
     bounded = timed.settings["max_matvecs"]
     assert 12 <= bounded <= 17
     assert timed.status is Status.BUDGET_SPENT
+    assert timed.notes[-1] == (
+        f"the time budget allowed {bounded} of 200 products; `--max-matvecs {bounded}` repeats this"
+    )
     assert timed.quantities["top"].numerical_error is not None
     run("eigenvalues", small, "--max-matvecs", bounded, "--tolerance", 1e-6, "-o", "again.h5")
     again = read_report(tmp_path / "again.h5").results["eigenvalues"]

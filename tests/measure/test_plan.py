@@ -39,10 +39,11 @@ class Unknown:
     name: ClassVar[str] = "unknown"
 
 
-def test_seconds_are_gradients_at_their_pace_and_the_set_up_of_products():
+def test_seconds_are_gradients_and_products_at_their_pace_and_what_products_set_up():
     first, gap = plan(mlp(), [Eigenvalues(), Gap()], SPEED)
-    assert first.cost.gradients == Eigenvalues().gradients(None)
-    assert first.cost.seconds == 2 * first.cost.gradients + 10
+    assert (first.cost.gradients, first.cost.products) == (8, 21)
+    assert first.cost.seconds == 8 * SPEED.gradient + 21 * SPEED.product + SPEED.first
+    assert gap.cost.products == 0
     assert gap.cost.seconds == 2 * Gap().gradients(None)
     assert (first.why, first.analyzer) == ("", Eigenvalues())
 
@@ -67,9 +68,9 @@ def test_products_are_bounded_by_the_time_left_before_the_run():
     given = mlp()
     plenty = fit(given, Eigenvalues(), SPEED, 1e6)
     assert plenty.analyzer == Eigenvalues()  # the settings of a run that fits are those of one without a budget
-    left = 200.0
+    left = 190.0
     bounded = fit(given, Eigenvalues(), SPEED, left).analyzer
-    assert bounded.max_matvecs == int((SHARE * left - SPEED.first) / SPEED.product) == 34
+    assert bounded.max_matvecs == int((SHARE * left - SPEED.first) / SPEED.product) == 32
     assert SPEED.first + SPEED.product * bounded.max_matvecs <= left
     few = fit(given, Eigenvalues(), SPEED, SPEED.first + FEWEST * SPEED.product)
     assert few.analyzer == Eigenvalues()

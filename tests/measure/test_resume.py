@@ -165,9 +165,7 @@ def test_a_full_disk_does_not_end_the_work(begun, tmp_path):
     os.dup2(descriptor, parts._file.fileno())
     os.close(descriptor)
     assert asked(parts, values(2))[1] == [0, 1]
-    assert said == [
-        "r.h5.state cannot be written (No space left on device): the work goes on, but cannot be resumed."
-    ]
+    assert said == ["r.h5.state cannot be written (No space left on device): the work goes on, but cannot be resumed."]
     assert list(tmp_path.iterdir()) == []
 
 

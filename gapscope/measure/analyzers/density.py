@@ -53,6 +53,10 @@ class Density:
         """Return about how many gradients this costs: a product is about 3."""
         return 3.0 * self.probes * min(self.steps, problem.size)
 
+    def passes(self, problem: "Problem") -> tuple[float, float]:
+        """Return how many gradients this costs beside its products, and how many products."""
+        return 0.0, self.probes * min(self.steps, problem.size)
+
     def __call__(self, context: "Context") -> DensityResult:
         """Run Lanczos from every probe on the measured split."""
         from gapscope.measure.solvers.quadrature import spectral_density

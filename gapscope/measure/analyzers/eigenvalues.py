@@ -64,6 +64,10 @@ class Eigenvalues:
         """Return about how many gradients this costs: 20 products for one eigenvalue, at 2.5 each, and the check."""
         return 2.5 * min(self.max_matvecs, 15 + 6 * self.k) + 8
 
+    def passes(self, problem: Any) -> tuple[float, float]:  # noqa: ARG002  (other analyzers ask it)
+        """Return about how many gradients this costs beside its products, and how many products."""
+        return 8.0, min(self.max_matvecs, 15 + 6 * self.k)
+
     def __call__(self, context: "Context") -> EigenvaluesResult:
         """Run Lanczos on the measured split."""
         return self.measured(context)
