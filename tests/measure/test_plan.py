@@ -7,7 +7,7 @@ import pytest
 from gapscope.errors import ProblemError
 from gapscope.measure.analyzers.eigenvalues import Eigenvalues
 from gapscope.measure.analyzers.gap import Gap
-from gapscope.measure.plan import FEWEST, SHARE, Pace, clock, fit, graph_bytes, pace, peak_bytes, plan, working_bytes
+from gapscope.measure.plan import FEWEST, SHARE, Pace, clock, fit, graph_bytes, pace, peak_bytes, plan
 from tests.problems import ZOO
 
 SPEED = Pace(gradient=2.0, product=5.0, first=10.0)
@@ -77,16 +77,30 @@ def test_products_are_bounded_by_the_time_left_before_the_run():
     assert few.why.startswith("would take about")
 
 
-def test_memory_is_what_an_analyzer_says_or_a_micro_batch_and_the_kept_graphs():
-    given = mlp(samples=50)
+def test_memory_is_what_an_analyzer_says_or_what_most_hold():
+    given = mlp(samples=500)
+    each, vector = given.graph_bytes_per_sample, 8 * given.size
     assert peak_bytes(given, Known()) == 12_345
-    assert peak_bytes(given, Gap()) == working_bytes(given)
-    assert peak_bytes(given, Eigenvalues()) == working_bytes(given) + 50 * given.graph_bytes_per_sample
-    assert working_bytes(given) == 50 * given.graph_bytes_per_sample + 6 * 8 * given.size
-    each = given.graph_bytes_per_sample
+    assert peak_bytes(given, Gap()) == int(1.25 * 500 * each) + 6 * vector
+    whole = int(6.0 * 500 * each) + 6 * vector + int(1.12 * 500 * each)
+    assert peak_bytes(given, Eigenvalues()) == whole + 30 * vector
+    assert peak_bytes(given, Eigenvalues(max_matvecs=20)) == whole + 20 * vector
+    assert peak_bytes(given, Unknown()) == whole
+
+
+def test_half_of_the_budget_is_for_whole_micro_batches_and_half_for_the_basis():
+    each = mlp().graph_bytes_per_sample
     tight = mlp(samples=50, memory_budget=16 * each, batch_size=3)
     assert graph_bytes(tight) == 6 * each  # two micro-batches of 3 are what half the budget holds
-    assert working_bytes(tight) == 3 * each + 6 * 8 * given.size
+    vector = 8 * tight.size
+    small = mlp(samples=400, memory_budget=8 * vector, batch_size=40)
+    kept = int(1.12 * graph_bytes(small))
+    assert peak_bytes(small, Eigenvalues()) == int(6.0 * 40 * each) + 6 * vector + kept + 4 * vector
+
+
+def test_the_probe_of_second_derivatives_is_the_peak_of_tiny_micro_batches():
+    given = mlp(samples=50, batch_size=1, memory_budget=2)
+    assert peak_bytes(given, Unknown()) == int(32 * given.graph_bytes_per_sample * 4.7)
 
 
 def test_many_samples_take_no_more_memory_than_the_budget():
