@@ -10,7 +10,9 @@ from gapscope.results import Quantity, Result, Status, scalar
 if TYPE_CHECKING:
     from gapscope.measure.context import Context
     from gapscope.measure.problem import Problem
+    from gapscope.measure.solvers.quadrature import SpectralDensity
 
+PROBES = 3  # as quadrature.FEWEST
 REACH = 4  # widths of grid beyond the outermost Ritz values
 
 
@@ -28,19 +30,32 @@ class DensityResult(Result):
 
 
 @dataclass(frozen=True)
+class _Masses:
+    """The shares of eigenvalues near and below zero, and their errors: what is chance, and what more steps move."""
+
+    cut: float
+    near: float
+    below: float
+    errors: tuple[float, float]
+    noise: float
+    moved: float
+
+
+@dataclass(frozen=True)
 class Density:
     """Spectral density of the Hessian of the loss, by stochastic Lanczos quadrature, with the masses near and below 0.
 
     1/n sum_i delta(t - lambda_i), each delta broadened to a Gaussian of a stated width.  The error of a mass is its
-    standard error over probes, and twice what the last third of the Lanczos steps moved it.
+    standard error over probes, widened where they are few, and twice what the last third of the Lanczos steps moved
+    it.  Probes are added until both masses are known to the tolerance.
     """
 
     name: ClassVar[str] = "density"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"  # "1": always all probes, and errors without the t of so few
     arity: ClassVar[int] = 1
     incidental: ClassVar[tuple[str, ...]] = ()
 
-    probes: Annotated[int, "random starting vectors"] = 8
+    probes: Annotated[int, "random starting vectors, at most: three are enough where they agree"] = 8
     steps: Annotated[int, "Lanczos steps, one product each, from every probe"] = 30
     kind: Annotated[Literal["sign", "gaussian"], "distribution of the probes"] = "sign"
     cut: Annotated[float, "near zero means |lambda| <= this times the largest |Ritz value|"] = 1e-2
@@ -50,8 +65,15 @@ class Density:
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
 
     def gradients(self, problem: "Problem") -> float:
-        """Return about how many gradients this costs: a product is about 3."""
-        return 3.0 * self.probes * min(self.steps, problem.size)
+        """Return about how many gradients this costs, if three probes are enough: a product is about 3."""
+        return 3.0 * min(self.probes, PROBES) * min(self.steps, problem.size) + 2
+
+    def memory(self, problem: "Problem") -> int:
+        """Return about how many bytes this takes above the loaded model: basis, kept graphs, that of a micro-batch."""
+        vector = problem.size * problem.theta.element_size()
+        graphs = min(problem.memory_budget // 2, problem.samples * problem.graph_bytes_per_sample)
+        graphs += problem.micro_batch * problem.graph_bytes_per_sample
+        return graphs + (min(self.steps, problem.size) + 8) * vector
 
     def passes(self, problem: "Problem") -> tuple[float, float]:
         """Return how many gradients this costs beside its products, and how many products."""
@@ -59,6 +81,7 @@ class Density:
 
     def __call__(self, context: "Context") -> DensityResult:
         """Run Lanczos from every probe on the measured split."""
+        from gapscope.measure.solvers.hutchinson import caution
         from gapscope.measure.solvers.quadrature import spectral_density
 
         self._refuse_nonsense()
@@ -71,6 +94,7 @@ class Density:
             steps=self.steps,
             kind=self.kind,
             basis_bytes=problem.memory_budget // 2,
+            enough=lambda found: found.finite and max(self._masses(found).errors) <= self.tolerance,
             watch=lambda spent, largest, _: monitor.say(f"product {spent}  largest Ritz value {largest:.4g}"),
         )
         if not found.finite:
@@ -79,19 +103,19 @@ class Density:
         scale = max(abs(largest), abs(smallest))
         # a spectrum of one point still gets a bell: a thousandth of its distance from zero (of 1 at zero) for the range
         width = self.broadening * max(largest - smallest, 1e-3 * scale, 1e-3 * (scale == 0))
-        cut = max(self.cut * scale, found.rounding)
+        masses = self._masses(found)
+        cut = masses.cut
         grid = np.linspace(smallest - REACH * width, largest + REACH * width, self.points)
         density, density_error = found.broadened(grid, width)
-        near, near_error, near_moved = found.mass(-cut, cut)
-        below, below_error, below_moved = found.mass(-np.inf, np.nextafter(-cut, -np.inf))
-        noise, moved = max(near_error, below_error), max(near_moved, below_moved)
-        errors = np.hypot(near_error, near_moved), np.hypot(below_error, below_moved)
-        close = max(errors) <= self.tolerance
+        density_error = density_error * caution(len(found.nodes) - 1)
+        close = max(masses.errors) <= self.tolerance
         notes = list(self._notes(problem))
         if not close:
-            remedy = "probes" if noise >= moved else "steps"
+            remedy = "probes" if masses.noise >= masses.moved else "steps"
             notes.insert(0, f"not converged: the masses are not that well known; raise `--{remedy}`")
-        how = "; error: standard error over probes, and twice what the last third of the steps moved"
+        how = (
+            f"; error: standard error over {len(found.nodes)} probes, and twice what the last third of the steps moved"
+        )
         return DensityResult(
             status=Status.CONVERGED if close else Status.BUDGET_SPENT,
             matvecs=found.matvecs,
@@ -106,14 +130,14 @@ class Density:
                 doc=f"spectral density at each lambda, Gaussians of width {width:.4g}; standard error over probes",
             ),
             mass_near_zero=Quantity(
-                value=scalar(near),
-                numerical_error=errors[0],
+                value=scalar(masses.near),
+                numerical_error=scalar(masses.errors[0]),
                 contrast="difference",
                 doc=f"share of eigenvalues with |lambda| <= {cut:.4g}" + how,
             ),
             mass_below_zero=Quantity(
-                value=scalar(below),
-                numerical_error=errors[1],
+                value=scalar(masses.below),
+                numerical_error=scalar(masses.errors[1]),
                 contrast="difference",
                 doc=f"share of eigenvalues with lambda < -{cut:.4g}" + how,
             ),
@@ -135,6 +159,16 @@ class Density:
             ),
             cut=Quantity(value=scalar(cut), drawn="detail", doc="|lambda| up to this is near zero"),
         )
+
+    def _masses(self, found: "SpectralDensity") -> _Masses:
+        from gapscope.measure.solvers.hutchinson import caution
+
+        cut = max(self.cut * max(abs(found.largest), abs(found.smallest)), found.rounding)
+        near, near_noise, near_moved = found.mass(-cut, cut)
+        below, below_noise, below_moved = found.mass(-np.inf, np.nextafter(-cut, -np.inf))
+        wider = caution(len(found.nodes) - 1)
+        errors = float(np.hypot(wider * near_noise, near_moved)), float(np.hypot(wider * below_noise, below_moved))
+        return _Masses(cut, near, below, errors, wider * max(near_noise, below_noise), max(near_moved, below_moved))
 
     def _refuse_nonsense(self) -> None:
         from gapscope.errors import UsageError

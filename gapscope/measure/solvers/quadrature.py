@@ -25,6 +25,7 @@ from gapscope.measure.solvers.lanczos import Lanczos, decompose, gaussian_start
 from gapscope.results import Array
 
 Kind = Literal["gaussian", "sign"]
+FEWEST = 3  # probes before a spread is believed: its t makes 6.4 standard errors of one
 _ROUNDING = 10  # epsilons of |A|, as in lanczos
 
 
@@ -90,9 +91,12 @@ def spectral_density(
     steps: int = 30,
     kind: Kind = "sign",
     basis_bytes: int | None = None,
+    enough: Callable[[SpectralDensity], bool] = lambda _: False,
     watch: Callable[[int, float, float], None] = lambda *_: None,
 ) -> SpectralDensity:
     """Run Lanczos from each of `probes` >= 2 random vectors, and keep the quadratures.
+
+    Stops before that where `enough` says so of those of three or more.
 
     Shapes: p = probes, m = min(steps, n).  Cost: p m matvecs; one basis of m x n at a time.
     Raises ProblemError where the basis does not fit `basis_bytes`.
@@ -120,9 +124,12 @@ def spectral_density(
         _gauss(run, run.matvecs, nodes[i], weights[i])
         _gauss(run, coarse, coarse_nodes[i], coarse_weights[i])
         watch(spent, float(nodes[: i + 1].max()), 0.0)
-    return SpectralDensity(
-        nodes, weights, coarse_nodes, coarse_weights, spent, _ROUNDING * eps * float(np.abs(nodes).max())
-    )
+        rounding = _ROUNDING * eps * float(np.abs(nodes[: i + 1]).max())
+        rows = (table[: i + 1] for table in (nodes, weights, coarse_nodes, coarse_weights))
+        found = SpectralDensity(*rows, spent, rounding)
+        if i + 1 >= FEWEST and enough(found):
+            break
+    return found
 
 
 def _gauss(run: Lanczos, steps: int, nodes: Array, weights: Array) -> None:

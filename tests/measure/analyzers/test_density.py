@@ -24,7 +24,7 @@ def test_masses_and_moments_are_those_of_the_dense_hessian(kind):
     given = ZOO[kind].problem()
     dense = dense_hessian(given)
     true = np.linalg.eigvalsh(dense)
-    result = measure(Density(probes=40), given)
+    result = measure(Density(probes=40, tolerance=1e-9), given)
     cut, width = float(result.cut.value), float(result.width.value)
     # five standard errors, and one eigenvalue that may lie on the other side of the cut
     room = 1 / len(true) + 1e-3
@@ -54,17 +54,17 @@ def test_a_prescribed_spectrum_in_four_points(dtype):
     assert result.width.value == pytest.approx(0.03)
     peak = np.abs(grid_of(result) - 2).argmin()
     assert result.density.value[peak] == pytest.approx(0.1 / (0.03 * np.sqrt(2 * np.pi)), rel=0.1)
-    gaussian = measure(Density(kind="gaussian", probes=50), bowl(h, torch.ones(100, dtype=dtype)))
+    gaussian = measure(Density(kind="gaussian", probes=50, tolerance=1e-9), bowl(h, torch.ones(100, dtype=dtype)))
     assert 0 < abs(gaussian.mass_near_zero.value - 0.5) <= 5 * gaussian.mass_near_zero.numerical_error
 
 
 def test_the_status_tells_whether_the_masses_are_known():
     h = torch.linspace(-1, 3, 200)
-    result = measure(Density(probes=2, kind="gaussian", tolerance=1e-4), bowl(h, torch.ones(200)))
+    result = measure(Density(probes=4, kind="gaussian", tolerance=1e-4), bowl(h, torch.ones(200)))
     assert result.status is Status.BUDGET_SPENT
     assert "not converged: the masses are not that well known; raise `--" in result.notes[0]
     error = max(result.mass_near_zero.numerical_error, result.mass_below_zero.numerical_error)
-    enough = measure(Density(probes=2, kind="gaussian", tolerance=1.01 * float(error)), bowl(h, torch.ones(200)))
+    enough = measure(Density(probes=4, kind="gaussian", tolerance=1.01 * float(error)), bowl(h, torch.ones(200)))
     assert enough.status is Status.CONVERGED
     assert enough.notes == ()
 
@@ -104,6 +104,18 @@ def test_gauss_newton_has_nothing_below_zero():
     assert result.mass_below_zero.value == 0
     assert result.notes[-1] == "operator: Gauss-Newton, not the Hessian"
     assert measure(Density(cut=1e-6), given).mass_below_zero.value > 0
+
+
+def test_probes_that_agree_are_few_and_their_error_is_the_wider():
+    h = torch.linspace(0.5, 1.0, 60)  # no mass near or below zero, whatever the probe
+    assert measure(Density(), bowl(h, torch.ones(60))).matvecs == 3 * 30
+    given = ZOO["tanh mlp"].problem()
+    result = measure(Density(tolerance=0.9), given)
+    assert result.matvecs == 3 * 30
+    more = measure(Density(tolerance=1e-9), given)
+    assert more.matvecs == 8 * 30
+    assert "standard error over 3 probes" in result.mass_near_zero.doc
+    assert abs(result.mass_near_zero.value - more.mass_near_zero.value) <= 3 * result.mass_near_zero.numerical_error
 
 
 def test_products_are_counted_and_subsets_noted():
