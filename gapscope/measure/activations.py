@@ -259,15 +259,15 @@ class Plan:
         for layer in wanted:
             samples = problem.samples if layer.streamed and not only_chosen else len(chosen)
             sized = replace(layer, columns=layer.per_sample * samples)
-            if _peak([sized]) > problem.memory_budget:
+            if peak([sized]) > problem.memory_budget:
                 what = f"Gram matrix of {layer.units:,} units" if layer.streamed else f"{sized.columns:,} columns"
                 raise ProblemError(
-                    f"The layer `{layer.name}` of {layer.units:,} units needs {_peak([sized]):,} bytes for its {what}. "
+                    f"The layer `{layer.name}` of {layer.units:,} units needs {peak([sized]):,} bytes for its {what}. "
                     f"Expected at most the memory budget of {problem.memory_budget:,}. Raise `--memory-budget`"
                     + (", take `--view channels` or fewer `--samples`" if layer.convolution else "")
                     + ", or leave it out with `--layers`."
                 )
-            if _peak([*passes[-1], sized]) > problem.memory_budget:
+            if peak([*passes[-1], sized]) > problem.memory_budget:
                 passes.append([])
             passes[-1].append(sized)
         return cls(
@@ -291,7 +291,8 @@ class Plan:
                 yield Measured(layer, kept.pop(layer.name).joined(self.problem.device).spectra())
 
 
-def _peak(group: Sequence[Layer]) -> int:
+def peak(group: Sequence[Layer]) -> int:
+    """Return the most bytes that a pass and its spectra hold, the model's own activations left out."""
     return sum(layer.kept_bytes for layer in group) + max((layer.work_bytes for layer in group), default=0)
 
 

@@ -117,8 +117,8 @@ def _one_pass(problem: Problem, rng: Generator, shares: list[Tensor]) -> Array:
         return total
 
     found = np.asarray(problem.mean(collect).cpu().numpy())
-    total = problem.samples
-    return np.stack([found[0], found[1] / total, found[2] / total**3, found[3] * total])
+    count = problem.samples
+    return np.stack([found[0], found[1] / count, found[2] / count**3, found[3] * count])
 
 
 def _pulled(

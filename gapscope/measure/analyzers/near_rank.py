@@ -73,6 +73,18 @@ class NearRank:
         """Return about how many gradients this costs: a forward pass, and for wide layers as much again as the rest."""
         return 8.0
 
+    def memory(self, problem: "Problem") -> int:
+        """Return about how many bytes this takes above the loaded model, the graph of a micro-batch included.
+
+        With `--own-batch` that of `--samples`: what the checkpoint recorded is not known here.
+        """
+        from gapscope.measure import activations
+
+        wanted = self._wanted(activations.layers(problem, self.view)[0])
+        chosen = activations.chosen_samples(problem.samples, self.samples, self.sample_seed)
+        plan = activations.Plan.of(problem, wanted, self.view, chosen, only_chosen=self.own_batch)
+        return max(map(activations.peak, plan.passes)) + problem.micro_batch * problem.graph_bytes_per_sample
+
     def __call__(self, context: "Context") -> NearRankResult:
         """Measure the layers of the model on the measured split."""
         from gapscope.measure import activations, ranks

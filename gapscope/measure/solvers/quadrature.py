@@ -125,8 +125,10 @@ def spectral_density(
         _gauss(run, coarse, coarse_nodes[i], coarse_weights[i])
         watch(spent, float(nodes[: i + 1].max()), 0.0)
         rounding = _ROUNDING * eps * float(np.abs(nodes[: i + 1]).max())
-        rows = (table[: i + 1] for table in (nodes, weights, coarse_nodes, coarse_weights))
-        found = SpectralDensity(*rows, spent, rounding)
+        so_far = slice(i + 1)
+        found = SpectralDensity(
+            nodes[so_far], weights[so_far], coarse_nodes[so_far], coarse_weights[so_far], spent, rounding
+        )
         if i + 1 >= FEWEST and enough(found):
             break
     return found

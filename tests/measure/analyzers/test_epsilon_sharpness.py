@@ -255,3 +255,12 @@ def test_a_negative_loss_is_refused():
     given = problem(torch.nn.Linear(3, 2), torch.randn(9, 3), torch.zeros(9, dtype=torch.long), NEGATIVE)
     with pytest.raises(ProblemError, match=r"epsilon-sharpness divides by 1 \+ loss"):
         measure(EpsilonSharpness(manifold=0), given)
+
+
+def test_cost_and_memory_follow_boxes_and_solvers():
+    given = ZOO["tanh mlp"].problem()
+    costs = [EpsilonSharpness(**one).gradients(given) for one in ({}, {"manifold": 0}, {"draws": 1})]
+    assert costs[1] < costs[2] < costs[0]
+    both, ours = (EpsilonSharpness(manifold=0, solvers=s).memory(given) for s in (("keskar", "ascent"), ("ascent",)))
+    assert both - ours == (31 * 8 + 5 * 8 - 14 * 8) * given.size  # L-BFGS-B's vectors, in float64
+    assert EpsilonSharpness(manifold=100).memory(given) > both

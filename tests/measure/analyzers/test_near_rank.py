@@ -354,3 +354,11 @@ def test_a_report_holds_every_quantity(tmp_path):
     assert next(iter(stored)) == "near_rank"
     for name, quantity in result.quantities().items():
         assert np.array_equal(stored[name].value, quantity.value, equal_nan=True)
+
+
+def test_the_memory_stated_is_that_of_the_plan_and_grows_with_the_units():
+    narrow, wide = (
+        NearRank().memory(problem(nn.Linear(4, units), torch.randn(50, 4), torch.zeros(50, units), "mse"))
+        for units in (10, 1000)
+    )
+    assert wide > 8 * 1000**2 > narrow > 0  # a Gram matrix in float64

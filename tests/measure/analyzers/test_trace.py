@@ -162,3 +162,11 @@ def test_the_seed_decides():
 def test_nonsense_is_refused(bad):
     with pytest.raises(UsageError, match=r"trace got tolerance=.*, max_matvecs=.*Expected 0 < tolerance < 1"):
         measure(Trace(**bad), least_squares().problem)
+
+
+def test_cost_and_memory_are_those_of_the_way_it_takes():
+    straight, smooth = ZOO["relu mlp"].problem(), ZOO["tanh mlp"].problem()
+    assert Trace().gradients(straight) < Trace().gradients(smooth)
+    assert Trace(max_matvecs=20).gradients(smooth) < Trace().gradients(smooth)
+    vector = smooth.size * smooth.theta.element_size()
+    assert Trace().memory(smooth) >= 80 * vector  # directions deflated
