@@ -40,7 +40,9 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, help="so many samples in every problem, trained and measured anew")
     parser.add_argument("--quick", action="store_true", help="the MLP alone, two seeds")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=20.0, help="begin no further run of a tool after so many")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="begin no further seed after so many, no setting after 5 x"
+    )
     parser.add_argument("--flops", action="store_true", help="also count operations, in a run of their own")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time; each times its own gradients")

@@ -114,7 +114,7 @@ PLANS = {
 
 def case(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, **sizes: int) -> Case:
     """Return a trained case, from the cache if it is there; sizes are other `samples`, `width` or `depth`."""
-    plan = dataclasses.replace(PLANS[name], **sizes)  # type: ignore[arg-type]  # all of them are whole numbers
+    plan = dataclasses.replace(PLANS[name], **sizes)
     x, y = plan.read()
     torch.manual_seed(0)
     model, loss = plan.build(), MeanCrossEntropy()

@@ -26,6 +26,7 @@ from tests.benchmarks.sharpness import MORE
 ASKED: dict[str, dict[str, Ask]] = (
     {task: {**OWN.get(task, {}), **PEERS.get(task, {})} for task in OWN} | MORE | {"growth": GROWTH}
 )
+LADDER = 5
 TOLERANCE = {"top": 1e-3, "top5": 1e-3, "trace": 5e-2}
 
 
@@ -38,7 +39,7 @@ class Job:
     case: str
     batch: int | None = None
     seeds: int = 5
-    seconds: float = 30.0  # no further run is begun after so many
+    seconds: float = 30.0  # after so many no further seed is begun, and after LADDER times as many no further setting
     device: str = "cpu"
     threads: int = 1
     flops: bool = False
@@ -60,6 +61,7 @@ def measure(job: Job, case: cases.Case) -> dict[str, Any]:
     gradients = [before]
     for setting in ask.settings if job.setting is None else (job.setting,):
         runs: list[dict[str, Any]] = []
+        started = time.perf_counter()
         for seed in range(job.seeds):
             with peak_memory(job.device) as peak:
                 made: list[Any] = []
@@ -80,9 +82,9 @@ def measure(job: Job, case: cases.Case) -> dict[str, Any]:
                 }
             )
             before = after
-            if time.perf_counter() - began > job.seconds or _missed(job.task, off):
+            if time.perf_counter() - started > job.seconds or _missed(job.task, off):
                 break
-        if _reached(job.task, runs) is not False or time.perf_counter() - began > job.seconds:
+        if _reached(job.task, runs) is not False or time.perf_counter() - began > LADDER * job.seconds:
             break
     row = _row(job, ask, setting, runs, median(gradients))
     if job.flops:
@@ -123,6 +125,7 @@ def _row(job: Job, ask: Ask, setting: float, runs: list[dict[str, Any]], gradien
         "setting": f"{ask.of} {setting:g}" if ask.of else "",
         "seeds": len(runs),
         "reached": _reached(job.task, runs),
+        "tighter left": setting not in (job.setting, ask.settings[-1]),
         "rule": ask.rule,
         "error": _size(job.task, runs) if compared else None,
         "value": None if compared else median(run["found"].value for run in runs),

@@ -97,7 +97,7 @@ def shown(row: Row) -> Row:
     return told | {
         "setting": row["setting"] + ("" if row["rule"] else " (to be known beforehand)"),
         "seeds": row["seeds"],
-        "reached": reached[row["reached"]],
+        "reached": "not in time" if row["reached"] is False and row["tighter left"] else reached[row["reached"]],
         "error": "" if row["error"] is None else f"{row['error']:.1e}",
         "value": "" if row["value"] is None else f"{row['value']:.4g}",
         "says converged": reached[row["converged"]],
