@@ -110,7 +110,7 @@ def test_the_first_failure_is_raised_in_every_process_and_the_work_goes_on(found
 
 def test_two_processes_write_the_report_that_one_does(folder, run):
     one, two = folder / "one.h5", folder / "two.h5"
-    words = ("sharpness", SMALL, "--limit", "101", "-q", "--dtype", "float64")
+    words = ("analyze", SMALL, "--only", "gap", "--only", "eigenvalues", "--limit", "101", "-q", "--dtype", "float64")
     assert run(*words, "-o", one).code == 0
     done = torchrun(2, *words, "-o", two, cwd=folder)
     assert done.returncode == 0, done.stderr
