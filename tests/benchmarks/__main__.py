@@ -20,10 +20,10 @@ import torch
 
 from tests.benchmarks import cases, side_by_side, truth
 from tests.benchmarks.growth import growth_table
-from tests.benchmarks.hvp import products_table
 from tests.benchmarks.machine import header, machine, markdown
 from tests.benchmarks.one import Job
 from tests.benchmarks.peers import ORACLE
+from tests.benchmarks.products import products_table
 from tests.benchmarks.side_by_side import BOTH
 from tests.benchmarks.startup import startup_table
 
@@ -103,7 +103,8 @@ def main() -> None:
                 _job(options, task="growth", tool="gapscope", case="mlp"), options.python, options.jobs
             )
         elif task == "products":
-            rows = table = products_table(options.quick, repeats)
+            rows, said = products_table(options.quick, repeats)
+            table = rows
         else:
             rows = table = startup_table(3 * repeats)
         told[task] = {"rows": rows, "targets": said}
