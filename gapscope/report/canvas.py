@@ -73,7 +73,9 @@ def scale_of(finite: Array, *, bars: bool) -> Scale:
     if not finite.size:
         return Scale(low=math.nan, high=math.nan)
     low, high = float(finite.min()), float(finite.max())
-    if bars and low >= 0 and high > RANGE * float(np.median(finite)):
+    # the median, without np.median, which imports numpy.ma: a fifth of the time of `gapscope show`
+    middle = np.sort(finite)[[(finite.size - 1) // 2, finite.size // 2]].mean()
+    if bars and low >= 0 and high > RANGE * float(middle):
         floor = max(float(finite[finite > 0].min()), high * 10.0**-DECADES)
         if floor < high:  # one bar among zeros needs no log scale
             return Scale(low=floor, high=high, log=True)
