@@ -112,7 +112,12 @@ class Remembered(Problem):
         return self.kept("curvature-squares", lambda: whole(v, center), v, center)
 
     def _operator(self, name: str, bare: Operator) -> Operator:
-        return replace(bare, matvec=lambda v: self.kept(name, lambda: bare.matvec(v), v))
+        both = bare.together
+        return replace(
+            bare,
+            matvec=lambda v: self.kept(name, lambda: bare.matvec(v), v),
+            together=both and (lambda vectors: self.kept(f"{name} together", lambda: both(vectors), vectors)),
+        )
 
 
 class _Blocks(Blocks):
