@@ -6,8 +6,9 @@ With L_i the Hessian of sample i's loss by its outputs f_i, J_i the Jacobian of 
 
 One backward pass takes a piece.  What one piece adds to the variance of the estimate is 2 |K|_F^2 less the diagonal of
 K, K the matrix of inner products of the piece's J_i' S_i: without what lies between pieces, which a sign vector z of
-theta's length cannot leave out, as z'Hz has all of 2 |H|_F^2.  So 64 pieces do in one pass what z'Hz does in some tens
-of products, at a third of the price of one.
+theta's length cannot leave out, as z'Hz has all of 2 |H|_F^2.  On MLP 784-512-512-10 (2,000 samples,
+trained) the standard error of a pass over 64 pieces was .4 %, that of one z'Hz 3.5 %; on the digits networks, against
+the exact trace, 4 % and 30 to 36 %; on ResNet-20 (512 samples) 8 % of a pass, stated.
 
 The rest of the Hessian, sum_c (dloss / df_c) (Hessian of f_c), has no diagonal where no output bends along a single
 parameter (see `gauss_newton.bent`): there this is the trace of the Hessian.  Elsewhere that rest can be the larger part
@@ -33,7 +34,7 @@ from gapscope.measure.problem import Problem
 from gapscope.measure.solvers.hutchinson import caution
 from gapscope.results import Array
 
-PIECES = 64
+PIECES = 32
 SMALLEST = 8  # samples of a piece: below, a pass costs more than it saves
 PAIR = 2  # estimates of every piece in a pass
 FREEDOM = 9  # degrees of freedom of a variance before it is believed
@@ -71,7 +72,7 @@ def estimate(
 ) -> Traces:
     """Estimate the trace of the Gauss-Newton matrix to `tolerance` of the larger of it and `least`, in `most` passes.
 
-    Cost: a pass is 1.7 gradients, the first 4 to 5.
+    Cost: by its operations a pass is 1.7 gradients, the first 4 to 5; on MLP 784-512-512-10 the first took 6 to 12.
     Raises ProblemError where a sample has no outputs of its own, too many, or a loss that is not convex in them.
     """
     gauss_newton.require_outputs(problem)
@@ -99,17 +100,20 @@ def _one_pass(problem: Problem, rng: Generator, shares: list[Tensor]) -> Array:
 
     def collect(batch: Batch) -> Tensor:
         total = torch.zeros(4, len(problem.parameters.blocks()) + 1, dtype=torch.float64)
-        for x, y in pieces(batch.inputs, batch.targets, min(size, problem.micro_batch)):
-            scale, weights, vectors = gauss_newton._loss_curvature(samples, x, y)
-            if bool((weights < 0).any()):
-                raise ProblemError(
-                    "The loss is not convex in the outputs of the model: its Hessian by them has negative eigenvalues. "
-                    "Expected a convex one, such as cross-entropy."
-                )
-            roots = (scale * weights).sqrt()
-            signs = [_signs(roots, rng) for _ in range(PAIR)]
-            shape = (*roots.shape, *(1 for _ in vectors.shape[2:]))
-            cotangents = [((roots * sign).view(shape) * vectors).sum(1) for sign in signs]
+        scale, weights, vectors = gauss_newton._loss_curvature(samples, batch.inputs, batch.targets)
+        if bool((weights < 0).any()):
+            raise ProblemError(
+                "The loss is not convex in the outputs of the model: its Hessian by them has negative eigenvalues. "
+                "Expected a convex one, such as cross-entropy."
+            )
+        roots = (scale * weights).sqrt()
+        roots = vectors * roots.view(*roots.shape, *(1 for _ in vectors.shape[2:]))  # (B, K, outputs...)
+        start, step = 0, min(size, problem.micro_batch)
+        for x, y in pieces(batch.inputs, batch.targets, step):
+            own, like = roots[start : start + step], weights[start : start + step]
+            start += step
+            signs = [_signs(like, rng) for _ in range(PAIR)]
+            cotangents = [(own * sign.view(*sign.shape, *(1 for _ in own.shape[2:]))).sum(1) for sign in signs]
             found = [
                 _squares(problem, rows) for rows in _pulled(samples._micro(x, y), leaves, cotangents, shares, first)
             ]

@@ -54,7 +54,7 @@ class Trace:
         from gapscope.measure import traces
 
         if problem.size > PILOTS and (self.gauss_newton or traces.applies(problem)):
-            return 3.3 * PILOTS + 9
+            return 3.3 * PILOTS + 15
         return 3.3 * min(self.max_matvecs, 50) + 5 * PAIRED
 
     def memory(self, problem: "Problem") -> int:
