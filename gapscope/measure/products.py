@@ -9,10 +9,11 @@ convolutions, 1.5 on a multilayer perceptron).  Recomputed: the same, built anew
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gapscope.measure.twice import Twice
@@ -200,6 +201,27 @@ def _dot(a: Leaves, b: Leaves) -> Tensor:
     return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
 
 
+class _Seed(Function):
+    """A number whose derivatives by `outputs` are the cotangents.
+
+    Given to `torch.autograd.grad` itself, cotangents make torch import sympy to compare their shapes: 0.4 s.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cotangents: Leaves, *outputs: Tensor) -> Tensor:
+        ctx.cotangents = cotangents
+        return torch.zeros((), device=outputs[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        return None, *ctx.cotangents
+
+
+def _seed(cotangents: Leaves, outputs: Leaves) -> Tensor:
+    seed: Tensor = _Seed.apply(cotangents, *outputs)  # type: ignore[no-untyped-call]  # of torch
+    return seed
+
+
 def _grad(
     output: Tensor,
     inputs: Leaves,
@@ -210,14 +232,11 @@ def _grad(
 ) -> list[Tensor]:
     if not output.requires_grad:
         return [torch.zeros_like(x) for x in inputs]
+    if cotangent is not None:
+        output = _seed([cotangent], [output])
     return list(
         torch.autograd.grad(
-            output,
-            list(inputs),
-            cotangent,
-            create_graph=create_graph,
-            retain_graph=retain_graph,
-            materialize_grads=True,
+            output, list(inputs), create_graph=create_graph, retain_graph=retain_graph, materialize_grads=True
         )
     )
 
@@ -228,12 +247,4 @@ def _pull(outputs: Leaves, inputs: Leaves, cotangents: Leaves) -> list[Tensor]:
     if not live:
         return [torch.zeros_like(x) for x in inputs]
     with sdpa_kernel(SDPBackend.MATH):
-        return list(
-            torch.autograd.grad(
-                [output for output, _ in live],
-                list(inputs),
-                [cotangent for _, cotangent in live],
-                retain_graph=True,
-                materialize_grads=True,
-            )
-        )
+        return _grad(_seed([given for _, given in live], [output for output, _ in live]), inputs, retain_graph=True)

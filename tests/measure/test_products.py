@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -142,6 +145,14 @@ def test_graph_bytes_are_the_saved_tensors_each_storage_once():
     # x @ w saves x alone (w needs it, x asks for no gradient), and tanh its output: (40 + 40) float32
     assert products.graph_bytes(lambda: torch.tanh(x @ w)) == 4 * (40 + 40)
     assert products.graph_bytes(lambda: (w * w).sum()) == 4 * 16
+
+
+def test_products_import_no_sympy():
+    work = "import sys, torch; from gapscope.measure.products import Micro, hessian; "
+    work += "micro = Micro(lambda leaves: leaves[0] ** 3, lambda outputs: outputs); "
+    work += "print(hessian(micro, [torch.ones(2)])([torch.ones(2)]), 'sympy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=True)
+    assert done.stdout == "[tensor([6., 6.])] False\n"
 
 
 def test_attention_has_its_second_derivative_outside_of_any_context():
