@@ -31,40 +31,25 @@ def from_dense(matrix: Tensor) -> Operator:
     return Operator(matrix.shape[0], lambda v: matrix @ v, matrix.dtype, matrix.device)
 
 
-def restricted(operator: Operator, where: slice) -> Operator:
-    """Return the diagonal block A[where, where]: v is padded with zeros, and A v cut.
-
-    Shapes: acts on (stop - start,).  Cost: one matvec of `operator`, two vectors of its length.
-    """
-    start, stop, _ = where.indices(operator.size)
-
-    def cut(product: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
-        padded = v.new_zeros(*v.shape[:-1], operator.size)
-        padded[..., start:stop] = v
-        return product(padded)[..., start:stop]
-
-    return _rowwise(operator, stop - start, cut)
-
-
 def scaled(operator: Operator, d: Tensor) -> Operator:
     """Return D A D for D = diag(d), d (n,): with d = P^-1/2, the operator as a preconditioner P sees it.
 
     Cost: one matvec of `operator`.
     """
     diagonal = d.to(operator.dtype).to(operator.device)
-    return _rowwise(operator, operator.size, lambda product, v: diagonal * product(diagonal * v))
+    return _rowwise(operator, lambda product, v: diagonal * product(diagonal * v))
 
 
 def shifted(operator: Operator, d: Tensor) -> Operator:
     """Return A + diag(d), d (n,).  Cost: one matvec of `operator`."""
     diagonal = d.to(operator.dtype).to(operator.device)
-    return _rowwise(operator, operator.size, lambda product, v: product(v) + diagonal * v)
+    return _rowwise(operator, lambda product, v: product(v) + diagonal * v)
 
 
-def _rowwise(operator: Operator, size: int, around: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]) -> Operator:
+def _rowwise(operator: Operator, around: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]) -> Operator:
     """Return the operator that does `around` a product what it does around a block of them."""
     return Operator(
-        size,
+        operator.size,
         lambda v: around(operator.matvec, v),
         operator.dtype,
         operator.device,

@@ -4,7 +4,6 @@ import torch
 from gapscope.measure import products
 from gapscope.measure.blocks import Kept
 from gapscope.measure.monitor import Monitor
-from gapscope.measure.operators import restricted
 from gapscope.measure.problem import Problem
 from tests.problems import ZOO, dense_hessian
 
@@ -53,13 +52,19 @@ def test_without_room_nothing_is_kept():
     assert not kept.held
 
 
+def part(given, where, v):
+    """Return the part of the whole product that a block's is: v padded with zeros, and H v cut."""
+    padded = given.theta.new_zeros(given.size)
+    padded[where] = v.to(padded)
+    return given.hessian().matvec(padded)[where]
+
+
 def test_a_block_in_float32_is_the_part_of_the_whole():
     given = ZOO["fused attention"].problem(dtype=torch.float32)
     hessian = given.hessian_blocks()
     for layer, where in given.parameters.blocks().items():
         v = torch.randn(where.stop - where.start, dtype=torch.float64)
-        part = restricted(given.hessian(), where).matvec(v.float())
-        torch.testing.assert_close(hessian.layer(layer).matvec(v), part, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(hessian.layer(layer).matvec(v), part(given, where, v), rtol=1e-4, atol=1e-6)
 
 
 def test_frozen_layers_have_no_block():
@@ -70,7 +75,7 @@ def test_frozen_layers_have_no_block():
     with pytest.raises(KeyError):
         hessian.layer("0")
     where = given.parameters.blocks()["1"]
-    torch.testing.assert_close(hessian.layer("1").matvec(v[where]), restricted(given.hessian(), where).matvec(v[where]))
+    torch.testing.assert_close(hessian.layer("1").matvec(v[where]), part(given, where, v[where]))
 
 
 @pytest.mark.parametrize("budget", [4_000_000_000, 1])
