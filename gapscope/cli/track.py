@@ -1,7 +1,6 @@
 """`gapscope track`: the checkpoints of one training run, measured in order and shown over its steps."""
 
 import contextlib
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from gapscope.cli.news import News
 from gapscope.cli.resuming import telling
 from gapscope.cli.run_folder import Found, arranged
 from gapscope.cli.settings import PLANNING, Common, Configuration
-from gapscope.errors import ComparisonError, GapscopeError, ReportError, UsageError
+from gapscope.errors import ComparisonError, GapscopeError, ReportError
 
 if TYPE_CHECKING:
     from gapscope.measure.session import Session
@@ -41,7 +40,6 @@ class Own:
 
     only: Annotated[tuple[str, ...], f"run this analyzer, repeatable (default: {', '.join(CHEAP)})"] = ()
     skip: Annotated[tuple[str, ...], "leave this analyzer out, repeatable"] = ()
-    warm_start: Annotated[bool, "let Lanczos' start lean to the last checkpoint's Ritz vector"] = False
     html: Annotated[Path | None, "write one self-contained page with figures"] = None
     plot: Annotated[Path | None, "write the figures as a .png, .svg or .pdf"] = None
 
@@ -60,7 +58,7 @@ def command(configuration: Configuration) -> Callable[..., int | None]:
         The top eigenvalue stands against its limit of stability, beside losses, gap and near-rank. Checkpoints are
         ordered by their recorded steps, else epochs, else the last number in their names. Each gets its own report;
         what is measured already is not measured again, so the same command goes on after an interrupt or with new
-        checkpoints. --only, --skip and --warm-start are also keys of the table [track] of gapscope.toml.
+        checkpoints. --only and --skip are also keys of the table [track] of gapscope.toml.
         """,
         [
             SUBJECTS,
@@ -73,13 +71,12 @@ def command(configuration: Configuration) -> Callable[..., int | None]:
 
 @dataclass
 class Work:
-    """What has been done so far: finished points, why others are none, and what the next may start from."""
+    """What has been done so far: finished points, and why others are none."""
 
     common: Common
     news: News
     points: "list[Point]" = field(default_factory=list)
     spent: list[tuple[float, int]] = field(default_factory=list)  # seconds and products of what was measured now
-    vector: Any = None  # (n,), the Ritz vector of the checkpoint before, if that was measured now
 
 
 def track_and_print(subjects: Sequence[Path], common: Common, own: Own, configuration: Configuration) -> int:
@@ -88,11 +85,6 @@ def track_and_print(subjects: Sequence[Path], common: Common, own: Own, configur
     from gapscope.report.trajectory import Trajectory
 
     wanted = analyze.chosen(analyze.Own(only=own.only or CHEAP, skip=own.skip))
-    if own.warm_start and "eigenvalues" not in wanted:
-        raise UsageError(
-            f"`--warm-start` stands beside {', '.join(wanted)}. Expected eigenvalues, the one analyzer that has a "
-            "start. Leave `--warm-start` out, or do not leave out eigenvalues."
-        )
     analyzers = configured(wanted, configuration)
     pages.refuse(own.html, own.plot)
     news, group = News(common.quiet), ranks()
@@ -104,39 +96,32 @@ def track_and_print(subjects: Sequence[Path], common: Common, own: Own, configur
     spent: list[tuple[float, int]] = []
     with _made(folder):
         if len(found) > group.count > 1:
-            spent = _deal(found, folder, analyzers, own, Work(common, News(common.quiet, later=True)))
+            spent = _deal(found, folder, analyzers, Work(common, News(common.quiet, later=True)))
             if group.rank:
                 return 0
             group, news = ALONE, News(quiet=True)  # all is measured, and only to be read
         work = Work(common, news, spent=spent)
         with as_ranks(group):
-            _measure_all(found, range(len(found)), folder, analyzers, own, work)
+            _measure_all(found, range(len(found)), folder, analyzers, work)
     if work.points:
         _show(Trajectory(axis=axis, points=tuple(work.points), name=run.resolve().name), folder, own, work)
     return 2 if work.news.failures else 0
 
 
-def _deal(
-    found: Sequence[Found], folder: Path, analyzers: Sequence[Any], own: Own, work: Work
-) -> list[tuple[float, int]]:
-    """Measure the checkpoints in several processes, each some of them by itself; return what all have spent.
-
-    Each takes neighbours, whose Ritz vectors are near.
-    """
+def _deal(found: Sequence[Found], folder: Path, analyzers: Sequence[Any], work: Work) -> list[tuple[float, int]]:
+    """Measure the checkpoints in several processes, each some of them by itself; return what all have spent."""
     from gapscope.measure.distributed import ALONE, as_ranks, ranks
     from gapscope.report.atomic import withheld
 
     group = ranks()
     first, last = (end * len(found) // group.count for end in (group.rank, group.rank + 1))
     with as_ranks(ALONE), withheld(False):
-        _measure_all(found, range(first, last), folder, analyzers, own, work)
+        _measure_all(found, range(first, last), folder, analyzers, work)
     group.wait("checkpoints")
     return [each for one in group.gathered(work.spent) for each in one]
 
 
-def _measure_all(
-    found: Sequence[Found], which: range, folder: Path, analyzers: Sequence[Any], own: Own, work: Work
-) -> None:
+def _measure_all(found: Sequence[Found], which: range, folder: Path, analyzers: Sequence[Any], work: Work) -> None:
     """Measure one after the other, whatever fails."""
 
     def done() -> str:
@@ -146,9 +131,8 @@ def _measure_all(
         for index in which:
             work.news.tell(f"{index + 1} of {len(found)}: {found[index].path}")
             try:
-                _measure(found[index], folder / found[index].report, analyzers, own, work)
+                _measure(found[index], folder / found[index].report, analyzers, work)
             except GapscopeError as error:
-                work.vector = None
                 work.news.failed(found[index].path, error)
 
 
@@ -175,7 +159,7 @@ def _made(folder: Path) -> Iterator[None]:
 # Measuring one
 
 
-def _measure(one: Found, path: Path, analyzers: Sequence[Any], own: Own, work: Work) -> None:
+def _measure(one: Found, path: Path, analyzers: Sequence[Any], work: Work) -> None:
     """Measure what its report does not hold yet, each analyzer by itself, and add the point."""
     from gapscope.measure.distributed import ranks
     from gapscope.measure.session import skipped
@@ -188,22 +172,18 @@ def _measure(one: Found, path: Path, analyzers: Sequence[Any], own: Own, work: W
     old = ranks().first(lambda: _report_at(path, session))
     ready = {a.name for a in analyzers if old and _is_ready(old, skipped(a, session.seed, ""), a, common)}
     results = {name: old.results[name] for name in ready if old}  # what is there with other settings does not count
-    start, work.vector = work.vector, None
     if len(ready) == len(analyzers):
         work.news.tell(f"measured already: {path}")
     else:
-        warm = own.warm_start and start is not None and len(start) == session.problem.size
-        asked = [_warmed(a, start) if warm and a.name == "eigenvalues" else a for a in analyzers]
-        results |= _run(
-            Job(session, path, common.quiet, common.resume), [a for a in asked if a.name not in ready], one.path, work
-        )
+        asked = [a for a in analyzers if a.name not in ready]
+        results |= _run(Job(session, path, common.quiet, common.resume), asked, one.path, work)
     if results:
         ordered = {a.name: results[a.name] for a in analyzers if a.name in results}
         work.points.append(Point(place=one.place, report=session.report(ordered), path=str(path)))
 
 
 def _run(job: Job, asked: Sequence[Any], who: Path, work: Work) -> "dict[str, Record]":
-    """Measure and write one analyzer after the other, and return the records; keep the Ritz vector for the next."""
+    """Measure and write one analyzer after the other, and return the records."""
     records = {}
     with work.news.once():
         context = job.context(asked)
@@ -219,8 +199,6 @@ def _run(job: Job, asked: Sequence[Any], who: Path, work: Work) -> "dict[str, Re
         if measured.failure is not None:
             work.news.failed(job.path, measured.failure)
     work.spent += [(result.seconds, result.matvecs) for result in context.results]
-    vector = getattr(context.finished("eigenvalues"), "vector", None)
-    work.vector = vector if vector is not None and bool(vector.isfinite().all()) else None
     return records
 
 
@@ -269,13 +247,6 @@ def _is_ready(old: "Report", expected: "Record", analyzer: Any, common: Common) 
     how = settings.pop("hvp", "exact")  # what came of `--hvp auto` is not known beforehand
     asked = common.hvp if getattr(analyzer, "second_order", True) else "auto"
     return settings == dict(expected.settings) and asked in ("auto", how)
-
-
-def _warmed(analyzer: Any, vector: Any) -> Any:
-    from gapscope.measure.analyzers.eigenvalues import WarmEigenvalues
-
-    settings = {one.name: getattr(analyzer, one.name) for one in dataclasses.fields(analyzer)}
-    return WarmEigenvalues(**settings, vector=vector)
 
 
 def _show(trajectory: "Trajectory", folder: Path, own: Own, work: Work) -> None:

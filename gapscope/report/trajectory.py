@@ -37,12 +37,6 @@ class Point:
     report: Report
     path: str = ""
 
-    @property
-    def warm(self) -> bool:
-        """Whether its eigenvalues began at another checkpoint's Ritz vector."""
-        record = self.report.results.get("eigenvalues")
-        return record is not None and bool(record.settings.get("warm_start"))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
@@ -171,7 +165,7 @@ def trajectory_document(trajectory: Trajectory, verbose: bool = False) -> Docume
 
 def _table(trajectory: Trajectory, found: Mapping[str, Measure]) -> Table:
     lines = [
-        Line(cells=(point.place + "*" * point.warm, *(each.bounded(i) for each in found.values())))
+        Line(cells=(point.place, *(each.bounded(i) for each in found.values())))
         for i, point in enumerate(trajectory.points)
     ]
     with_errors = any("±" in cell for line in lines for cell in line.cells)
@@ -180,7 +174,6 @@ def _table(trajectory: Trajectory, found: Mapping[str, Measure]) -> Table:
         f"trajectory by {trajectory.axis}": True,
         "± one standard error over the data and the numerical error together": with_errors,
         f"near-rank at {', '.join(cuts)}": bool(cuts),
-        "* warm start: no bound from above": any(point.warm for point in trajectory.points),
     }
     return Table(
         columns=(Column(header=trajectory.axis, numeric=False), *(Column(header=m.words) for m in found.values())),
@@ -213,12 +206,6 @@ def reading(trajectory: Trajectory) -> tuple[str, ...]:
     """Return what the run shows, and what it cannot tell."""
     found = measures(trajectory)
     said = [*_edge(trajectory, found), *(course(found[TOP], trajectory.at) if TOP in found else ()), *ends(found)]
-    warm = sum(point.warm for point in trajectory.points)
-    if warm:
-        said.append(
-            f"{warm} of {len(trajectory.points)} eigenvalues were warm-started (*): their error is the residual alone, "
-            "and a larger eigenvalue may have been missed."
-        )
     keys = _unlike([point.report.training for point in trajectory.points])
     if keys:
         said.append(f"Mind that these checkpoints record different {', '.join(keys)}: they may not be of one run.")
@@ -285,7 +272,6 @@ def trajectory_json(trajectory: Trajectory, failures: Mapping[str, str]) -> dict
                 "checkpoint": point.report.identity.get("checkpoint", ""),
                 "sha256": point.report.identity.get("sha256", ""),
                 "report": point.path,
-                "warm_start": point.warm,
             }
             for point in trajectory.points
         ],

@@ -141,15 +141,10 @@ def _caption(trajectory: Trajectory, analyzer: str, several: Curves) -> str:
     reports = [point.report for point in trajectory.points]
     records = [report.results[analyzer] for report in reports if analyzer in report.results]
     left = [any(one.open[i] for one in several.values()) for i in range(len(reports))]
-    warm = [point.warm and analyzer == TOP.partition("/")[0] for point in trajectory.points]
     parts = (
         measured(records, sampled(reports[0].conditions)),
         _tested(records) if any("train" not in one.path for one in several.values()) else "",
         f"The solver did not finish at {_where(trajectory, left)} (≥): a bound from below." if any(left) else "",
-        f"Warm-started at {_where(trajectory, warm)} (*): there the error is the residual alone, and a larger "
-        "eigenvalue may have been missed."
-        if any(warm)
-        else "",
     )
     return " ".join(filter(None, parts))
 

@@ -163,30 +163,6 @@ def spread(name: str) -> tuple[Operator, float]:
     return Operator(len(entries), lambda v: entries * v, torch.float64), float(values.max())
 
 
-def starts_table(seeds: int) -> list[dict[str, Any]]:
-    """Say what a start that leans to a vector near the answer saves, at the same bound."""
-    operator, truth = spread("digits MLP")
-    rows = []
-    for cosine in (None, 0.3, 0.7, 0.99):
-        found = []
-        for seed in range(seeds):
-            rng = Generator().manual_seed(1000 + seed)
-            toward = None
-            if cosine is not None:
-                toward = torch.randn(operator.size, generator=rng, dtype=torch.float64)
-                toward *= math.sqrt(1 - cosine**2) / toward.norm()
-                toward[0] = cosine
-            found.append(extreme_eigenpairs(operator, 1, Generator().manual_seed(seed), toward=toward))
-        rows.append(
-            {
-                "start": "Gaussian" if cosine is None else f"leaning, cosine {cosine}",
-                "products": f"{np.mean([pairs.matvecs for pairs in found]):.1f}",
-                f"wrong of {seeds}": sum(abs(pairs.values[0] / truth - 1) > TOLERANCE for pairs in found),
-            }
-        )
-    return rows
-
-
 def restarts_table(seeds: int) -> list[dict[str, Any]]:
     """Say what a basis of few vectors costs in products."""
     rows = []
@@ -215,7 +191,6 @@ def main() -> None:
     few = min(30, options.seeds)
     print(f"rules\n\n{markdown(rules_table(options.seeds))}\n")
     print(f"how often the rule is wrong\n\n{markdown(misses_table(max(1, options.seeds // 25)))}\n")
-    print(f"starts, bound included\n\n{markdown(starts_table(few))}\n")
     print(f"restarts\n\n{markdown(restarts_table(few))}")
 
 

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import typer
@@ -15,10 +14,8 @@ import gapscope
 from gapscope.cli import track
 from gapscope.cli.settings import Configuration
 from gapscope.errors import LoadError, ReportError, UsageError
-from gapscope.measure.analyzers.eigenvalues import Eigenvalues, WarmEigenvalues
-from gapscope.results import Status
+from gapscope.measure.analyzers.eigenvalues import Eigenvalues
 from tests.loop import make_checkpoint
-from tests.problems import bowl, measure
 
 ARGS = {"inputs": 64, "hidden": [8], "outputs": 10}
 STEPS = {9: "c", 40: "a", 100: "d", 300: "b"}  # recorded steps -> names in another order
@@ -294,8 +291,6 @@ def test_nothing_is_shown_where_nothing_can_be_measured(run, folder):
 
 
 def test_mistakes_are_refused_before_the_work(run, folder, tmp_path):
-    with pytest.raises(UsageError, match=r"`--warm-start` stands beside gap. Expected eigenvalues, the one analyzer"):
-        run(folder, "--only", "gap", "--warm-start")
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "notes.md").touch()
@@ -385,33 +380,3 @@ def test_files_of_one_name_get_reports_of_their_own(run, folder, tmp_path):
         shutil.move(folder / f"{name}.pt", folder / name / "model.pt")
     run(*folder.glob("*/model.pt"), *CHEAP, "-q", "-o", "named")
     assert set(reports("named")) == {"a-model", "b-model", "c-model"}
-
-
-# --- warm start
-
-
-def test_a_warm_start_finds_the_same_with_the_same_bound(run, folder):
-    cold = rows(run(folder, "-q", "--json", "-o", "cold"))
-    outcome = run(folder, "-q", "--json", "--warm-start", "-o", "warm")
-    for name in STEPS.values():
-        warm, bounded = (reports(where)[name].results["eigenvalues"] for where in ("warm", "cold"))
-        assert warm.settings == bounded.settings
-        assert warm.status is Status.CONVERGED
-        assert "probability 1 - 0.01" in warm.quantities["top"].doc
-        assert warm.quantities["top"].numerical_error <= 1e-3 * warm.quantities["top"].value
-        assert abs(warm.matvecs - bounded.matvecs) <= 2
-    np.testing.assert_allclose(rows(outcome)["eigenvalues/top"], cold["eigenvalues/top"], rtol=2e-3)
-
-
-def test_a_result_will_do_for_a_warm_run_and_the_other_way_round(run, folder):
-    words = (folder, "--only", "eigenvalues", "--limit", "200")
-    run(*words, "--warm-start", "-q")
-    assert run(*words, "--warm-start").err.count("measured already") == 4
-    assert run(*words).err.count("measured already") == 4
-
-
-def test_a_start_that_leans_to_the_second_eigenvector_finds_the_first():
-    h = torch.tensor([4.0, 3.0, 1.0], dtype=torch.float64)
-    second = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
-    result = measure(WarmEigenvalues(vector=second), bowl(h, torch.zeros(3, dtype=torch.float64)))
-    assert float(result.top.value) == pytest.approx(4.0)

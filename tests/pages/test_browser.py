@@ -96,7 +96,7 @@ def everything():
 
 
 def run():
-    """A run of five checkpoints, one of them warm-started and one unfinished."""
+    """A run of five checkpoints, one of them unfinished."""
     limit = Quantity(value=0.5, doc="share of the limit")
 
     def at(step, **how):
@@ -106,8 +106,8 @@ def run():
         report = examples.report(*measured, checkpoint=f"step-{step}.pt")
         return Point(place=str(step), report=report, path=f"run.track/step-{step}.report.h5")
 
-    hows = {1: {}, 2: {}, 3: {"warm_start": True}, 4: {"status": Status.BUDGET_SPENT}, 5: {}}
-    return Trajectory(axis="steps", points=tuple(at(step, **how) for step, how in hows.items()), name="run")
+    hows = {4: {"status": Status.BUDGET_SPENT}}
+    return Trajectory(axis="steps", points=tuple(at(step, **hows.get(step, {})) for step in range(1, 6)), name="run")
 
 
 CONTENTS = {

@@ -99,10 +99,10 @@ def test_a_caption_says_how_it_was_measured():
 
 def test_several_measurements_are_counted_by_how_they_ended_and_share_their_settings():
     done, spent = epsilon_sharpness(), epsilon_sharpness(status=Status.BUDGET_SPENT)
-    said = measured([done, done, replace(spent, settings={**spent.settings, "warm_start": True})], " on 5 samples")
+    said = measured([done, done, replace(spent, settings={**spent.settings, "limited": True})], " on 5 samples")
     assert said.startswith("Measured on 5 samples by gapscope epsilon-sharpness (")
     assert f": 2 of 3 {done.message}; 1 of 3 {spent.message}." in said
-    assert "warm_start" not in said
+    assert "limited" not in said
 
 
 @pytest.mark.parametrize(

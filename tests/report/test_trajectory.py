@@ -210,18 +210,6 @@ def test_losses_are_followed_from_the_first_to_the_last():
     )
 
 
-def test_warm_starts_are_marked_counted_and_called_unbounded():
-    points = (point("1", eigenvalues(1.0)), point("2", eigenvalues(2.0, warm_start=True)))
-    trajectory = Trajectory(axis="steps", points=points)
-    assert "1 of 2 eigenvalues were warm-started (*): their error is the residual alone, and a larger" in said(
-        trajectory
-    )
-    shown = text(trajectory_document(trajectory))
-    assert "* warm start: no bound from above" in " ".join(shown.split())
-    assert "\n2* " in shown
-    assert [one["warm_start"] for one in trajectory_json(trajectory, {})["points"]] == [False, True]
-
-
 def test_what_one_run_should_share_is_compared():
     points = (point("1", eigenvalues(1.0), seed=0, lr=0.5), point("2", eigenvalues(2.0), seed=1, lr=0.1))
     assert "Mind that these checkpoints record different seed: they may not be of one run." in said(

@@ -1,6 +1,6 @@
 """Top and bottom eigenvalues of the Hessian."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ REMEDIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class EigenvaluesResult(Result):
-    """What `eigenvalues` measures; `vector` is the top Ritz vector (n,), for analyzers of the same run."""
+    """What `eigenvalues` measures."""
 
     top: Quantity
     bottom: Quantity
@@ -33,7 +33,6 @@ class EigenvaluesResult(Result):
     values: Quantity
     residuals: Quantity
     referee: Quantity | None
-    vector: Any
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,6 @@ class Eigenvalues:
 
     def __call__(self, context: "Context") -> EigenvaluesResult:
         """Run Lanczos on the measured split."""
-        return self.measured(context)
-
-    def measured(self, context: "Context", toward: Any = None) -> EigenvaluesResult:
-        """Run Lanczos from a Gaussian start, or from one that leans to a direction in theta (n,)."""
         from gapscope.errors import UsageError
         from gapscope.measure.shares import evened
         from gapscope.measure.solvers.lanczos import Room, Stopping, extreme_eigenpairs
@@ -111,7 +106,6 @@ class Eigenvalues:
             context.generator("eigenvalues"),
             stopping=Stopping(self.tolerance, self.delta, self.max_matvecs),
             room=Room(problem.memory_budget // 2, host=problem.memory_budget, disk=int(1e9 * self.disk)),
-            toward=None if toward is None else toward / scale,
             verify=None if self.gauss_newton else verify,
             watch=lambda step, value, error: monitor.say(f"step {step}  Ritz value {value:.4g} ± {error:.1g}"),
         )
@@ -182,7 +176,6 @@ class Eigenvalues:
                 value=pairs.residuals, dims=("rank",), labels={"rank": ranks}, doc="recomputed norm(A u - lambda u)"
             ),
             referee=opinion,
-            vector=scale * pairs.vectors[0],
         )
 
     def _notes(self, context: "Context", problem: "Problem", pairs: "Eigenpairs", adam: Any) -> tuple[str, ...]:
@@ -228,22 +221,6 @@ class Eigenvalues:
             doc=f"the top eigenvalue by {self.referee} on the same problem"
             + (" (largest in magnitude; its iteration may stall below the top)" if self.referee == "pyhessian" else ""),
         )
-
-
-@dataclass(frozen=True)
-class WarmEigenvalues(Eigenvalues):
-    """Top eigenvalues from a start that leans to the Ritz vector of a near checkpoint.
-
-    The bound holds as from any start, and takes as many products to close: none are saved at the default tolerance.
-    """
-
-    incidental: ClassVar[tuple[str, ...]] = (*Eigenvalues.incidental, "vector")
-
-    vector: Any = field(default=None, compare=False, repr=False)  # (n,), a direction in theta
-
-    def __call__(self, context: "Context") -> EigenvaluesResult:
-        """Run Lanczos on the measured split."""
-        return self.measured(context, self.vector)
 
 
 def _known(error: Any) -> Any:

@@ -19,12 +19,10 @@ A thick restart (Wu and Simon 2000) keeps some y_i and q, and goes on.  Again u'
 product over the Ritz values of the space and those that restarts dropped, and over all beta: those kept are zeros of
 the old phi and poles of what the next cycle multiplies it by.  So nothing of the bound is lost.
 
-Starts: b = g + s, g standard normal and s any vector chosen without regard to g.  u'b is normal of variance 1, and
-P(|u'b| < t) <= P(|u'g| < t) <= t sqrt(2 / pi), for an interval about 0 holds most of a normal variable of mean 0
-(Anderson 1955).  So |c| = |u'b| / |b| >= tau = delta sqrt(pi / 2) / |b| with probability 1 - delta.
+The start b is standard normal, so u'b is, too, and P(|u'b| < t) <= t sqrt(2 / pi): |c| = |u'b| / |b| is at least
+tau = delta sqrt(pi / 2) / |b| with probability 1 - delta.
 
-Source: phi^2 alone in Van Dorsselaer, Hochstenbach and van der Vorst 2000; the sum, the restarts and the leaning start
-are ours.
+Source: phi^2 alone in Van Dorsselaer, Hochstenbach and van der Vorst 2000; the sum and the restarts are ours.
 """
 
 import math

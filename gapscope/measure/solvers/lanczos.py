@@ -39,13 +39,6 @@ class Lanczos:
     beta: Array  # (m,), the last one couples to a vector outside the basis
     matvecs: int
 
-    def top_vector(self) -> Tensor:
-        """Return the Ritz vector (n,) of the largest Ritz value."""
-        _, inner = scipy.linalg.eigh_tridiagonal(self.alpha, self.beta[:-1])
-        vector = torch.from_numpy(inner[:, -1].copy()).to(self.basis) @ self.basis
-        unit: Tensor = vector / vector.norm()
-        return unit
-
 
 @dataclass(frozen=True)
 class Eigenpairs:
@@ -203,7 +196,6 @@ def extreme_eigenpairs(
     *,
     stopping: Stopping | None = None,
     room: Room | None = None,
-    toward: Tensor | None = None,
     verify: Verify | None = None,
     watch: Watch = lambda *_: None,
 ) -> Eigenpairs:
@@ -213,8 +205,6 @@ def extreme_eigenpairs(
     recomputed residuals of the others are within the same; the smallest Ritz value is a by-product with its own bound.
     The residual of the first may be larger: its value is known to second order.  Copies of one eigenvalue look like
     one, and only the first value is bounded from above: below it, one more may hide between those found.
-    `toward` (n,) is a direction that the start leans to, half of its length in all: nearer to the answer where an
-    answer is known.  The bounds hold whatever it is, if it was chosen without regard to `rng`.
     `room` says how many bytes the basis may take and where; full, it is restarted.
     `verify` replaces the product that checks the first pair (the caller may learn more from it).
 
@@ -226,8 +216,6 @@ def extreme_eigenpairs(
     steps = max(1, stopping.max_matvecs - k)
     capacity, home = (room or Room()).place(operator, k, min(steps, operator.size))
     start = gaussian_start(operator, rng)
-    if toward is not None:
-        start += math.sqrt(operator.size) / _norm(toward) * toward
     with Basis(capacity, start, home) as basis:
         return _run(_Iteration(operator, start, basis), k, steps, stopping, verify, watch)
 

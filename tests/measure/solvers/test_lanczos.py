@@ -237,14 +237,6 @@ def test_decompose_stops_where_the_krylov_space_closes():
     assert len(krylov.alpha) == krylov.matvecs == 3  # as many as distinct eigenvalues
 
 
-def test_the_top_vector_is_the_top_ritz_vector():
-    operator = from_dense(matrix(SPECTRA["separated"]))
-    krylov = decompose(operator, gaussian_start(operator, rng()), 30)
-    u = krylov.top_vector()
-    assert float(u.norm()) == pytest.approx(1)
-    assert float(u @ operator.matvec(u)) == pytest.approx(8, rel=1e-9)
-
-
 def test_the_start_is_standard_normal_and_the_same_in_every_precision():
     single, double = (
         gaussian_start(Operator(20_000, lambda v: v, dtype), rng()) for dtype in (torch.float32, torch.float64)
