@@ -321,8 +321,8 @@ def _variant(problem: "Problem", **changes: Any) -> "Problem":
     A new problem would read them from its model, which may have been trained on since; and where BatchNorm's statistics
     are re-estimated, from the part of the data.
     """
-    variant = dataclasses.replace(problem, **changes)
-    for name in ("parameters", "theta", "constants", "derivatives"):
+    variant = dataclasses.replace(problem, examined=problem.derivatives, **changes)
+    for name in ("parameters", "theta", "constants"):
         variant.__dict__[name] = getattr(problem, name)  # where cached_property keeps them
     return variant
 
