@@ -1,6 +1,8 @@
 """The study of Keskar et al. by its smallest plan: every number again from the files, and nothing made twice."""
 
+import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +16,14 @@ from gapscope.measure.loading.trust import Trust
 from gapscope.report.file import read
 from gapscope.report.outcome import outcome_report
 from gapscope.report.records import Report
+from gapscope.results import Status
 from gapscope.training.studies import keskar
-from gapscope.training.studies.keskar import _left
-from gapscope.training.studies.keskar.courses import _apart, _shared
+from gapscope.training.studies.keskar import Bench, _left
+from gapscope.training.studies.keskar.courses import DIVERGED, _apart, _shared, against_loss, warm_start
 from gapscope.training.studies.keskar.minima import PAPER, _label, unless_late
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.plan import read_plan
+from gapscope.training.studies.runs import DIGITS, fitted, training_data
 
 PLAN = Path(keskar.__file__).with_name("plan.toml")
 LARGE = 650
@@ -132,9 +136,40 @@ def test_courses_that_do_not_meet_say_so():
     apart = [(np.array([0.1, 0.2]), np.ones(2)), (np.array([0.3, 0.4]), np.ones(2))]
     assert _shared(apart) is None
     part, claims = _apart(apart)
+    assert len(claims) == 2
     assert {claim.verdict for claim in claims} == {"cannot tell"}
     assert "0.1 to 0.2, 0.3 to 0.4" in claims[0].because
     assert part.record.notes == (claims[0].because,)
+
+
+@pytest.mark.parametrize(("made", "name"), [(warm_start, "keskar-warm-start"), (against_loss, "keskar-loss")])
+def test_a_seed_with_a_run_that_diverged_is_left_out_and_said(outcome, folder, plan, tmp_path, made, name):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    with Lab(tmp_path) as lab:
+        bench = Bench(lab, plan, 64, LARGE)
+        stops = {"until_loss": None, "epochs": plan.switches[-1] if made is warm_start else plan.course_epochs[0]}
+        wild = fitted(replace(bench.spec(1, 64, **stops), save_every=1 if made is warm_start else plan.saved_every[0]))
+        failure = f"{wild.stem}-{training_data(plan.data).fingerprint[:DIGITS]}.diverged.json"
+        (tmp_path / failure).write_text(json.dumps({"epochs": 1, "steps": 3, "stopped": "diverged"}))
+        found, claims = made(bench)
+    assert found.record.status is Status.EXACT
+    assert found.notes[-1] == "Left out, because a run diverged: seed 1."
+    assert found.tables[0].caption.endswith("a single seed")
+    assert {claim.verdict for claim in claims} == {"cannot tell"}  # one seed has no spread
+    whole, alone = (one.record.quantities["sharpness"] for one in (part(outcome, name), found))
+    if made is warm_start:
+        assert alone.value.shape == whole.value.shape
+        assert not np.allclose(alone.value, whole.value)
+    assert np.isfinite(alone.value).all()
+
+
+def test_where_every_seed_has_a_run_that_diverged_nothing_can_be_told(tmp_path, plan):
+    with Lab(tmp_path) as lab:
+        bench = Bench(lab, replace(plan, lr=1e30, seeds=1), 64, LARGE)
+        for made in (warm_start, against_loss):
+            found, claims = made(bench)
+            assert found.record.status is Status.SKIPPED
+            assert {(claim.verdict, claim.because) for claim in claims} == {("cannot tell", DIVERGED)}
 
 
 def test_nothing_is_made_twice(outcome, folder, plan):

@@ -1,6 +1,6 @@
 """Keskar's experiments along training: large batches that start warm, and sharpness against the training loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,23 @@ from gapscope.report.records import Record, Report
 from gapscope.results import Array, Quantity, Status
 from gapscope.training.studies.keskar.minima import ACCURACY, SHARPNESS, Made, phi, sharpness
 from gapscope.training.studies.keskar.recipes import curve, range_of
-from gapscope.training.studies.lab import files_of
+from gapscope.training.studies.lab import Run
 from gapscope.training.studies.numbers import averaged, mean_std, numbers
 
 if TYPE_CHECKING:
     from gapscope.training.studies.keskar import Bench
 
 PLACES = 8  # losses at which the courses are compared
+DIVERGED = "of every seed a run diverged"
+LATER = (
+    "the later the switch from the small batch, the flatter the large batch's minimum",
+    "the later the switch, the better its test accuracy",
+)
+AGAINST = "Sharpness against the training loss"
+RISES = (
+    "as the loss falls, the large batch's sharpness rises",
+    "as the loss falls, it grows relative to the small batch's",
+)
 
 
 # Warm start
@@ -31,21 +41,27 @@ def warm_start(bench: "Bench") -> Made:
     """Return large-batch runs that begin at the small batch's weights after so many of its epochs."""
     plan, lab = bench.plan, bench.lab
     switches = tuple(sorted(set(plan.switches)))
-    seeds = range(plan.seeds)
     first = [
         replace(bench.spec(seed, bench.small, until_loss=None, epochs=max(1, switches[-1])), save_every=1)
-        for seed in seeds
+        for seed in range(plan.seeds)
     ]
     small = lab.train(first, "small batches to start from")
-    files_of(small)  # a run that diverged is refused here
-    starts = [[None if epoch == 0 else dict(run.saved)[epoch] for epoch in switches] for run in small]
+    starts = {
+        seed: [None if epoch == 0 else dict(run.saved)[epoch] for epoch in switches]
+        for seed, run in enumerate(small)
+        if not run.diverged
+    }
     specs = [
         replace(bench.spec(seed, bench.large, until_loss=None, epochs=plan.warm_epochs), start=start)
-        for seed, row in zip(seeds, starts, strict=True)
+        for seed, row in starts.items()
         for start in row
     ]
-    runs = lab.train(specs, "warm-started large batches")
-    reports = lab.measure(runs, (Gap(), sharpness(bench)), "warm starts")
+    runs = iter(lab.train(specs, "warm-started large batches"))
+    large = {seed: [next(runs) for _ in row] for seed, row in starts.items()}
+    seeds, left = _sound({seed: [run, *large.get(seed, [])] for seed, run in enumerate(small)})
+    if not seeds:
+        return _untold("keskar-warm-start", "Warm starts", "Figure 5", LATER, DIVERGED)
+    reports = lab.measure([run for seed in seeds for run in large[seed]], (Gap(), sharpness(bench)), "warm starts")
     shape = (len(seeds), len(switches))
     sharp = numbers(reports, f"{SHARPNESS}/full", **phi(bench)).reshape(shape)
     accurate = numbers(reports, ACCURACY).reshape(shape)
@@ -54,7 +70,7 @@ def warm_start(bench: "Bench") -> Made:
     where = list(map(float, switches))
     claims = (
         judged(
-            "the later the switch from the small batch, the flatter the large batch's minimum",
+            LATER[0],
             slope_over(where, np.log2(sharp)),
             "lower",
             source="Figure 5",
@@ -62,7 +78,7 @@ def warm_start(bench: "Bench") -> Made:
             what=f"{range_of(loss)}, change of log2 sharpness per epoch",
         ),
         judged(
-            "the later the switch, the better its test accuracy",
+            LATER[1],
             slope_over(where, accurate),
             "higher",
             source="Figure 5",
@@ -92,7 +108,7 @@ def warm_start(bench: "Bench") -> Made:
         "All end after the same large-batch epochs, not at one loss: whoever starts later has trained longer in all, "
         "and the training loss falls with it."
     )
-    return Part(record=record, title="Warm starts", tables=(table,), notes=(note,)), claims
+    return Part(record=record, title="Warm starts", tables=(table,), notes=(note, *left)), claims
 
 
 # Sharpness against loss
@@ -101,27 +117,29 @@ def warm_start(bench: "Bench") -> Made:
 def against_loss(bench: "Bench") -> Made:
     """Return sharpness along both regimes' training, at training losses that all runs went through."""
     plan, lab = bench.plan, bench.lab
-    seeds = range(plan.seeds)
     specs = [
         replace(bench.spec(seed, size, until_loss=None, epochs=epochs), save_every=every)
         for size, epochs, every in zip((bench.small, bench.large), plan.course_epochs, plan.saved_every, strict=True)
-        for seed in seeds
+        for seed in range(plan.seeds)
     ]
-    runs = lab.train(specs, "courses")
-    files_of(runs)
+    made = lab.train(specs, "courses")
+    seeds, left = _sound({seed: made[seed :: plan.seeds] for seed in range(plan.seeds)})
+    if not seeds:
+        return _untold("keskar-loss", AGAINST, "Figure 6", RISES, DIVERGED)
+    runs = [made[start + seed] for start in (0, plan.seeds) for seed in seeds]
     files = [(run.spec, path) for run in runs for _, path in run.saved]
     reports = iter(lab.measure_files(files, (Gap(), sharpness(bench)), "courses"))
     courses = [_course(bench, [next(reports) for _ in run.saved]) for run in runs]
     grid = _shared(courses)
     heads = ("training loss", f"small {bench.small}", f"large {bench.large}")
     if grid is None:
-        return _apart(courses)
+        return _apart(courses, left)
     along = np.array([np.interp(np.log(grid), np.log(loss), np.log2(sharp)) for loss, sharp in courses])
     small, large = along[: len(seeds)], along[len(seeds) :]
     fallen = (-np.log2(grid)).tolist()
     claims = (
         judged(
-            "as the loss falls, the large batch's sharpness rises",
+            RISES[0],
             slope_over(fallen, large),
             "higher",
             source="Figure 6",
@@ -129,7 +147,7 @@ def against_loss(bench: "Bench") -> Made:
             what="change of log2 sharpness per halving of the loss",
         ),
         judged(
-            "as the loss falls, it grows relative to the small batch's",
+            RISES[1],
             slope_over(fallen, large - small),
             "higher",
             source="Figure 6",
@@ -155,7 +173,7 @@ def against_loss(bench: "Bench") -> Made:
         labels={"regime": (f"small {bench.small}", f"large {bench.large}"), "training loss": labels},
     )
     record = Record(analyzer="keskar-loss", version="1", status=Status.EXACT, quantities={"sharpness": quantity})
-    return Part(record=record, title="Sharpness against the training loss", tables=(table,)), claims
+    return Part(record=record, title=AGAINST, tables=(table,), notes=left), claims
 
 
 def _course(bench: "Bench", reports: Sequence[Report]) -> tuple[Array, Array]:
@@ -171,13 +189,26 @@ def _shared(courses: Sequence[tuple[Array, Array]]) -> Array | None:
     return np.geomspace(high, low, PLACES) if 0 < low < high else None
 
 
-def _apart(courses: Sequence[tuple[Array, Array]]) -> Made:
+def _apart(courses: Sequence[tuple[Array, Array]], left: tuple[str, ...] = ()) -> Made:
     ranges = ", ".join(f"{number(float(loss[0]), 2)} to {number(float(loss[-1]), 2)}" for loss, _ in courses)
-    claim = Claim(
-        text="as the loss falls, the large batch's sharpness rises",
-        source="Figure 6",
-        verdict="cannot tell",
-        because=f"the runs share no range of training losses ({ranges})",
-    )
-    record = Record(analyzer="keskar-loss", version="1", status=Status.SKIPPED, notes=(claim.because,))
-    return Part(record=record, title="Sharpness against the training loss"), (claim,)
+    why = f"the runs share no range of training losses ({ranges})"
+    return _untold("keskar-loss", AGAINST, "Figure 6", RISES, why, left)
+
+
+# Runs that diverged
+
+
+def _sound(runs: Mapping[int, Sequence[Run]]) -> tuple[list[int], tuple[str, ...]]:
+    """Return the seeds whose every run came to a number, and a note on the others."""
+    lost = [seed for seed, several in runs.items() if any(run.diverged for run in several)]
+    said = f"Left out, because a run diverged: {', '.join(f'seed {seed}' for seed in lost)}."
+    return [seed for seed in runs if seed not in lost], (said,) * bool(lost)
+
+
+def _untold(
+    analyzer: str, title: str, source: str, claims: Sequence[str], why: str, left: tuple[str, ...] = ()
+) -> Made:
+    """Return a part without numbers, whose claims cannot be told."""
+    record = Record(analyzer=analyzer, version="1", status=Status.SKIPPED, notes=(why, *left))
+    told = tuple(Claim(text=text, source=source, verdict="cannot tell", because=why) for text in claims)
+    return Part(record=record, title=title, notes=left), told
