@@ -41,8 +41,9 @@ class Eigenvalues:
     delta.
 
     Largest algebraic, not largest in magnitude.  The iteration stops when that bound, and for the lower of several
-    their recomputed residuals, are within the tolerance.  Not invariant to rescaling the layers: read it beside the
-    loss level.
+    their recomputed residuals, are within the tolerance.  Where the bound fails, the value may be that of a lower
+    eigenvalue; one off by more than the tolerance is rarer than delta, about delta tolerance / gap where the top two
+    are a fraction gap apart.  Not invariant to rescaling the layers: read it beside the loss level.
     """
 
     name: ClassVar[str] = "eigenvalues"

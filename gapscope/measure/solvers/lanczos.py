@@ -61,8 +61,8 @@ class Stopping:
     """When to stop: relative tolerance on bound and lower residuals, failure probability, and the budget of products.
 
     A tenth of delta costs 1 product more.  An eigenvalue that stands out by a fraction gap is missed with a probability
-    of about delta tolerance / gap: at the defaults, 1 to 3 starts of 1,000 where the top two are 0.3 % apart, about 1
-    at 0.8 % (found by setting the start's component; `tests/benchmarks/eigenvalue_studies.py`).
+    of about delta tolerance / gap: at the defaults, 3 starts of 1,000 where the top two are 0.3 % apart, 1 at
+    0.8 % (found by setting the start's component; `tests/benchmarks/eigenvalue_studies.py`).
     """
 
     tolerance: float = 1e-3
