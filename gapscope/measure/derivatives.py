@@ -6,7 +6,8 @@ Wrong second derivatives are often silent: a custom Function that forgets to sav
 
 import contextlib
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -16,7 +17,7 @@ from gapscope.errors import ProblemError
 from gapscope.measure import products
 from gapscope.measure.culprits import without_second_derivative
 from gapscope.measure.differences import Differences
-from gapscope.measure.probe import UNKNOWN, Probe
+from gapscope.measure.probe import UNKNOWN, Probe, Slopes
 
 if TYPE_CHECKING:
     from gapscope.measure.problem import Problem
@@ -56,7 +57,7 @@ def examine(problem: "Problem") -> Derivatives:
     with problem.measuring():
         if not bool(probe.slope.isfinite().all()):
             return Derivatives(error=math.nan, relative_error=math.nan)
-        _refuse_wrong_slope(probe)
+        refuse_wrong_slope(probe)
         fault = "" if problem.hvp_method == "differences" else probe.fault()
     why = fault + without_second_derivative(problem, probe.theta.dtype) if fault else "As asked for."
     if fault and problem.hvp_method == "exact":
@@ -66,7 +67,15 @@ def examine(problem: "Problem") -> Derivatives:
         )
     if not fault and problem.hvp_method != "differences":
         return Derivatives()
-    return _by_differences(problem, probe, why)
+
+    def product(v: Tensor, step: float) -> Tensor:
+        ways, cut = Differences(step, probe.theta.dtype), problem.parameters.split(v.to(problem.dtype))
+        parameters = problem._split(None)
+        return problem.mean(
+            lambda batch: problem.parameters.flatten(ways.hessian(problem._micro(batch), parameters)(cut))
+        )
+
+    return by_differences(problem, probe, product, why)
 
 
 def _widest(problem: "Problem") -> Probe:
@@ -79,7 +88,8 @@ def _widest(problem: "Problem") -> Probe:
     return Probe.of(problem, problem.dtype)
 
 
-def _refuse_wrong_slope(probe: Probe) -> None:
+def refuse_wrong_slope(probe: Slopes) -> None:
+    """Raise ProblemError where differences of the loss are not what its gradient says."""
     wrong = probe.wrong_slope()
     if wrong:
         raise ProblemError(
@@ -92,9 +102,10 @@ def _refuse_wrong_slope(probe: Probe) -> None:
 # --- differences
 
 
-def _by_differences(problem: "Problem", probe: Probe, why: str) -> Derivatives:
-    """Choose the step on a micro-batch, and measure the error of products over all data with it."""
-    dtype = probe.theta.dtype
+def by_differences(
+    problem: "Problem", probe: Slopes, product: Callable[[Tensor, float], Tensor], why: str
+) -> Derivatives:
+    """Choose the step on a micro-batch, and measure the error of products over all data, of v and a step, with it."""
     with problem.measuring():
         step, known = _best_step(probe)
         lopsided = _lopsided(probe, step)
@@ -104,11 +115,12 @@ def _by_differences(problem: "Problem", probe: Probe, why: str) -> Derivatives:
             f"Expected u'Hv = v'Hu. {why} A custom backward pass or entries without a gradient (`padding_idx` of "
             "F.embedding) do this: mend it."
         )
-    found = _known(problem, dtype, step)
+    slope = probe.length(problem.gradient())
+    found = _known(probe, product, slope, step)
     for smaller in (step / 10, step / 100):  # more samples have more kinks, and nearer ones
         if found.relative_error <= max(10 * known, 1e-6):
             break
-        found = min(found, _known(problem, dtype, smaller), key=lambda one: one.relative_error)
+        found = min(found, _known(probe, product, slope, smaller), key=lambda one: one.relative_error)
     if not found.relative_error <= WORST:
         raise ProblemError(
             f"Neither autograd nor differences give the second derivatives. {why} Central differences with two steps "
@@ -116,68 +128,59 @@ def _by_differences(problem: "Problem", probe: Probe, why: str) -> Derivatives:
             "`--dtype float64`, or measure what needs no second derivative: `gapscope gap`, `near-rank`."
         )
     note = (
-        f"second derivatives by central differences of the gradient in {str(dtype)[6:]}, step {found.step:.1g}, "
+        f"second derivatives by central differences of the gradient in {str(found.dtype)[6:]}, step {found.step:.1g}, "
         f"relative error {found.relative_error:.1g} as two steps disagree. {why}"
     )
-    return Derivatives("differences", found.error, found.relative_error, found.step, dtype, note)
+    return replace(found, note=note)
 
 
-def _best_step(probe: Probe) -> tuple[float, float]:
+def _best_step(probe: Slopes) -> tuple[float, float]:
     """Return the smallest step at which two decades agree well enough, or best, and their relative disagreement.
 
     The smallest: other directions meet kinks that these do not.  On ReLU networks with the step of best agreement
     (7e-11) the top eigenvalue came out 24 times too large, 2 of 42 off; with the smallest at 1e-6 all were right.
     """
-    v, size = probe.directions[0], float(probe.theta.norm())
-    enough, rounding = (1e-6 if probe.eps < 1e-10 else 1e-3), probe.eps * float(probe.slope.norm())
+    v, size, length = probe.directions[0], probe.length(probe.theta), probe.length
+    enough, rounding = (1e-6 if probe.eps < 1e-10 else 1e-3), probe.eps * length(probe.slope)
     noise = 1e3 * rounding
     step, floor = 1e-2 * (size + 1), (1e-9 if probe.eps < 1e-10 else 1e-5) * (size or 1.0)
     larger, best = probe.difference(v, step), (step, float("inf"))
-    if float(larger.norm()) <= noise / step:
+    if length(larger) <= noise / step:
         return step, 0.0  # nothing but rounding: the gradient is constant
     while step > floor:
         smaller = probe.difference(v, step / 10)
         # two differences that both round to 0 agree, too
-        apart = float((larger - smaller).norm()) + rounding / (step / 10)
-        gap = apart / max(float(larger.norm()), float(smaller.norm()), 1e-300)
+        apart = length(larger - smaller) + rounding / (step / 10)
+        gap = apart / max(length(larger), length(smaller), 1e-300)
         if gap < best[1] or gap <= enough:
             best = step / 10**0.5, gap
         step, larger = step / 10, smaller
     return best
 
 
-def _lopsided(probe: Probe, step: float) -> float:
+def _lopsided(probe: Slopes, step: float) -> float:
     """Return |u'Hv - v'Hu| of differences, relative to what random numbers of their size would show."""
     u, v = probe.directions
     hu, hv = probe.difference(u, step), probe.difference(v, step)
-    scale = float(hu.norm() + hv.norm()) / len(u) ** 0.5
-    return abs(float(u @ hv - v @ hu)) / scale if scale > 0 else 0.0
+    scale = (probe.length(hu) + probe.length(hv)) / probe.size**0.5
+    return abs(probe.dot(u, hv) - probe.dot(v, hu)) / scale if scale > 0 else 0.0
 
 
-def _known(problem: "Problem", dtype: torch.dtype, step: float) -> Derivatives:
+def _known(probe: Slopes, product: Callable[[Tensor, float], Tensor], slope: float, step: float) -> Derivatives:
     """Return differences with this step, with their error: of steps half a decade larger and smaller, over all data.
 
     Truncation grows by 10 from the middle to the larger, rounding by 3 to the smaller: their disagreement is above
     either.  Along a random direction, and along its image, which is a sharp one.
     """
 
-    def product(v: Tensor, step: float) -> Tensor:
-        ways = Differences(step, dtype)
-        cut = problem.parameters.split(v)
-        return problem.mean(
-            lambda batch: problem.parameters.flatten(ways.hessian(problem._micro(batch), parameters)(cut))
-        )
-
     def apart(v: Tensor) -> tuple[float, Tensor]:
         larger, smaller = (product(v, step * factor) for factor in (10**0.5, 10**-0.5))
-        return float((larger - smaller).norm()) + rounding, smaller
+        return probe.length(larger - smaller) + rounding, smaller
 
-    rounding = torch.finfo(dtype).eps * float(problem.gradient().norm()) / (step * 10**-0.5)
-    parameters = problem.parameters.split(problem.theta)
-    v = Probe.of(problem, problem.dtype).directions[0]
-    error, image = apart(v)
-    length = float(image.norm())
+    rounding = probe.eps * slope / (step * 10**-0.5)
+    error, image = apart(probe.directions[0])
+    length = probe.length(image)
     if length > 0:
-        sharp, image = apart((image / length).to(v))
-        error, length = max(error, sharp), max(length, float(image.norm()))
-    return Derivatives("differences", error, error / length if length > 0 else 0.0, step, dtype)
+        sharp, image = apart(image / length)
+        error, length = max(error, sharp), max(length, probe.length(image))
+    return Derivatives("differences", error, error / length if length > 0 else 0.0, step, probe.theta.dtype)

@@ -1,8 +1,9 @@
 """A function of parameters on a micro-batch, asked whether its derivatives are what autograd says."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,26 +21,31 @@ Side = tuple[Tensor, float]  # gradient (n,) and loss on one side of the point
 UNKNOWN = (RuntimeError, TypeError, NotImplementedError)  # what autograd raises for a derivative that it has not
 
 
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """A function on a micro-batch, whose derivatives are asked in the dtype of its parameters."""
+class Slopes(ABC):
+    """A function near a point theta, of which the gradient and the value can be asked."""
 
-    micro: products.Micro
-    leaves: list[Tensor]
-    own_dtype: torch.dtype | None = None  # of the products to come, where it is another
-    _known: list[tuple[Tensor, float, Side, Side]] = field(default_factory=list)  # the last difference
+    theta: Tensor  # (n,), in the dtype that everything is evaluated in
 
-    @classmethod
-    def of(cls, problem: "Problem", dtype: torch.dtype) -> "Probe":
-        """Return the problem on samples spread over the data."""
-        batch = micro_batch(problem)
-        own = None if dtype == problem.dtype else problem.dtype
-        return cls(problem._micro(batch), problem.parameters.split(problem.theta.to(dtype)), own)
+    @abstractmethod
+    def _slope_and_loss(self, point: Tensor) -> Side:
+        """Return the gradient and the value at a point (n,)."""
 
-    @cached_property
-    def theta(self) -> Tensor:
-        """Return the point (n,)."""
-        return _flat(self.leaves)
+    @property
+    def size(self) -> int:
+        """Return n."""
+        return len(self.theta)
+
+    def length(self, v: Tensor) -> float:
+        """Return |v|."""
+        return float(v.norm())
+
+    def dot(self, a: Tensor, b: Tensor) -> float:
+        """Return a'b."""
+        return float(a @ b)
+
+    def drawn(self, rng: torch.Generator) -> Tensor:
+        """Return a standard normal vector (n,)."""
+        return torch.randn(self.size, generator=rng, dtype=torch.float64)
 
     @property
     def eps(self) -> float:
@@ -57,7 +63,7 @@ class Probe:
         ResNet-20 on 32 images has 6 million ReLUs: at a share of 3e-7 the difference was 28 times too large, at 3e-8
         right to 3e-8.  The large ones last, for models that round to float32 inside.
         """
-        wide, size = self.eps < 1e-10, float(self.theta.norm())
+        wide, size = self.eps < 1e-10, self.length(self.theta)
         for share in (3e-8, 1e-5, 1e-7, 1e-9, 1e-4, 1e-3) if wide else (3e-3, 3e-4, 3e-5):
             yield share * (size + 1)
             if 0 < size < 0.1:
@@ -67,8 +73,8 @@ class Probe:
     def directions(self) -> tuple[Tensor, Tensor]:
         """Return two random unit vectors (n,)."""
         rng = torch.Generator().manual_seed(0)
-        u, v = (torch.randn(len(self.theta), generator=rng, dtype=torch.float64).to(self.theta) for _ in range(2))
-        return u / u.norm(), v / v.norm()
+        u, v = (self.drawn(rng).to(self.theta) for _ in range(2))
+        return u / self.length(u), v / self.length(v)
 
     @cached_property
     def slope(self) -> Tensor:
@@ -80,15 +86,15 @@ class Probe:
         (ahead, _), (behind, _) = self._sides(v, step)
         return (ahead - behind) / (2 * step)
 
+    @cached_property
+    def _known(self) -> list[tuple[Tensor, float, Side, Side]]:  # the last difference
+        return []
+
     def _sides(self, v: Tensor, step: float) -> tuple[Side, Side]:
         if not self._known or self._known[0][0] is not v or self._known[0][1] != step:
             ahead, behind = (self._slope_and_loss(self.theta + sign * step * v) for sign in (1, -1))
             self._known[:] = [(v, step, ahead, behind)]
         return self._known[0][2:]
-
-    def _slope_and_loss(self, point: Tensor) -> Side:
-        slopes, losses = products.gradient(self.micro, self._cut(point))
-        return _flat(slopes), float(losses.sum())
 
     def wrong_slope(self) -> float:
         """Return the relative error of the gradient as differences of the loss show it, or 0 where they agree.
@@ -96,10 +102,10 @@ class Probe:
         Along a random direction, whose differences `fault` needs anyway.  The gradient's part of it is about
         |g| / sqrt(n), which models that round to float32 inside hide: then along the gradient itself.
         """
-        length = float(self.slope.norm())
+        length = self.length(self.slope)
         if length == 0:
             return 0.0
-        v, root = self.directions[1], len(self.slope) ** 0.5
+        v, root = self.directions[1], self.size**0.5
         return self._slope_error(v, length / root) and self._slope_error(self.slope / length, length)
 
     def _slope_error(self, along: Tensor, scale: float) -> float:
@@ -107,13 +113,38 @@ class Probe:
         for step in self.steps():
             (_, ahead), (_, behind) = self._sides(along, step)
             noise = 1e2 * self.eps * (abs(ahead) + abs(behind))
-            apart.append((step, abs(ahead - behind - 2 * step * float(self.slope @ along)) - noise))
+            apart.append((step, abs(ahead - behind - 2 * step * self.dot(self.slope, along)) - noise))
             if apart[-1][1] <= 0.01 * 2 * step * scale or noise > 2 * step * scale:
                 return 0.0
         # what is left over the smallest step is the model's own rounding, wherever it rounds
         jitter = 10 * min(apart)[1]
         told = [(gap - jitter) / (2 * step * scale) for step, gap in apart if jitter <= 2 * step * scale]
         return min(told) if told and min(told) > 0.01 else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Probe(Slopes):
+    """A function on a micro-batch, whose derivatives are asked in the dtype of its parameters."""
+
+    micro: products.Micro
+    leaves: list[Tensor]
+    own_dtype: torch.dtype | None = None  # of the products to come, where it is another
+
+    @classmethod
+    def of(cls, problem: "Problem", dtype: torch.dtype) -> "Probe":
+        """Return the problem on samples spread over the data."""
+        batch = micro_batch(problem)
+        own = None if dtype == problem.dtype else problem.dtype
+        return cls(problem._micro(batch), problem.parameters.split(problem.theta.to(dtype)), own)
+
+    @cached_property
+    def theta(self) -> Tensor:  # type: ignore[override]  # computed when asked
+        """Return the point (n,)."""
+        return _flat(self.leaves)
+
+    def _slope_and_loss(self, point: Tensor) -> Side:
+        slopes, losses = products.gradient(self.micro, self._cut(point))
+        return _flat(slopes), float(losses.sum())
 
     def fault(self) -> str:
         """Return what is wrong with the exact second derivative, or an empty string."""
