@@ -237,6 +237,7 @@ def load(checkpoint: Path, common: Common) -> "Session":
         seed=common.seed,
         batch_size=parse_batch_size(common.batch_size),
         memory_budget=parse_bytes(common.memory_budget),
+        shard_parameters=common.shard_parameters,
     )
     session = open_session(request, execution, monitor(quiet=common.quiet or common.json))
     if not common.quiet:

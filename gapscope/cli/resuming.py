@@ -32,9 +32,11 @@ def missed(path: Path, common: Common) -> None:
 
 
 def remembered(session: "Session", parts: "Parts") -> "Session":
-    """Return a session whose passes over the data are such parts."""
+    """Return a session whose passes over the data are such parts; those of sharded parameters are not kept."""
     from gapscope.measure.remembered import Remembered
 
+    if session.problem.share is not None:
+        return session
     return replace(session, problem=Remembered.of(session.problem, parts))
 
 

@@ -48,6 +48,9 @@ class Common:
     ] = "auto"
     batch_size: Annotated[str, "samples per micro-batch, or auto; changes speed, not results"] = "auto"
     memory_budget: Annotated[str, "bytes for kept graphs and the Krylov basis, half each, like 500MB"] = "4GB"
+    shard_parameters: Annotated[
+        bool, "spread parameters and Krylov vectors over torchrun's ranks; products by differences"
+    ] = False
     trusted: Annotated[tuple[str, ...], "pattern of names that a checkpoint may ask to import, repeatable"] = ()
     trust_embedded: Annotated[bool, "import whatever names the checkpoint recorded"] = False
     allow_global: Annotated[tuple[str, ...], "allow this class inside the checkpoint's pickle, repeatable"] = ()

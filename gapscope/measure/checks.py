@@ -24,9 +24,11 @@ def check(problem: Problem, *, second_order: bool = True) -> float:
             "The model is TorchScript, which is called with its own weights alone. Expected a module of Python code. "
             "Build the model from its code (`--model`) and load these weights into it."
         )
-    if not bool(torch.isfinite(problem.theta).all()):
+    lost = (~torch.isfinite(problem.theta)).sum()
+    lost = lost if problem.share is None else problem.share.total(lost)
+    if lost:
         raise ProblemError(
-            f"{int((~torch.isfinite(problem.theta)).sum())} of {problem.size} weights are NaN or infinite. "
+            f"{int(lost)} of {problem.size} weights are NaN or infinite. "
             "Expected finite weights. This run diverged: measure an earlier checkpoint."
         )
     constants = {name: tensor.clone() for name, tensor in problem.constants.items()}
@@ -83,7 +85,7 @@ def _refuse_company(problem: Problem) -> None:
 def _losses(problem: Problem, batch: Batch) -> Array:
     with torch.no_grad(), problem.measuring():
         micro = problem._micro(batch)
-        return np.asarray(micro.losses(micro.outputs(problem.parameters.split(problem.theta))).double().cpu().numpy())
+        return np.asarray(micro.losses(micro.outputs(problem._split(None))).double().cpu().numpy())
 
 
 def _rounding(problem: Problem, losses: Array) -> float:

@@ -25,8 +25,8 @@ class Analyzer(Protocol):
     they are not stored as settings.  An analyzer may also have `gradients(problem) -> float`, about how many gradients
     over the data it costs, for the plan, or `passes(problem)`, how many gradients and how many products;
     `memory(problem) -> int`, the bytes that it holds above the loaded model; `least`, the smallest number of subjects
-    where that is not `arity`; `needs`, the analyzers whose results it asks for; and `second_order = False`, if it asks
-    for no second derivative.
+    where that is not `arity`; `needs`, the analyzers whose results it asks for; `second_order = False`, if it asks for
+    no second derivative; and `sharded = True`, if it does with this rank's part of every vector (see `sharded`).
     """
 
     name: ClassVar[str]

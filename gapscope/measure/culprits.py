@@ -61,7 +61,7 @@ def _watched(problem: "Problem", dtype: torch.dtype, seen: Seen) -> None:
             seen(name, module, list(_tensors((args, kwargs))), list(_tensors(made)))
 
         handles.append(module.register_forward_hook(hook, with_kwargs=True))
-    leaves = products.leaves_of(problem.parameters.split(problem.theta.to(dtype)))
+    leaves = products.leaves_of([part.to(dtype) for part in problem._split(None)])
     try:
         with problem.measuring():
             problem._micro(micro_batch(problem)).outputs(leaves)

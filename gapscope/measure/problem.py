@@ -28,7 +28,7 @@ from gapscope.measure.distributed import ranks
 from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.losses import Loss
 from gapscope.measure.monitor import Monitor
-from gapscope.measure.operators import Operator
+from gapscope.measure.operators import Operator, Share
 from gapscope.measure.parameters import Parameters
 from gapscope.measure.samples import Samples
 from gapscope.results import CHUNKS, Array
@@ -78,6 +78,7 @@ class Problem:
     monitor: Monitor = field(default_factory=Monitor)
     origin: Origin = field(default_factory=Origin)
     examined: Derivatives | None = None  # by an earlier problem of this model: not probed again
+    share: Share | None = None  # what this process holds of theta and of every vector like it: see `sharded`
     repaired: set[str] = field(default_factory=set, init=False)  # of `differentiable.NOTES`: what was met so far
 
     def __post_init__(self) -> None:

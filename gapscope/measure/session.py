@@ -25,6 +25,7 @@ from gapscope.measure.monitor import Monitor
 from gapscope.measure.problem import CHUNK_SEED, DEFAULT_MEMORY_BUDGET, BatchNorm, Hvp, Origin, Problem
 from gapscope.measure.resume import Parts
 from gapscope.measure.setup import setup_problem
+from gapscope.measure.sharded import Sharded
 from gapscope.report.file import Record, Report
 from gapscope.results import CHUNKS, Result, Status
 
@@ -45,6 +46,7 @@ class Execution:
     seed: int = 0
     batch_size: int | None = None
     memory_budget: int = DEFAULT_MEMORY_BUDGET
+    shard_parameters: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +107,7 @@ class Session:
             "micro_batch": problem.micro_batch,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
+        found |= {"sharded_parameters": True} if problem.share is not None else {}
         found |= {"notes": "; ".join(self.notes)} if self.notes else {}
         return found | ({"written_out": " ".join(sorted(problem.repaired))} if problem.repaired else {})
 
@@ -114,6 +117,7 @@ class Session:
 
     def context(self, analyzers: Sequence[Analyzer]) -> Context:
         """Check the problem, and return where these analyzers will keep their results."""
+        refuse_whole(self.problem, analyzers)
         check(self.problem, second_order=any(second_order(analyzer) for analyzer in analyzers))
         return Context(
             subjects=(Subject.of(self.problem),),
@@ -142,6 +146,7 @@ class Session:
 def together(contexts: Sequence[Context], analyzers: Sequence[Analyzer], parts: Parts | None = None) -> Context:
     """Return the context of several subjects, whose single results are found in, or added to, their own contexts."""
     first = contexts[0]
+    refuse_whole(first.problem(), analyzers)
     known: dict[str, Analyzer] = {}
     for context in reversed(contexts):
         known |= context.analyzers
@@ -154,6 +159,17 @@ def together(contexts: Sequence[Context], analyzers: Sequence[Analyzer], parts: 
         parts=parts or Parts(),
         singles=tuple(contexts),
     )
+
+
+def refuse_whole(problem: Problem, analyzers: Sequence[Analyzer]) -> None:
+    """Raise UsageError for analyzers that need whole vectors, where the parameters are sharded."""
+    whole = [analyzer.name for analyzer in analyzers if not getattr(analyzer, "sharded", False)]
+    if problem.share is not None and whole:
+        raise UsageError(
+            f"{' and '.join(whole)} need{'s' * (len(whole) == 1)} whole vectors of all {problem.size:,} parameters on "
+            "one device. Expected what does with shares: `gapscope eigenvalues` or `gapscope gap`. Leave out "
+            "`--shard-parameters`."
+        )
 
 
 def record(analyzer: Analyzer, result: Result, seed: int) -> Record:
@@ -189,7 +205,11 @@ def _settings(analyzer: Analyzer, seed: int) -> dict[str, Any]:
 
 def open_session(request: Request, execution: Execution, monitor: Monitor | None = None) -> Session:
     """Load a checkpoint and its data and place them; raises LoadError, UsageError or ProblemError."""
-    return _alike(ranks().agreed(lambda: _opened(request, execution, monitor or Monitor())))
+    session = _alike(ranks().agreed(lambda: _opened(request, execution, monitor or Monitor())))
+    if not execution.shard_parameters:
+        return session
+    device = device_named(local_device(execution.device)) if request.setup is None else session.problem.device
+    return dataclasses.replace(session, problem=Sharded.of(session.problem, device))
 
 
 def _opened(request: Request, execution: Execution, monitor: Monitor) -> Session:
@@ -210,7 +230,8 @@ def _opened(request: Request, execution: Execution, monitor: Monitor) -> Session
             f"There are no {execution.split} data for {Path(request.checkpoint).name}. Expected some, because `--split "
             f"{execution.split}` measures them. Name them with `--{'test-' * (execution.split == 'test')}data`."
         )
-    model = placed(loaded.model, device, getattr(torch, execution.dtype))
+    home = torch.device("cpu") if execution.shard_parameters else device
+    model = placed(loaded.model, home, getattr(torch, execution.dtype))
     measured: Problem | None = None
     for split in sorted(data, key=lambda split: split == execution.split):  # the measured one last: it knows the other
         measured = Problem(

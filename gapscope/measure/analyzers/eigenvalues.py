@@ -50,6 +50,7 @@ class Eigenvalues:
     version: ClassVar[str] = "1"
     arity: ClassVar[int] = 1
     incidental: ClassVar[tuple[str, ...]] = ("referee", "disk")
+    sharded: ClassVar[bool] = True
 
     k: Annotated[int, "how many of the largest eigenvalues"] = 1
     tolerance: Annotated[float, "relative tolerance on the upper bound, and on the residuals below the top"] = 1e-3
@@ -80,10 +81,15 @@ class Eigenvalues:
                 f"max_matvecs={self.max_matvecs}. Expected k >= 1, 0 < tolerance < 1, 0 < delta < 1, and max_matvecs "
                 "of k + 1 or more: k products verify what the others find."
             )
-        from gapscope.measure.operators import scaled, shifted
+        from gapscope.measure.operators import length, scaled, shifted
         from gapscope.measure.preconditioner import adam_preconditioner
 
         problem, monitor = context.problem(), context.monitor
+        if problem.share is not None and (self.gauss_newton or self.preconditioned or self.referee != "none"):
+            raise UsageError(
+                "`--gauss-newton`, `--preconditioned` and `--referee` need whole vectors of all parameters on one "
+                "device. Expected none of them with `--shard-parameters`. Leave one of them out."
+            )
         decoupled = "adamw" in str(context.training().get("optimizer", "")).lower()
         adam = adam_preconditioner(problem, context.optimizer(), decoupled=decoupled) if self.preconditioned else None
         opinion = self._second_opinion(problem)  # first: it may refuse the problem
@@ -120,7 +126,7 @@ class Eigenvalues:
             pairs = replace(pairs, status=Status.BUDGET_SPENT, spent_on="precision")
         curvature = along[0] if along else np.full(problem.samples, nan)
         spread = evened(problem, curvature)  # for errors over the data
-        gradient_norm = float(problem.gradient().norm())
+        gradient_norm = float(length(problem.gradient(), problem.share))
         ranks = tuple(str(i + 1) for i in range(len(pairs.values)))
         return EigenvaluesResult(
             status=pairs.status,

@@ -36,6 +36,7 @@ class Gap:
     arity: ClassVar[int] = 1
     incidental: ClassVar[tuple[str, ...]] = ()
     second_order: ClassVar[bool] = False
+    sharded: ClassVar[bool] = True
 
     def gradients(self, problem: object) -> float:  # noqa: ARG002  (other analyzers ask it)
         """Return about how many gradients this costs: a forward pass is a third of one."""
