@@ -4,26 +4,79 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 CPU = torch.device("cpu")
+_PIECE = 1 << 20  # random numbers drawn at a time
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of every vector that this process holds, where several hold the vectors of a space together."""
+
+    places: tuple[slice, ...]  # of the whole vector, ascending; held one after the other
+    most: int  # entries that one of the processes holds, at most
+    total: Callable[[Tensor], Tensor]  # the sum over the processes, the same bits in each; may overwrite its argument
 
 
 @dataclass(frozen=True)
 class Operator:
-    """A symmetric matrix-free map A on vectors of length `size`; one `matvec` is the unit of cost."""
+    """A symmetric matrix-free map A on vectors of length `size`; one `matvec` is the unit of cost.
+
+    With a `share`, vectors are the parts that this process holds, and every inner product is summed over all.
+    """
 
     size: int
     matvec: Callable[[Tensor], Tensor]  # (n,) -> (n,)
     dtype: torch.dtype = torch.float32
     device: torch.device = CPU
     together: Callable[[Tensor], Tensor] | None = None  # (k, n) -> (k, n), where vectors share work
+    share: Share | None = None
+
+    @property
+    def held(self) -> int:
+        """Return how many entries of a vector one process holds, at most."""
+        return self.size if self.share is None else self.share.most
+
+    def total(self, sums: Tensor) -> Tensor:
+        """Return the sum of what every process has summed over its part."""
+        return sums if self.share is None else self.share.total(sums)
+
+    def length(self, v: Tensor) -> Tensor:
+        """Return |v| ()."""
+        return length(v, self.share)
 
     def block(self, vectors: Tensor) -> Tensor:
         """Apply to the rows of (k, n); costs at most k matvecs."""
         if self.together is not None:
             return self.together(vectors)
         return torch.stack([self.matvec(vector) for vector in vectors])
+
+
+def length(v: Tensor, share: Share | None = None) -> Tensor:
+    """Return |v| (), squares summed in float64: in float32 those of entries under 1e-23 vanish, over 1e19 overflow."""
+    wide = torch.float32 if v.device.type == "mps" else torch.float64  # no float64 there
+    own: Tensor = torch.linalg.vector_norm(v, dtype=wide)
+    return own if share is None else share.total(own.square()).sqrt()
+
+
+def gaussian(size: int, rng: Generator, dtype: torch.dtype, share: Share | None = None) -> Tensor:
+    """Return a standard normal vector (n,), or the share of it, on the CPU: the same whoever holds how much.
+
+    The numbers are those of one draw in float64, of which only a piece is there at a time.
+    """
+    places = (slice(0, size),) if share is None else share.places
+    found, filled, start = torch.empty(sum(p.stop - p.start for p in places), dtype=dtype), 0, 0
+    while start < size:
+        # torch draws 16 at a time, and fewer in another way
+        stop = size if size - start < _PIECE + 16 else start + _PIECE
+        piece = torch.randn(stop - start, generator=rng, dtype=torch.float64)
+        for place in places:
+            own = piece[max(place.start - start, 0) : max(place.stop - start, 0)]
+            found[filled : filled + len(own)] = own
+            filled += len(own)
+        start = stop
+    return found
 
 
 def from_dense(matrix: Tensor) -> Operator:

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from gapscope.measure.operators import Operator, from_dense, scaled, shifted
+from gapscope.measure import operators
+from gapscope.measure.operators import Operator, Share, from_dense, gaussian, length, scaled, shifted
 from tests.spectra import SPECTRA, matrix
 
 
@@ -52,3 +53,25 @@ def test_blocks_pass_through_as_blocks(around):
     rows = torch.randn(3, operator.size, dtype=torch.float64)
     torch.testing.assert_close(operator.block(rows), torch.stack([operator.matvec(row) for row in rows]))
     assert len(blocks) == 1
+
+
+@pytest.mark.parametrize("size", [1, 70, 64 + 15, 3 * 64 + 17])
+def test_shares_of_a_gaussian_vector_are_parts_of_one_draw(size, monkeypatch):
+    monkeypatch.setattr(operators, "_PIECE", 64)
+    whole = torch.randn(size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.equal(gaussian(size, torch.Generator().manual_seed(1), torch.float64), whole)
+    ends = [0, size // 3, size // 3, 2 * size // 3, size]
+    for which in (slice(0, None, 2), slice(1, None, 2)):
+        places = tuple(map(slice, ends[:-1][which], ends[1:][which]))
+        share = Share(places, size, lambda sums: sums)
+        found = gaussian(size, torch.Generator().manual_seed(1), torch.float64, share)
+        assert torch.equal(found, torch.cat([whole[place] for place in places]))
+
+
+def test_a_length_is_that_of_all_shares():
+    v = torch.tensor([3.0, 4.0], dtype=torch.float32)
+    share = Share((slice(0, 2),), 3, lambda sums: sums + 12.0**2)
+    assert length(v, share) == 13
+    operator = Operator(5, lambda v: v, share=share)
+    assert (operator.held, operator.length(v), operator.total(v.sum())) == (3, 13, 7 + 144)
+    assert Operator(5, lambda v: v).held == 5

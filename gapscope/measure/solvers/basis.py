@@ -5,7 +5,7 @@ elsewhere, and one vector travels each way.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -20,9 +20,20 @@ _COLUMNS = 1 << 20  # of a basis that are replaced at a time
 
 
 class Basis:
-    """At most `capacity` rows of `size` numbers; as a context, it gives back memory or file also after an error."""
+    """At most `capacity` rows of `size` numbers; as a context, it gives back memory or file also after an error.
 
-    def __init__(self, capacity: int, like: Tensor, home: Home = "device", slab: int | None = None) -> None:
+    `total` sums inner products over the processes where each holds its part of every row.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        like: Tensor,
+        home: Home = "device",
+        slab: int | None = None,
+        total: Callable[[Tensor], Tensor] = lambda sums: sums,
+    ) -> None:
+        self._total = total
         self.capacity, self.rows, self.size = capacity, 0, len(like)
         self.device = like.device if home == "device" else torch.device("cpu")
         self._dtype, self._slabs = like.dtype, list[Tensor]()
@@ -65,7 +76,7 @@ class Basis:
         w = w.to(self.device)
         # twice is enough (Parlett 1998, sec. 6.9): in float32 one pass leaves max|QQ'-I| at 3e-5, two at 3e-7
         for _ in range(2):
-            along = [(part, part @ w) for part, _ in self._parts()]  # all of them before any is taken off
+            along = [(part, self._total(part @ w)) for part, _ in self._parts()]  # all of them before any is taken off
             for part, found in along:
                 w = torch.addmv(w, part.T, found, alpha=-1)
         return w

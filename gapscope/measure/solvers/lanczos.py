@@ -20,7 +20,7 @@ import torch
 from torch import Generator, Tensor
 
 from gapscope.errors import ProblemError
-from gapscope.measure.operators import Operator
+from gapscope.measure.operators import Operator, gaussian
 from gapscope.measure.solvers.basis import Basis, Home
 from gapscope.measure.solvers.bounds import Reach, log_tau
 from gapscope.results import Array, Status
@@ -83,7 +83,7 @@ class Room:
 
         Raises ProblemError where not even k + 8 fit.
         """
-        each = operator.size * torch.finfo(operator.dtype).bits // 8
+        each = operator.held * torch.finfo(operator.dtype).bits // 8
         if self.device is None:
             return asked, "device"
         host = 0 if operator.device.type == "cpu" else self.host
@@ -110,7 +110,7 @@ class _Iteration:
 
     def __init__(self, operator: Operator, start: Tensor, basis: Basis) -> None:
         self.operator, self.basis = operator, basis
-        self.norm = _norm(start)
+        self.norm = float(operator.length(start))
         basis.append(start / self.norm)
         self.heads, self.spokes = np.empty(0), np.empty(0)  # of the arrow: Ritz values kept, their couplings to r
         self.dropped = np.empty(0)
@@ -124,7 +124,8 @@ class _Iteration:
         q = self.basis.last().to(self.operator.device)
         image = self.operator.matvec(q).to(q.dtype)
         self.rest = self.basis.orthogonal(image)
-        numbers = [torch.dot(q, image), _length(image), _length(self.rest)]
+        length = self.operator.length
+        numbers = [self.operator.total(torch.dot(q, image)), length(image), length(self.rest)]
         # one wait for the device a step
         alpha, before, beta = torch.stack([one.to(self.rest.device, numbers[1].dtype) for one in numbers]).tolist()
         scale = max(before, abs(alpha), *map(abs, self.alpha), *self.beta, *np.abs(self.heads))
@@ -143,7 +144,7 @@ class _Iteration:
             self.heads, self.spokes = values[kept], self.beta[-1] * inner[-1, kept]
             self.log_betas += float(np.log(self.beta).sum())
             self.alpha, self.beta = [], []
-        self.basis.append(self.rest / _length(self.rest).to(self.rest.dtype))
+        self.basis.append(self.rest / self.operator.length(self.rest).to(self.rest.dtype))
 
     def ritz(self) -> tuple[Array, Array]:
         """Return Ritz values, ascending, and eigenvectors of T, in float64."""
@@ -173,13 +174,13 @@ class _Iteration:
 
 def gaussian_start(operator: Operator, rng: Generator) -> Tensor:
     """Return a standard normal vector (n,), drawn on the CPU so that every device starts alike."""
-    return torch.randn(operator.size, generator=rng, dtype=torch.float64).to(operator.dtype).to(operator.device)
+    return gaussian(operator.size, rng, operator.dtype, operator.share).to(operator.device)
 
 
 def decompose(operator: Operator, start: Tensor, steps: int) -> Lanczos:
     """Run `steps` Lanczos steps, or fewer where the Krylov space closes."""
     steps = min(steps, operator.size)
-    iteration = _Iteration(operator, start, Basis(steps, start))
+    iteration = _Iteration(operator, start, Basis(steps, start, total=operator.total))
     for number in range(steps):
         if not iteration.step():
             break
@@ -216,7 +217,7 @@ def extreme_eigenpairs(
     steps = max(1, stopping.max_matvecs - k)
     capacity, home = (room or Room()).place(operator, k, min(steps, operator.size))
     start = gaussian_start(operator, rng)
-    with Basis(capacity, start, home) as basis:
+    with Basis(capacity, start, home, total=operator.total) as basis:
         return _run(_Iteration(operator, start, basis), k, steps, stopping, verify, watch)
 
 
@@ -279,14 +280,14 @@ def _verified(iteration: _Iteration, k: int, verify: Verify | None, delta: float
     count = min(k, len(values))
     columns = inner.T[::-1][:count].copy()
     vectors = iteration.basis.combined(torch.from_numpy(columns)).to(operator.device)
-    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    vectors = torch.stack([vector / operator.length(vector).to(vector.dtype) for vector in vectors])
     residuals, off = [], 0.0
     for i, vector in enumerate(vectors):
         image = verify(vector) if verify is not None and i == 0 else operator.matvec(vector)
         image = image - float(values[-1 - i]) * vector
-        residuals.append(_norm(image))
+        residuals.append(float(operator.length(image)))
         if i == 0:
-            off = _norm(image - float(columns[0, -1]) * iteration.rest.to(image.device))
+            off = float(operator.length(image - float(columns[0, -1]) * iteration.rest.to(image.device)))
     reach, rounding = iteration.reach(values, inner, delta), iteration.rounding(values)
     # where the start was one of the delta, the value's own second-order error still shows
     upper = max(reach.upper(), float(values[-1]) + _off(values, residuals[0]))
@@ -303,18 +304,7 @@ def _verified(iteration: _Iteration, k: int, verify: Verify | None, delta: float
     )
 
 
-def _length(vector: Tensor) -> Tensor:
-    """Return |v| (), squares summed in float64: in float32 those of entries under 1e-23 vanish, over 1e19 overflow."""
-    wide = torch.float32 if vector.device.type == "mps" else torch.float64  # no float64 there
-    length: Tensor = torch.linalg.vector_norm(vector, dtype=wide)
-    return length
-
-
-def _norm(vector: Tensor) -> float:
-    return float(_length(vector))
-
-
 def _nonfinite(operator: Operator, k: int, spent: int) -> Eigenpairs:
-    nothing = torch.full((k, operator.size), math.nan)
+    nothing = torch.full((k, operator.held), math.nan)
     nan = math.nan
     return Eigenpairs(np.full(k, nan), nothing, np.full(k, nan), nan, nan, nan, spent, Status.NONFINITE, nan)
