@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Generator, Tensor
 
@@ -148,9 +147,6 @@ class _Iteration:
 
     def ritz(self) -> tuple[Array, Array]:
         """Return Ritz values, ascending, and eigenvectors of T, in float64."""
-        if not len(self.heads):
-            values, vectors = scipy.linalg.eigh_tridiagonal(np.asarray(self.alpha), np.asarray(self.beta[:-1]))
-            return values, vectors
         p, off = len(self.heads), np.asarray(self.beta[:-1])
         t = np.diag(np.append(self.heads, self.alpha))
         t[p, :p] = t[:p, p] = self.spokes

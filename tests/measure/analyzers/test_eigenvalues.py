@@ -243,6 +243,8 @@ def test_a_referee_stands_beside_the_value(tool):
 
 def test_pyhessian_is_refused_for_gauss_newton_before_any_work():
     class Untouched:
+        share = None
+
         def __getattr__(self, name):
             raise AssertionError(f"{name} was asked of the problem")
 
