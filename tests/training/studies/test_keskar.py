@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gapscope.errors import UsageError
+from gapscope.errors import LoadError, UsageError
 from gapscope.measure.loading.checkpoints.checkpoint import read_checkpoint
 from gapscope.measure.loading.trust import Trust
 from gapscope.report.file import read
@@ -19,8 +19,10 @@ from gapscope.report.records import Report
 from gapscope.results import Status
 from gapscope.training.studies import keskar
 from gapscope.training.studies.keskar import Bench, _left
-from gapscope.training.studies.keskar.courses import DIVERGED, _apart, _shared, against_loss, warm_start
-from gapscope.training.studies.keskar.minima import PAPER, _label, unless_late
+from gapscope.training.studies.keskar.courses import _apart, _shared, against_loss, warm_start
+from gapscope.training.studies.keskar.diverged import DIVERGED
+from gapscope.training.studies.keskar.minima import PAPER, Minima, _label, unless_late
+from gapscope.training.studies.keskar.recipes import remedies, sweep
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.plan import read_plan
 from gapscope.training.studies.runs import DIGITS, fitted, training_data
@@ -142,34 +144,57 @@ def test_courses_that_do_not_meet_say_so():
     assert part.record.notes == (claims[0].because,)
 
 
-@pytest.mark.parametrize(("made", "name"), [(warm_start, "keskar-warm-start"), (against_loss, "keskar-loss")])
-def test_a_seed_with_a_run_that_diverged_is_left_out_and_said(outcome, folder, plan, tmp_path, made, name):
+@pytest.mark.parametrize(
+    ("stops", "every", "hurt"),
+    [
+        ({}, None, {"keskar-sweep"}),
+        ({"until_loss": None, "epochs": 2}, 1, {"keskar-warm-start"}),
+        ({"until_loss": None, "epochs": 6}, 2, {"keskar-loss"}),
+    ],
+)
+def test_a_seed_with_a_run_that_diverged_is_left_out_where_it_would_stand_and_said(
+    outcome, folder, plan, tmp_path, stops, every, hurt
+):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     with Lab(tmp_path) as lab:
-        bench = Bench(lab, plan, 64, LARGE)
-        stops = {"until_loss": None, "epochs": plan.switches[-1] if made is warm_start else plan.course_epochs[0]}
-        wild = fitted(replace(bench.spec(1, 64, **stops), save_every=1 if made is warm_start else plan.saved_every[0]))
+        wild = fitted(replace(Bench(lab, plan, 64, LARGE).spec(1, 64, **stops), save_every=every))
         failure = f"{wild.stem}-{training_data(plan.data).fingerprint[:DIGITS]}.diverged.json"
         (tmp_path / failure).write_text(json.dumps({"epochs": 1, "steps": 3, "stopped": "diverged"}))
-        found, claims = made(bench)
-    assert found.record.status is Status.EXACT
-    assert found.notes[-1] == "Left out, because a run diverged: seed 1."
-    assert found.tables[0].caption.endswith("a single seed")
-    assert {claim.verdict for claim in claims} == {"cannot tell"}  # one seed has no spread
-    whole, alone = (one.record.quantities["sharpness"] for one in (part(outcome, name), found))
-    if made is warm_start:
-        assert alone.value.shape == whole.value.shape
-        assert not np.allclose(alone.value, whole.value)
-    assert np.isfinite(alone.value).all()
+        found = keskar.study(lab, plan)
+    said = "Left out, because a run diverged: seed 1."
+    assert {one.record.analyzer for one in found.parts if said in one.notes} == hurt
+    assert (said in found.about) == (not stops)
+    assert [claim.text for claim in found.claims] == [claim.text for claim in outcome.claims]
+    for name in hurt:
+        assert part(found, name).tables[0].caption.endswith("a single seed")
+        for quantity in part(found, name).record.quantities.values():
+            assert np.isfinite(quantity.value).all()
+    if not stops:
+        numbers, whole = (part(one, "keskar-minima").record.quantities["numbers"] for one in (found, outcome))
+        assert numbers.labels["seed"] == ("0",)
+        np.testing.assert_array_equal(numbers.value[..., 0], whole.value[..., 0])
 
 
 def test_where_every_seed_has_a_run_that_diverged_nothing_can_be_told(tmp_path, plan):
+    plan = replace(plan, seeds=1)
+    wild = replace(plan, lr=1e30)
     with Lab(tmp_path) as lab:
-        bench = Bench(lab, replace(plan, lr=1e30, seeds=1), 64, LARGE)
-        for made in (warm_start, against_loss):
-            found, claims = made(bench)
-            assert found.record.status is Status.SKIPPED
+        tame = Bench(lab, plan, 64, LARGE)
+        (run,) = lab.train([tame.spec(0, 64)])
+        bench, found = Bench(lab, wild, 64, LARGE), Minima(small=[run], loss=[run], epochs=[run])
+        kinds = {"adversarial": keskar.REMEDIES["adversarial"]}
+        made = (
+            warm_start(bench),
+            against_loss(bench),
+            sweep(bench, [64, LARGE]),
+            remedies(bench, found, kinds),
+        )
+        for part, claims in made:
+            assert part.record.status is Status.SKIPPED
+            assert part.record.notes == (DIVERGED,)
             assert {(claim.verdict, claim.because) for claim in claims} == {("cannot tell", DIVERGED)}
+        with pytest.raises(LoadError, match=r"was not made: .* Leave the run out, or lower its rate in the plan\."):
+            keskar.study(lab, wild)
 
 
 def test_nothing_is_made_twice(outcome, folder, plan):

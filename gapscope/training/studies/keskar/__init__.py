@@ -16,9 +16,10 @@ from gapscope.report.outcome import Outcome
 from gapscope.training.recipe import Recipe, counted
 from gapscope.training.regimes import Equal, matched
 from gapscope.training.studies.keskar.courses import against_loss, warm_start
+from gapscope.training.studies.keskar.diverged import sound
 from gapscope.training.studies.keskar.minima import PAPER, Minima, minima, paths
 from gapscope.training.studies.keskar.recipes import remedies, sweep
-from gapscope.training.studies.lab import Lab, Run, Spec
+from gapscope.training.studies.lab import Lab, Run, Spec, files_of
 from gapscope.training.studies.plan import Plan as Base
 from gapscope.training.studies.plan import Size, batch
 from gapscope.training.studies.runs import loaded, training_data
@@ -77,11 +78,15 @@ def study(lab: Lab, plan: Plan) -> Outcome:
     samples = lab.samples(plan.data)
     _check(plan)
     bench = Bench(lab, plan, batch(plan.small_batch, samples), batch(plan.large_batch, samples))
-    small = lab.train([bench.spec(seed, bench.small) for seed in range(plan.seeds)], "small batches")
+    first = lab.train([bench.spec(seed, bench.small) for seed in range(plan.seeds)], "small batches")
     kinds: tuple[Equal, ...] = ("loss", "samples")
-    trained = lab.train([bench.like(run, bench.large, equal) for equal in kinds for run in small], "large batches")
-    found = Minima(small=small, loss=trained[: len(small)], epochs=trained[len(small) :])
-    images, untold = _left(plan)
+    asked = [bench.like(run, bench.large, equal) for equal in kinds for run in first if not run.diverged]
+    trained = lab.train(asked, "large batches")
+    (small, large), left = sound(first, trained)
+    if not small:
+        files_of([*first, *trained])  # refuses them: there is nothing to study
+    found = Minima(small=small, loss=large[: len(small)], epochs=large[len(small) :])
+    images, unasked = _left(plan)
     sizes = sorted({batch(size, samples) for size in plan.sweep})
     parts_and_claims = (
         minima(bench, found),
@@ -101,7 +106,8 @@ def study(lab: Lab, plan: Plan) -> Outcome:
             f"{bench.small} (small) and {bench.large} (large) · {counted(plan.seeds, 'seed')}, {reached}.",
             "A ratio is large over small, of geometric means over seeds, with Welch's 95 % interval; nothing is "
             "corrected for the number of claims.",
-            *untold,
+            *unasked,
+            *left,
         ),
         claims=tuple(claim for _, claims in parts_and_claims for claim in claims),
         parts=tuple(part for part, _ in parts_and_claims),

@@ -1,6 +1,6 @@
 """Keskar's experiments along training: large batches that start warm, and sharpness against the training loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,19 +10,18 @@ from gapscope.measure.analyzers.gap import Gap
 from gapscope.report.contrasts import slope_over
 from gapscope.report.document import Column, Line, Table
 from gapscope.report.figures import number
-from gapscope.report.outcome import Claim, Part, judged
+from gapscope.report.outcome import Part, judged
 from gapscope.report.records import Record, Report
 from gapscope.results import Array, Quantity, Status
+from gapscope.training.studies.keskar.diverged import Left, sound, untold
 from gapscope.training.studies.keskar.minima import ACCURACY, SHARPNESS, Made, phi, sharpness
 from gapscope.training.studies.keskar.recipes import curve, range_of
-from gapscope.training.studies.lab import Run
 from gapscope.training.studies.numbers import averaged, mean_std, numbers
 
 if TYPE_CHECKING:
     from gapscope.training.studies.keskar import Bench
 
 PLACES = 8  # losses at which the courses are compared
-DIVERGED = "of every seed a run diverged"
 LATER = (
     "the later the switch from the small batch, the flatter the large batch's minimum",
     "the later the switch, the better its test accuracy",
@@ -46,23 +45,20 @@ def warm_start(bench: "Bench") -> Made:
         for seed in range(plan.seeds)
     ]
     small = lab.train(first, "small batches to start from")
-    starts = {
-        seed: [None if epoch == 0 else dict(run.saved)[epoch] for epoch in switches]
-        for seed, run in enumerate(small)
-        if not run.diverged
-    }
     specs = [
-        replace(bench.spec(seed, bench.large, until_loss=None, epochs=plan.warm_epochs), start=start)
-        for seed, row in starts.items()
-        for start in row
+        replace(
+            bench.spec(run.spec.recipe.seed, bench.large, until_loss=None, epochs=plan.warm_epochs),
+            start=None if epoch == 0 else dict(run.saved)[epoch],
+        )
+        for run in small
+        if not run.diverged
+        for epoch in switches
     ]
-    runs = iter(lab.train(specs, "warm-started large batches"))
-    large = {seed: [next(runs) for _ in row] for seed, row in starts.items()}
-    seeds, left = _sound({seed: [run, *large.get(seed, [])] for seed, run in enumerate(small)})
-    if not seeds:
-        return _untold("keskar-warm-start", "Warm starts", "Figure 5", LATER, DIVERGED)
-    reports = lab.measure([run for seed in seeds for run in large[seed]], (Gap(), sharpness(bench)), "warm starts")
-    shape = (len(seeds), len(switches))
+    (small, runs), left = sound(small, lab.train(specs, "warm-started large batches"))
+    if not small:
+        return untold("keskar-warm-start", "Warm starts", "Figure 5", LATER)
+    reports = lab.measure(runs, (Gap(), sharpness(bench)), "warm starts")
+    shape = (len(small), len(switches))
     sharp = numbers(reports, f"{SHARPNESS}/full", **phi(bench)).reshape(shape)
     accurate = numbers(reports, ACCURACY).reshape(shape)
     loss = numbers(reports, "gap/train_loss").reshape(shape)
@@ -93,7 +89,7 @@ def warm_start(bench: "Bench") -> Made:
             Line(cells=(labels[i], *(mean_std(values[:, i]) for values in (loss, sharp, accurate))))
             for i in range(len(switches))
         ),
-        caption=f"then {plan.warm_epochs} epochs of batches of {bench.large}; {averaged(len(seeds))}",
+        caption=f"then {plan.warm_epochs} epochs of batches of {bench.large}; {averaged(len(small))}",
     )
     record = Record(
         analyzer="keskar-warm-start",
@@ -122,11 +118,10 @@ def against_loss(bench: "Bench") -> Made:
         for size, epochs, every in zip((bench.small, bench.large), plan.course_epochs, plan.saved_every, strict=True)
         for seed in range(plan.seeds)
     ]
-    made = lab.train(specs, "courses")
-    seeds, left = _sound({seed: made[seed :: plan.seeds] for seed in range(plan.seeds)})
-    if not seeds:
-        return _untold("keskar-loss", AGAINST, "Figure 6", RISES, DIVERGED)
-    runs = [made[start + seed] for start in (0, plan.seeds) for seed in seeds]
+    (runs,), left = sound(lab.train(specs, "courses"))
+    if not runs:
+        return untold("keskar-loss", AGAINST, "Figure 6", RISES)
+    seeds = len(runs) // 2
     files = [(run.spec, path) for run in runs for _, path in run.saved]
     reports = iter(lab.measure_files(files, (Gap(), sharpness(bench)), "courses"))
     courses = [_course(bench, [next(reports) for _ in run.saved]) for run in runs]
@@ -135,7 +130,7 @@ def against_loss(bench: "Bench") -> Made:
     if grid is None:
         return _apart(courses, left)
     along = np.array([np.interp(np.log(grid), np.log(loss), np.log2(sharp)) for loss, sharp in courses])
-    small, large = along[: len(seeds)], along[len(seeds) :]
+    small, large = along[:seeds], along[seeds:]
     fallen = (-np.log2(grid)).tolist()
     claims = (
         judged(
@@ -160,8 +155,7 @@ def against_loss(bench: "Bench") -> Made:
     table = Table(
         columns=tuple(Column(header=header) for header in heads),
         lines=tuple(Line(cells=(labels[i], *(mean_std(side[:, i]) for side in sides))) for i in range(len(labels))),
-        caption=f"sharpness %, full, {phi(bench)['epsilon']}, interpolated between saved epochs; "
-        f"{averaged(len(seeds))}",
+        caption=f"sharpness %, full, {phi(bench)['epsilon']}, interpolated between saved epochs; {averaged(seeds)}",
     )
     value = np.array([side.mean(axis=0) for side in sides])
     quantity = Quantity(
@@ -189,26 +183,7 @@ def _shared(courses: Sequence[tuple[Array, Array]]) -> Array | None:
     return np.geomspace(high, low, PLACES) if 0 < low < high else None
 
 
-def _apart(courses: Sequence[tuple[Array, Array]], left: tuple[str, ...] = ()) -> Made:
+def _apart(courses: Sequence[tuple[Array, Array]], left: Left = ()) -> Made:
     ranges = ", ".join(f"{number(float(loss[0]), 2)} to {number(float(loss[-1]), 2)}" for loss, _ in courses)
     why = f"the runs share no range of training losses ({ranges})"
-    return _untold("keskar-loss", AGAINST, "Figure 6", RISES, why, left)
-
-
-# Runs that diverged
-
-
-def _sound(runs: Mapping[int, Sequence[Run]]) -> tuple[list[int], tuple[str, ...]]:
-    """Return the seeds whose every run came to a number, and a note on the others."""
-    lost = [seed for seed, several in runs.items() if any(run.diverged for run in several)]
-    said = f"Left out, because a run diverged: {', '.join(f'seed {seed}' for seed in lost)}."
-    return [seed for seed in runs if seed not in lost], (said,) * bool(lost)
-
-
-def _untold(
-    analyzer: str, title: str, source: str, claims: Sequence[str], why: str, left: tuple[str, ...] = ()
-) -> Made:
-    """Return a part without numbers, whose claims cannot be told."""
-    record = Record(analyzer=analyzer, version="1", status=Status.SKIPPED, notes=(why, *left))
-    told = tuple(Claim(text=text, source=source, verdict="cannot tell", because=why) for text in claims)
-    return Part(record=record, title=title, notes=left), told
+    return untold("keskar-loss", AGAINST, "Figure 6", RISES, why, left)

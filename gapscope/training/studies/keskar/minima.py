@@ -216,7 +216,7 @@ def unless_late(claims: Sequence[Claim], reference: Sequence[Run], runs: Sequenc
 def kept(rows: Sequence[Measure], groups: Mapping[str, Sequence[Report]]) -> Quantity:
     """Return every number of every seed."""
     value = [[numbers(group, row.path, **row.labels) for group in groups.values()] for row in rows]
-    seeds = tuple(str(seed) for seed in range(len(next(iter(groups.values())))))
+    seeds = tuple(str(report.training["seed"]) for report in next(iter(groups.values())))
     return Quantity(
         value=np.array(value),
         doc="each number of each run",

@@ -14,6 +14,7 @@ from gapscope.report.outcome import Claim, Part, judged
 from gapscope.report.records import Record
 from gapscope.results import Array, Quantity, Status
 from gapscope.training.regimes import Equal
+from gapscope.training.studies.keskar.diverged import sound, untold
 from gapscope.training.studies.keskar.minima import (
     ACCURACY,
     SHARPNESS,
@@ -31,6 +32,7 @@ from gapscope.training.studies.numbers import averaged, averaged_doc, contrast, 
 if TYPE_CHECKING:
     from gapscope.training.studies.keskar import Bench
 
+SIZES = "Batch sizes"
 WHEN: dict[Equal, str] = {"loss": "at equal loss", "samples": "after as many epochs as the smallest"}
 
 # Sharpness against batch size
@@ -38,9 +40,13 @@ WHEN: dict[Equal, str] = {"loss": "at equal loss", "samples": "after as many epo
 
 def sweep(bench: "Bench", sizes: Sequence[int]) -> Made:
     """Return sharpness and test accuracy against the batch size, at the smallest one's loss and after its epochs."""
-    seeds = range(bench.plan.seeds)
-    first = bench.lab.train([bench.spec(seed, sizes[0]) for seed in seeds], "the smallest batch")
-    found = [_swept(bench, first, sizes, equal) for equal in WHEN]
+    first = bench.lab.train([bench.spec(seed, sizes[0]) for seed in range(bench.plan.seeds)], "the smallest batch")
+    asked = [bench.like(run, size, equal) for equal in WHEN for size in sizes[1:] for run in first if not run.diverged]
+    (first, rest), left = sound(first, bench.lab.train(asked, "batch sizes"))
+    if not first:
+        return untold("keskar-sweep", SIZES, "Figure 4", [claim for equal in WHEN for claim in _claims(equal)])
+    each = len(rest) // len(WHEN)
+    found = [_swept(bench, first, rest[i * each : (i + 1) * each], sizes, equal) for i, equal in enumerate(WHEN)]
     record = Record(
         analyzer="keskar-sweep",
         version="1",
@@ -50,14 +56,21 @@ def sweep(bench: "Bench", sizes: Sequence[int]) -> Made:
     note = (
         "After as many epochs a larger batch has taken fewer steps, and its loss is higher: that alone moves sharpness."
     )
-    part = Part(record=record, title="Batch sizes", tables=tuple(table for table, _, _ in found), notes=(note,))
+    part = Part(record=record, title=SIZES, tables=tuple(table for table, _, _ in found), notes=(note, *left))
     return part, tuple(claim for _, _, claims in found for claim in claims)
 
 
+def _claims(equal: Equal) -> tuple[str, str]:
+    return (
+        f"sharpness rises with the batch size, {WHEN[equal]}",
+        f"test accuracy falls with the batch size, {WHEN[equal]}",
+    )
+
+
 def _swept(
-    bench: "Bench", first: Sequence[Run], sizes: Sequence[int], equal: Equal
+    bench: "Bench", first: Sequence[Run], rest: Sequence[Run], sizes: Sequence[int], equal: Equal
 ) -> tuple[Table, dict[str, Quantity], tuple[Claim, ...]]:
-    rest = bench.lab.train([bench.like(run, size, equal) for size in sizes[1:] for run in first], "batch sizes")
+    rises, falls = _claims(equal)
     reports = bench.lab.measure([*first, *rest], (Gap(), sharpness(bench)), "batch sizes")
     shape = (len(sizes), len(first))
     loss, sharp, accurate = (
@@ -67,7 +80,7 @@ def _swept(
     labels, doubled = tuple(map(str, sizes)), np.log2(sizes).tolist()
     claims = (
         judged(
-            f"sharpness rises with the batch size, {WHEN[equal]}",
+            rises,
             slope_over(doubled, np.log2(sharp)),
             "higher",
             source="Figure 4",
@@ -75,7 +88,7 @@ def _swept(
             what=f"{range_of(loss)}, change of log2 sharpness per doubling",
         ),
         judged(
-            f"test accuracy falls with the batch size, {WHEN[equal]}",
+            falls,
             slope_over(doubled, accurate),
             "lower",
             source="Figure 4",
@@ -129,10 +142,12 @@ def remedies(bench: "Bench", found: Minima, kinds: Mapping[str, Mapping[str, Any
     specs: list[Spec] = [
         bench.like(run, bench.large, "loss", **changes) for changes in kinds.values() for run in found.small
     ]
-    treated = bench.lab.train(specs, "remedies")
-    plain = bench.lab.measure([*found.small, *found.loss], (Gap(), sharpness(bench)), "the plain regimes")
+    (first, last, treated), left = sound(found.small, found.loss, bench.lab.train(specs, "remedies"))
+    if not first:
+        return untold("keskar-remedies", "Remedies", "Appendix E", [said for name in kinds for said in _remedied(name)])
+    plain = bench.lab.measure([*first, *last], (Gap(), sharpness(bench)), "the plain regimes")
     reports = bench.lab.measure(treated, (Gap(), sharpness(bench)), "remedies")
-    seeds = len(found.small)
+    seeds = len(first)
     small, large = plain[:seeds], plain[seeds:]
     groups = {"small": small, "large": large}
     groups |= {name: reports[i * seeds : (i + 1) * seeds] for i, name in enumerate(kinds)}
@@ -143,10 +158,11 @@ def remedies(bench: "Bench", found: Minima, kinds: Mapping[str, Mapping[str, Any
     ]
     claims = []
     for name in kinds:
+        improves, stays = _remedied(name)
         better = contrast(large, groups[name], ACCURACY, "difference")
         sharp = contrast(small, groups[name], f"{SHARPNESS}/full", "ratio", **phi(bench))
         still = judged(
-            f"with {name} training its minima are still sharper than the small batch's",
+            stays,
             sharp,
             "higher",
             source="Appendix E",
@@ -155,7 +171,7 @@ def remedies(bench: "Bench", found: Minima, kinds: Mapping[str, Mapping[str, Any
         )
         claims += [
             judged(
-                f"{name} training improves the large batch's test accuracy",
+                improves,
                 better,
                 "higher",
                 source="Appendix E",
@@ -179,4 +195,11 @@ def remedies(bench: "Bench", found: Minima, kinds: Mapping[str, Mapping[str, Any
         quantities={"numbers": kept(rows, groups)},
     )
     note = "Training losses are of the data as they are; a remedy that did not come to the loss shows it in its column."
-    return Part(record=record, title="Remedies", tables=(table,), notes=(note,)), tuple(claims)
+    return Part(record=record, title="Remedies", tables=(table,), notes=(note, *left)), tuple(claims)
+
+
+def _remedied(name: str) -> tuple[str, str]:
+    return (
+        f"{name} training improves the large batch's test accuracy",
+        f"with {name} training its minima are still sharper than the small batch's",
+    )
