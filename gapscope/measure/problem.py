@@ -199,19 +199,19 @@ class Problem:
         fitting = max(1, self.micro_bytes // self.graph_bytes_per_sample)
         return ranks().even(self.samples, min(self.samples, 1 << (fitting.bit_length() - 1)))
 
-    def mean(self, per_batch: Callable[[Batch], Tensor], passes: int = 1) -> Tensor:
+    def mean(self, per_batch: Callable[[Batch], Tensor], passes: int = 1, size: int | None = None) -> Tensor:
         """Return 1/N times the total, in float64, of what `per_batch` sums over its micro-batch, `passes` of them.
 
-        Sums, not means: a short last micro-batch then weighs what it should by construction.
+        Sums, not means: a short last micro-batch then weighs what it should by construction.  `size`: of micro-batches.
         """
 
         def own() -> Tensor | None:
             total: Tensor | None = None
-            size = self.micro_batch
-            starts = range(0, self.samples, size)[ranks().share()]
+            step = size or self.micro_batch
+            starts = range(0, self.samples, step)[ranks().share()]
             with self.measuring():
                 for start in starts:
-                    part = per_batch(self._batch(start, min(start + size, self.samples)))
+                    part = per_batch(self._batch(start, min(start + step, self.samples)))
                     if part.device.type == "mps":  # no float64 there
                         part = part.cpu()
                     total = part.double() if total is None else total.add_(part)
@@ -220,7 +220,9 @@ class Problem:
 
         return ranks().summed(own, self.device) / self.samples
 
-    def mean_and_rows(self, per_batch: Callable[[Batch], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def mean_and_rows(
+        self, per_batch: Callable[[Batch], tuple[Tensor, Tensor]], size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the mean, and what `per_batch` returns of every sample beside the sum: rows (N, ...) on the CPU."""
         rows: dict[int, Tensor] = {}
 
@@ -228,7 +230,7 @@ class Problem:
             total, rows[batch.start] = per_batch(batch)
             return total
 
-        return self.mean(keeping), ranks().in_order(rows, self.samples)
+        return self.mean(keeping, size=size), ranks().in_order(rows, self.samples)
 
     # --- L and its derivatives ----------------------------------------------------------------------------------
 

@@ -16,11 +16,15 @@ parameter (see `gauss_newton.bent`): there this is the trace of the Hessian.  El
 there (a standard deviation of 2.3 for 1.8).
 
 Two estimates of each piece give its variance, and the sum over pieces that of the trace.
+
+The pieces are those of one partition of the data, by its size and the memory budget alone; the signs of a piece come
+from a generator of its own, and S_i is the symmetric root, which does not turn with rounding as eigenvectors do.  So
+neither micro-batches nor ranks change a number by more than rounding.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gapscope.errors import ProblemError
 from gapscope.measure import gauss_newton, products
 from gapscope.measure.batches import Batch, pieces
+from gapscope.measure.distributed import ranks
 from gapscope.measure.problem import Problem
 from gapscope.measure.solvers.hutchinson import caution
 from gapscope.results import Array
@@ -72,14 +77,17 @@ def estimate(
 ) -> Traces:
     """Estimate the trace of the Gauss-Newton matrix to `tolerance` of the larger of it and `least`, in `most` passes.
 
-    Cost: by its operations a pass is 1.7 gradients, the first 4 to 5; on MLP 784-512-512-10 the first took 6 to 12.
+    Cost: by its operations a pass is 1.7 gradients, the first 3.
     Raises ProblemError where a sample has no outputs of its own, too many, or a loss that is not convex in them.
     """
     gauss_newton.require_outputs(problem)
-    shares: list[Tensor] = []
-    passes: list[Array] = []
+    size = piece(problem)
+    # their loss Hessians are taken together: a piece alone is mostly overhead
+    group = size * ranks().even(-(-problem.samples // size), max(1, problem.micro_batch // size))
+    one = _Pass(problem, size, _blocks(problem), _seed(rng), shared=True)
+    mean, shares = problem.mean_and_rows(one.whole, group)
+    passes = [one.moments(mean)]
     while True:
-        passes.append(_one_pass(problem, rng, shares))
         values = np.mean([one[0] for one in passes], axis=0)
         variances, squares, pairs = (np.sum([one[row] for one in passes], axis=0) for row in (1, 2, 3))
         # Satterthwaite: the variances of the pieces are known from two numbers each, and two may be alike by chance
@@ -89,60 +97,97 @@ def estimate(
         watch(len(passes), trace, error)
         known = freedom[-1] >= FREEDOM and error <= tolerance * max(abs(trace), least)
         if known or len(passes) >= most or not math.isfinite(trace):
-            table = np.asarray(torch.cat(shares, 1).numpy())
-            return Traces(trace, error, values[:-1], errors[:-1], table, len(passes))
+            return Traces(trace, error, values[:-1], errors[:-1], np.asarray(shares.T.numpy()), len(passes))
+        another = replace(one, seed=_seed(rng), shared=False)
+        passes.append(another.moments(problem.mean(lambda batch, one=another: one.whole(batch)[0], size=group)))
 
 
-def _one_pass(problem: Problem, rng: Generator, shares: list[Tensor]) -> Array:
-    """Return values by block and in all, their variances, the squares of these, and the pieces (4, blocks + 1)."""
-    samples, leaves = problem._samples, problem._split(None)
-    size, first = max(SMALLEST, -(-problem.samples // PIECES)), not shares
+def piece(problem: Problem) -> int:
+    """Return the samples of a piece: by the sizes and the memory budget alone."""
+    fitting = max(1, problem.micro_bytes // problem.graph_bytes_per_sample)
+    return min(max(SMALLEST, -(-problem.samples // PIECES)), fitting)
 
-    def collect(batch: Batch) -> Tensor:
-        total = torch.zeros(4, len(problem.parameters.blocks()) + 1, dtype=torch.float64)
-        scale, weights, vectors = gauss_newton._loss_curvature(samples, batch.inputs, batch.targets)
-        if bool((weights < 0).any()):
-            raise ProblemError(
-                "The loss is not convex in the outputs of the model: its Hessian by them has negative eigenvalues. "
-                "Expected a convex one, such as cross-entropy."
-            )
-        roots = (scale * weights).sqrt()
-        roots = vectors * roots.view(*roots.shape, *(1 for _ in vectors.shape[2:]))  # (B, K, outputs...)
-        start, step = 0, min(size, problem.micro_batch)
-        for x, y in pieces(batch.inputs, batch.targets, step):
-            own, like = roots[start : start + step], weights[start : start + step]
-            start += step
-            signs = [_signs(like, rng) for _ in range(PAIR)]
-            cotangents = [(own * sign.view(*sign.shape, *(1 for _ in own.shape[2:]))).sum(1) for sign in signs]
-            found = [
-                _squares(problem, rows) for rows in _pulled(samples._micro(x, y), leaves, cotangents, shares, first)
+
+@dataclass(frozen=True)
+class _Pass:
+    """Two estimates of every piece of the data."""
+
+    problem: Problem
+    size: int  # samples of a piece
+    blocks: Tensor  # (blocks + 1, parameters) 1 where a parameter belongs to a block; the last has all
+    seed: int
+    shared: bool  # whether samples are asked for their shares
+
+    def whole(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return sums of `_moments` over the pieces of a micro-batch, and the shares of its samples (B, PAIR or 0)."""
+        own = products.leaves_of(self.problem._split(None))
+        with sdpa_kernel(SDPBackend.MATH):
+            outputs = [
+                self.problem._samples._micro(x, y).outputs(own)
+                for x, y in pieces(batch.inputs, batch.targets, self.size)
             ]
-            total += _moments(torch.stack(found))
-        return total
+            scale, roots = _roots(self.problem, torch.cat([one.detach() for one in outputs]), batch.targets)
+            total = torch.zeros(4, len(self.blocks), dtype=self.blocks.dtype, device=self.blocks.device)
+            rows = []
+            for i, (one, root) in enumerate(zip(outputs, roots.split(self.size), strict=True)):
+                cotangents = self._cotangents(root, batch.start + i * self.size, one)
+                found, shares = _pulled(one, own, cotangents, shared=self.shared)
+                squares = [torch.stack([_norm(part) for part in parts]).square() for parts in found]
+                total += _moments(scale * (self.blocks @ torch.stack(squares, 1)).T)
+                rows.append(scale * shares)
+                outputs[i] = one.detach()  # with it goes its graph
+        return total, torch.cat(rows)
 
-    found = np.asarray(problem.mean(collect).cpu().numpy())
-    count = problem.samples
-    return np.stack([found[0], found[1] / count, found[2] / count**3, found[3] * count])
+    def moments(self, mean: Tensor) -> Array:
+        """Return values by block and in all, their variances, the squares of these, and the pieces (4, blocks + 1)."""
+        found, count = np.asarray(mean.cpu().numpy()), self.problem.samples
+        return np.stack([found[0], found[1] / count, found[2] / count**3, found[3] * count])
+
+    def _cotangents(self, roots: Tensor, start: int, outputs: Tensor) -> list[Tensor]:
+        """Return S_i w_i of every sample, in the shape of the outputs; signs are drawn on the CPU for every device."""
+        rng = Generator().manual_seed(self.seed + start)
+        bits = torch.randint(0, 2, (PAIR, *roots.shape[:2]), generator=rng, dtype=torch.int8)
+        signs = (2 * bits - 1).to(roots)
+        return [(roots @ sign.unsqueeze(2)).view_as(outputs).to(outputs) for sign in signs]
+
+
+def _roots(problem: Problem, outputs: Tensor, targets: Tensor) -> tuple[float, Tensor]:
+    """Return the symmetric roots (B, K, K) of the Hessians of the loss by the K outputs over a number, and that number.
+
+    Raises ProblemError where one has a negative eigenvalue.
+    """
+    dense = gauss_newton._loss_hessian(problem._samples, outputs, targets)
+    if not bool(dense.isfinite().all()):
+        return math.nan, torch.ones_like(dense)
+    values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
+    zero = gauss_newton._ZERO * values.abs().amax(1, keepdim=True)
+    if bool((values < -zero).any()):
+        raise ProblemError(
+            "The loss is not convex in the outputs of the model: its Hessian by them has negative eigenvalues. "
+            "Expected a convex one, such as cross-entropy."
+        )
+    scale = float(values.max()) or 1.0  # at a loss of 1e-40, float32 would know no square of a root
+    roots = torch.where(values > zero, values / scale, 0.0).sqrt()
+    return scale, (vectors * roots.unsqueeze(1)) @ vectors.mT
 
 
 def _pulled(
-    micro: products.Micro, leaves: list[Tensor], cotangents: list[Tensor], shares: list[Tensor], first: bool
-) -> list[list[Tensor]]:
-    """Return J'c of a piece for each of the cotangents; the first pass adds what each sample has in its square."""
-    own = products.leaves_of(leaves)
-    with sdpa_kernel(SDPBackend.MATH):
-        outputs = micro.outputs(own)
-        if not first:
-            return [products._grad(outputs, own, one, retain_graph=True) for one in cotangents]
-        found, along = [], []
-        for one in cotangents:
-            weights = outputs.new_ones(len(outputs), requires_grad=True)
-            weighted = (weights.view(-1, *(1 for _ in outputs.shape[1:])) * one * outputs).sum()
-            slopes = products._grad(weighted, own, create_graph=True)
-            found.append([slope.detach() for slope in slopes])
-            along.append(products._grad(products._dot(slopes, found[-1]), [weights], retain_graph=True)[0])
-    shares.append(torch.stack(along).double().cpu())
-    return found
+    outputs: Tensor, leaves: list[Tensor], cotangents: list[Tensor], *, shared: bool
+) -> tuple[list[list[Tensor]], Tensor]:
+    """Return J'c of a piece for each of the cotangents c, and c_i'J_i J'c, each sample's part of its square (B, PAIR).
+
+    J'w is linear in w, so that its graph, made once, gives J along any vector.
+    """
+    if not shared:
+        found = [products._grad(outputs, leaves, one, retain_graph=True) for one in cotangents]
+        return found, torch.zeros(len(outputs), 0)
+    seed = cotangents[0].clone().requires_grad_()
+    slopes = products._grad(outputs, leaves, seed, create_graph=True)
+    found = [[slope.detach() for slope in slopes]]
+    found += [products._grad(outputs, leaves, one, retain_graph=True) for one in cotangents[1:]]
+    along = [products._grad(products._dot(slopes, parts), [seed], retain_graph=True)[0] for parts in found]
+    shares = [(one * image).flatten(1).sum(1) for one, image in zip(cotangents, along, strict=True)]
+    return found, torch.stack(shares, 1).cpu().double()
 
 
 def _moments(pair: Tensor) -> Tensor:
@@ -151,22 +196,19 @@ def _moments(pair: Tensor) -> Tensor:
     return torch.stack([pair.mean(0), variance, variance.square(), torch.ones_like(variance)])
 
 
-def _squares(problem: Problem, parts: list[Tensor]) -> Tensor:
-    norms = [torch.linalg.vector_norm(part, dtype=_wide(part)).square() for part in parts]
-    starts = np.cumsum([0, *problem.parameters.sizes])
-    blocks = problem.parameters.blocks()
-    stacked = torch.stack(norms).cpu().double()
-    inside = [stacked[_which(starts, where)].sum() for where in blocks.values()]
-    return torch.stack([*inside, stacked.sum()])
+def _blocks(problem: Problem) -> Tensor:
+    starts = np.cumsum([0, *problem.parameters.sizes])[:-1]
+    inside = [(starts >= where.start) & (starts < where.stop) for where in problem.parameters.blocks().values()]
+    kinds = np.stack([*inside, np.ones(len(starts), bool)])
+    return torch.from_numpy(kinds).to(problem.device, _wide(problem.theta))
 
 
-def _which(starts: Array, where: slice) -> slice:
-    return slice(int(np.searchsorted(starts, where.start)), int(np.searchsorted(starts, where.stop)))
+def _seed(rng: Generator) -> int:
+    return int(torch.randint(0, 1 << 62, (), generator=rng))
 
 
-def _signs(like: Tensor, rng: Generator) -> Tensor:
-    bits = torch.randint(0, 2, like.shape, generator=rng, dtype=torch.int8)
-    return (2 * bits - 1).to(like)
+def _norm(part: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(part, dtype=_wide(part))
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import one_hot
 
 from gapscope.errors import ProblemError
 from gapscope.measure import traces
@@ -44,11 +45,26 @@ def test_the_shares_of_samples_are_their_traces_on_average():
     assert (np.abs(tables.mean(0) - true) <= 5 * tables.std(0, ddof=1) / np.sqrt(50)).all()
 
 
-def test_micro_batches_change_nothing_but_the_pieces():
-    given = ZOO["relu mlp"].problem(samples=60)
-    other = type(given)(model=given.model, data=given.data, loss_function=given.loss_function, batch_size=7)
-    one, two = estimate(given, tolerance=0.2), estimate(other, tolerance=0.2)
-    assert one.shares.shape == two.shares.shape == (2, 60)
+@pytest.mark.parametrize("loss", ["cross-entropy", "mse"])
+def test_micro_batches_change_nothing(loss):
+    given = ZOO["conv batchnorm"].problem(samples=70)
+    targets = given.data.targets if loss == "cross-entropy" else one_hot(given.data.targets).double()
+    sizes = [problem(given.model, given.data.inputs, targets, loss, batch_size=size) for size in (7, 64, 70, None)]
+    first, *others = [estimate(one, most=3) for one in sizes]
+    assert first.shares.shape == (2, 70)
+    for other in others:
+        assert other.passes == first.passes
+        assert other.trace == pytest.approx(first.trace, rel=1e-12)
+        assert other.error == pytest.approx(first.error, rel=1e-9)
+        assert np.allclose(other.blocks, first.blocks, rtol=1e-12)
+        assert np.allclose(other.shares, first.shares, rtol=1e-9, atol=1e-9)
+
+
+def test_a_smaller_memory_makes_smaller_pieces():
+    rich = ZOO["conv batchnorm"].problem(samples=70)
+    poor = ZOO["conv batchnorm"].problem(samples=70, memory_budget=8 * 3 * rich.graph_bytes_per_sample)
+    assert (traces.piece(rich), traces.piece(poor)) == (traces.SMALLEST, 3)
+    one, two = estimate(rich), estimate(poor)
     assert abs(one.trace - two.trace) <= 4 * np.hypot(one.error, two.error)
 
 
