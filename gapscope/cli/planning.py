@@ -14,7 +14,8 @@ from gapscope.errors import UsageError
 
 if TYPE_CHECKING:
     from gapscope.measure.context import Context
-    from gapscope.measure.plan import Fit, Pace
+    from gapscope.measure.pace import Pace
+    from gapscope.measure.plan import Fit
     from gapscope.results import Result
 
 SAID_BYTES = 1_000_000_000  # a larger peak is announced
@@ -62,15 +63,15 @@ class Planned:
 
 def planned(context: "Context", analyzers: Sequence[Any], common: Common) -> Planned:
     """Time one product, and return the plan; the time that this takes is of the budget."""
-    from gapscope.measure.context import second_order
     from gapscope.measure.distributed import ranks
-    from gapscope.measure.plan import pace, plan
+    from gapscope.measure.pace import pace
+    from gapscope.measure.plan import kinds, plan
 
     started = time.monotonic()
     budget = math.inf if common.time_budget is None else parse_seconds(common.time_budget)
     problem = context.problem()
     # by one clock: ranks that disagree about what fits would wait for each other
-    speed = ranks().from_first(pace(problem, products=any(second_order(analyzer) for analyzer in analyzers)))
+    speed = ranks().from_first(pace(problem, kinds(problem, analyzers)))
     fits = plan(problem, analyzers, speed, budget=ranks().from_first(budget - (time.monotonic() - started)))
     return Planned(context, fits, speed, budget, started)
 

@@ -154,3 +154,11 @@ class Landscape:
             "interpolated": "BatchNorm: statistics mixed like the weights; they fit no point but the ends",
             "frozen": "BatchNorm: statistics of the first checkpoint everywhere, so they fit no other point",
         }[self.statistics]
+
+
+def passes(problem: Problem, points: int, statistics: Statistics) -> dict[str, float]:
+    """Return how many passes over the data so many points take, those over the other split as parts of one."""
+    other = problem.origin.other
+    each = 1 + (other.samples / problem.samples if other is not None else 0)
+    normalized = any(isinstance(module, _BatchNorm) for module in problem.model.modules())
+    return {"outcomes": points * (each + (normalized and statistics == "re-estimated"))}

@@ -69,3 +69,10 @@ def memory(problem: "Problem", dimension: int) -> int:
     size = problem.theta.element_size()
     kept, block = problem.size * dimension * size, min(_ROWS, problem.size) * dimension
     return (kept if kept <= problem.memory_budget // 4 else 0) + block * (4 + size + 8)
+
+
+def uses(problem: "Problem", dimension: int, draws: int, products: float) -> dict[str, float]:
+    """Return how many numbers `draws` manifolds draw, and read in so many products each."""
+    entries = draws * problem.size * dimension
+    kept = problem.size * dimension * problem.theta.element_size() <= problem.memory_budget // 4
+    return {"numbers_drawn": entries * (1 if kept else 1 + products), "numbers_read": entries * products}

@@ -1,25 +1,21 @@
 """What measuring will take, before it starts: gradients, seconds and bytes of every analyzer, from one timed product.
 
-The clock is read here and nowhere else: what it says turns a time budget into numbers of products, which are settings,
-so that the run can be repeated exactly without the clock.
+What the clock says (`pace`) turns a time budget into numbers of products, which are settings, so that the run can be
+repeated exactly without it.
 """
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import Any, cast
 
 from gapscope.errors import GapscopeError
 from gapscope.measure.context import second_order
-from gapscope.measure.monitor import Monitor
+from gapscope.measure.pace import Pace
 from gapscope.measure.probe import SAMPLES
 from gapscope.measure.problem import Problem
 
-TIMED = 4  # micro-batches: enough that the share of kept graphs among them is that of all
 WORKING = 6  # vectors (n,), half of them in float64, that any solver and the loop over data hold
 # how often the graph of a micro-batch is held while one is worked on: for a gradient, and for the second derivative of
 # every sample, which verifies an eigenpair; measured on ResNet-20 (117 and 550 MB, where one graph is 96 MB)
@@ -28,16 +24,8 @@ HELD = 1.12  # of a kept graph: what it takes over the tensors that it saves
 PROBED = 4.7  # graphs in float64 that the probe of the second derivatives holds: 914 MB for 32 images
 KRYLOV = 30  # vectors: few runs need more
 FEWEST = 12  # products under which none is started: the estimators' own least, and Lanczos would show nothing
+MANY, BESIDE = 10, 0.15  # passes from which on an analyzer takes dense work and errors beside them, and its seconds
 SHARE = 0.9  # of the time left that products may take: the rest checks and writes
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Seconds over all data: of a gradient, of a product, and by how much the first product is longer."""
-
-    gradient: float
-    product: float
-    first: float
 
 
 @dataclass(frozen=True)
@@ -45,7 +33,7 @@ class Cost:
     """What one analyzer is expected to take; NaN where it does not say."""
 
     name: str
-    gradients: float  # beside the products
+    gradients: float  # that all takes beside the products
     products: float
     seconds: float
     bytes: int
@@ -63,39 +51,6 @@ class Fit:
     analyzer: Any
     cost: Cost
     why: str = ""
-
-
-def pace(problem: Problem, *, products: bool = True) -> Pace:
-    """Time a gradient and two products on the first micro-batches, with their share of the memory budget.
-
-    Cost: two gradients and two products of at most `TIMED` micro-batches, and what their first product sets up.
-    """
-    size = min(problem.samples, TIMED * problem.micro_batch)
-    few = dataclasses.replace(
-        problem,
-        data=problem.data.part(torch.arange(size)),
-        batch_size=problem.micro_batch,
-        memory_budget=max(1, problem.memory_budget * size // problem.samples),
-        monitor=Monitor(),
-    )
-    share = problem.samples / size
-    few.gradient()  # the first one also warms up
-    gradient = share * _timed(few.gradient, problem)
-    if not products:
-        return Pace(gradient, 0.0, 0.0)
-    v = few.theta / (few.theta.norm() + 1)
-    hessian = few.hessian()
-    first = share * _timed(lambda: hessian.matvec(v), problem)
-    product = share * _timed(lambda: hessian.matvec(v), problem)
-    return Pace(gradient, product, max(0.0, first - product))
-
-
-def _timed(work: Callable[[], object], problem: Problem) -> float:
-    started = time.perf_counter()
-    work()
-    if problem.device.type == "cuda":
-        torch.cuda.synchronize(problem.device)
-    return time.perf_counter() - started
 
 
 def peak_bytes(problem: Problem, analyzer: Any) -> int:
@@ -143,7 +98,10 @@ def fit(problem: Problem, analyzer: Any, speed: Pace, left: float) -> Fit:
     result; it is skipped where what it is expected to take would not fit either.
     """
     most = getattr(analyzer, "max_matvecs", 0)
-    fitting = int((SHARE * left - speed.first) / speed.product) if most and left < math.inf else most
+    beside = expected(problem, analyzer, speed)
+    fitting = most
+    if most and left < math.inf and beside.products and speed.product:
+        fitting = int((SHARE * left - beside.gradients * speed.gradient) / speed.product)
     bounded = dataclasses.replace(analyzer, max_matvecs=fitting) if FEWEST <= fitting < most else analyzer
     cost = expected(problem, bounded, speed)
     if not cost.known_seconds > left:
@@ -157,21 +115,34 @@ def fit(problem: Problem, analyzer: Any, speed: Pace, left: float) -> Fit:
 
 
 def expected(problem: Problem, analyzer: Any, speed: Pace) -> Cost:
-    """Return what one analyzer is expected to take: its products at their own pace, where it says how many there are.
+    """Return what one analyzer is expected to take: its passes, every kind at its own pace."""
+    passes = passes_of(problem, analyzer)
+    if passes is None:
+        return Cost(analyzer.name, math.nan, 0.0, math.nan, peak_bytes(problem, analyzer))
+    products = passes.get("product", 0.0)
+    rest = speed.of({kind: count for kind, count in passes.items() if kind != "product"})
+    rest += speed.first if products else 0.0
+    rest += BESIDE if sum(passes.get(kind, 0.0) for kind in ("outcomes", "gradient", "product")) >= MANY else 0.0
+    seconds = rest + products * speed.product
+    return Cost(analyzer.name, rest / speed.gradient, products, seconds, peak_bytes(problem, analyzer))
 
-    `analyzer.passes(problem)` are gradients and products, `analyzer.gradients(problem)` all of it in gradients.
+
+def passes_of(problem: Problem, analyzer: Any) -> Mapping[str, float] | None:
+    """Return how many passes an analyzer makes by kind (see `pace`), as it says, or None where it does not.
+
+    `analyzer.passes(problem)` are passes by kind, `analyzer.gradients(problem)` all of it in gradients.
     """
-    products = 0.0
     try:
         if hasattr(analyzer, "passes"):
-            gradients, products = analyzer.passes(problem)
-        else:
-            gradients = float(analyzer.gradients(problem)) if hasattr(analyzer, "gradients") else math.nan
+            return cast("Mapping[str, float]", analyzer.passes(problem))
+        return {"gradient": float(analyzer.gradients(problem))} if hasattr(analyzer, "gradients") else None
     except GapscopeError:  # it will say so itself
-        gradients = math.nan
-    seconds = gradients * speed.gradient + products * speed.product
-    seconds += speed.first if second_order(analyzer) else 0.0
-    return Cost(analyzer.name, gradients, products, seconds, peak_bytes(problem, analyzer))
+        return None
+
+
+def kinds(problem: Problem, analyzers: Sequence[Any]) -> set[str]:
+    """Return the kinds of passes that analyzers make: what is to be timed."""
+    return {kind for analyzer in analyzers for kind, count in (passes_of(problem, analyzer) or {}).items() if count}
 
 
 def clock(seconds: float) -> str:

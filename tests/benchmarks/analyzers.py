@@ -8,7 +8,6 @@ multiply-adds of near-rank against its plan instead, for ResNet-20 and VGG-16, a
 
 import argparse
 import json
-import math
 import os
 import platform
 import resource
@@ -28,6 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import gapscope
 from gapscope.measure import activations
 from gapscope.measure.loading.networks import NETWORKS
+from gapscope.measure.pace import pace
+from gapscope.measure.plan import expected, kinds
 from gapscope.measure.problem import Problem
 from tests.benchmarks.machine import markdown, seconds
 
@@ -95,6 +96,7 @@ def measure_one(asked: str, folder: Path) -> dict[str, Any]:
     problems = [gapscope.load(path, data=str(folder / "data.npz"), threads=1) for path in paths]
     analyzer = analyzer_class(name)(**({key: int(value)} if key else {}))
     gradients = [seconds(problems[0].gradient) for _ in range(2)]
+    said = expected(problems[0], analyzer, pace(problems[0], kinds(problems[0], [analyzer]))).seconds
     needed = [analyzer_class(one)() for one in getattr(analyzer, "needs", ())]
     contexts = [Session(problem).context([analyzer, *needed]) for problem in problems]
     context = together(contexts, [analyzer]) if name in TOGETHER else contexts[0]
@@ -105,14 +107,13 @@ def measure_one(asked: str, folder: Path) -> dict[str, Any]:
     gradients.append(seconds(problems[0].gradient))
     peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)
     each = statistics.median(gradients)
-    said = analyzer.gradients(problems[0]) if hasattr(analyzer, "gradients") else float("nan")
     return {
         "analyzer": asked,
         "status": found.status.name,
         "seconds": round(spent, 1),
         "gradient s": round(each, 2),
         "in gradients": round(spent / each, 1),
-        "planned": round(said) if math.isfinite(said) else None,
+        "planned s": round(said, 1),
         "matvecs": found.matvecs,
         "peak MB": round(peak / 1e6),
         "peak / n": round(peak / (4 * problems[0].size)),

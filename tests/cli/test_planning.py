@@ -32,14 +32,14 @@ def test_a_dry_run_as_json(run, small, tmp_path):
 
 
 def test_a_dry_run_says_what_would_be_skipped(run, small, monkeypatch):
-    monkeypatch.setattr(analyzer_class("eigenvalues"), "passes", lambda *_: (1e12, 0.0))
+    monkeypatch.setattr(analyzer_class("eigenvalues"), "passes", lambda *_: {"gradient": 1e12})
     outcome = run("eigenvalues", small, "--dry-run", "--time-budget", "90s")
     assert "skipped" in outcome.out
     assert "eigenvalues would take about " in outcome.out
 
 
 def test_one_analyzer_that_does_not_fit_is_skipped_with_the_reason(run, small, tmp_path, monkeypatch):
-    monkeypatch.setattr(analyzer_class("eigenvalues"), "passes", lambda *_: (1e12, 0.0))
+    monkeypatch.setattr(analyzer_class("eigenvalues"), "passes", lambda *_: {"gradient": 1e12})
     outcome = run("sharpness", small, "--time-budget", "10min", "--limit", 64)
     assert outcome.code == 0
     results = read_report(tmp_path / "digits-small-batch.report.h5").results
@@ -49,7 +49,7 @@ def test_one_analyzer_that_does_not_fit_is_skipped_with_the_reason(run, small, t
 
 
 def test_a_budget_bounds_the_products_as_a_setting_that_repeats_the_run(run, small, tmp_path, monkeypatch):
-    monkeypatch.setattr("gapscope.measure.plan.pace", lambda *_, **__: planning_pace())
+    monkeypatch.setattr("gapscope.measure.pace.pace", lambda *_, **__: planning_pace())
     outcome = run("eigenvalues", small, "--time-budget", "200s", "--tolerance", 1e-6, "-o", "timed.h5")
     assert outcome.code == 0
     timed = read_report(tmp_path / "timed.h5").results["eigenvalues"]
@@ -67,9 +67,9 @@ def test_a_budget_bounds_the_products_as_a_setting_that_repeats_the_run(run, sma
 
 
 def planning_pace():
-    from gapscope.measure.plan import Pace
+    from gapscope.measure.pace import Pace
 
-    return Pace(gradient=0.5, product=10.0, first=1.0)
+    return Pace(gradient=0.5, product=10.0, first=1.0, others={"curvature_along": 20.0})
 
 
 def test_much_memory_is_said_beforehand(run, small, monkeypatch):
@@ -80,7 +80,7 @@ def test_much_memory_is_said_beforehand(run, small, monkeypatch):
 
 def test_a_path_is_planned_and_refused_where_it_does_not_fit(run, small, large, tmp_path, monkeypatch):
     assert "would write pair.h5; nothing was measured" in run("path", small, large, "--dry-run", "-o", "pair.h5").out
-    monkeypatch.setattr(analyzer_class("path"), "gradients", lambda *_: 1e12)
+    monkeypatch.setattr(analyzer_class("path"), "passes", lambda *_: {"gradient": 1e12})
     outcome = run("path", small, large, "--time-budget", "1h", "-o", "pair.h5", "-q")
     assert outcome.code == 2
     assert outcome.err.startswith("error: path would take about ")

@@ -7,10 +7,11 @@ import pytest
 from gapscope.errors import ProblemError
 from gapscope.measure.analyzers.eigenvalues import Eigenvalues
 from gapscope.measure.analyzers.gap import Gap
-from gapscope.measure.plan import FEWEST, SHARE, Pace, clock, fit, graph_bytes, pace, peak_bytes, plan
+from gapscope.measure.pace import Pace
+from gapscope.measure.plan import BESIDE, FEWEST, SHARE, clock, fit, graph_bytes, kinds, peak_bytes, plan
 from tests.problems import ZOO
 
-SPEED = Pace(gradient=2.0, product=5.0, first=10.0)
+SPEED = Pace(gradient=2.0, product=5.0, first=10.0, others={"curvature_along": 13.0, "outcomes": 0.5})
 
 
 def mlp(**how):
@@ -41,10 +42,11 @@ class Unknown:
 
 def test_seconds_are_gradients_and_products_at_their_pace_and_what_products_set_up():
     first, gap = plan(mlp(), [Eigenvalues(), Gap()], SPEED)
-    assert (first.cost.gradients, first.cost.products) == (8, 21)
-    assert first.cost.seconds == 8 * SPEED.gradient + 21 * SPEED.product + SPEED.first
-    assert gap.cost.products == 0
-    assert gap.cost.seconds == 2 * Gap().gradients(None)
+    rest = SPEED.gradient + 13.0 + SPEED.first + BESIDE
+    assert (first.cost.gradients, first.cost.products) == (rest / SPEED.gradient, 14)
+    assert first.cost.seconds == rest + 14 * SPEED.product
+    assert (gap.cost.products, gap.cost.seconds) == (0, 0.5)
+    assert kinds(mlp(), [Eigenvalues(), Gap(), Unknown()]) == {"gradient", "product", "curvature_along", "outcomes"}
     assert (first.why, first.analyzer) == ("", Eigenvalues())
 
 
@@ -70,8 +72,9 @@ def test_products_are_bounded_by_the_time_left_before_the_run():
     assert plenty.analyzer == Eigenvalues()  # the settings of a run that fits are those of one without a budget
     left = 190.0
     bounded = fit(given, Eigenvalues(), SPEED, left).analyzer
-    assert bounded.max_matvecs == int((SHARE * left - SPEED.first) / SPEED.product) == 32
-    assert SPEED.first + SPEED.product * bounded.max_matvecs <= left
+    rest = SPEED.gradient + 13.0 + SPEED.first + BESIDE
+    assert bounded.max_matvecs == int((SHARE * left - rest) / SPEED.product) == 29
+    assert rest + SPEED.product * bounded.max_matvecs <= left
     few = fit(given, Eigenvalues(), SPEED, SPEED.first + FEWEST * SPEED.product)
     assert few.analyzer == Eigenvalues()
     assert few.why.startswith("would take about")
@@ -107,26 +110,6 @@ def test_many_samples_take_no_more_memory_than_the_budget():
     given = {count: mlp(samples=count, memory_budget=2_000_000) for count in (5_000, 20_000)}
     one, other = (peak_bytes(each, Eigenvalues()) for each in given.values())
     assert one == other
-
-
-def test_the_pace_is_timed_on_few_micro_batches(monkeypatch):
-    given = mlp(samples=50, batch_size=5)
-    seen = []
-    mean = type(given).mean
-
-    def counted(self, per_batch, **more):
-        seen.append(self.samples)
-        return mean(self, per_batch, **more)
-
-    monkeypatch.setattr(type(given), "mean", counted)
-    found = pace(given)
-    assert seen == [20] * 4
-    assert found.gradient > 0
-    assert found.product > 0
-    assert found.first >= 0
-    seen.clear()
-    assert pace(given, products=False).product == 0
-    assert seen == [20] * 2
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ class AdaptiveSharpness:
         """Measure the split."""
         problem = context.problem()
         self._refuse_nonsense(problem)
-        context.monitor.begin(self.name, sum(self._passes(problem)))
+        context.monitor.begin(self.name, round(sum(self.passes(problem).values())))
         worst = {"worst_l2": ("l2", self.rhos_l2), "worst_linf": ("linf", self.rhos_linf)}
         found = _Search(self, context, problem)
         quantities: dict[str, Any] = found.maxima({**worst, "sam": ("l2", self.rhos_sam)}) | found.average()
@@ -91,17 +91,16 @@ class AdaptiveSharpness:
             **quantities,
         )
 
-    def gradients(self, problem: "Problem") -> float:
-        """Return about how many gradients over the data this costs."""
-        slopes, losses, products = self._passes(problem)
-        return slopes + losses / 3 + 2 * products
-
-    def _passes(self, problem: "Problem") -> tuple[int, int, int]:
-        """Return the passes over the data for gradients, for losses only, and for products."""
+    def passes(self, problem: "Problem") -> dict[str, float]:
+        """Return about how many passes over the data this takes."""
         views = 1 + self.normalize_logits
         maxima = views * (len(self.rhos_l2) + len(self.rhos_linf)) + len(self.rhos_sam)
-        losses = maxima + views * 2 * (1 + self.draws * len(self.rhos_average))
-        return maxima * self.steps + views, losses, 1 + (self.probes if _layers(problem) else 0)
+        return {
+            "gradient": maxima * self.steps + views,
+            "outcomes": maxima + views * 2 * (1 + self.draws * len(self.rhos_average)),
+            "slopes_along": 1,
+            "product": self.probes if _layers(problem) else 0,
+        }
 
     def _notes(self, problem: "Problem", found: "_Search", layers: int) -> Iterator[str]:
         zeros = int((problem.theta == 0).sum())

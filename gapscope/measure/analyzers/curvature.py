@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gapscope.measure.problem import Problem
 
 TOP_TOLERANCE = 0.05
-PRODUCT, SINGLES = 3, 4  # gradients that a Hessian product and all gradients sample by sample cost
+TOP_PRODUCTS = 10  # that the top eigenvalue of a layer takes, mostly
 LONG_WORK = 10_000_000_000  # products x samples x parameters
 
 
@@ -71,18 +71,21 @@ class Curvature:
     top_matvecs: Annotated[int, "budget of products for each layer's top eigenvalue; 0 for none"] = 14
     secant_length: Annotated[float, "length of the secant's step, relative to |theta|"] = 1e-3
 
-    def gradients(self, problem: "Problem") -> float:
-        """Return about how many gradients over the data this costs, at most."""
+    def passes(self, problem: "Problem") -> dict[str, float]:
+        """Return about how many passes over the data this takes: 10 products for every layer's top eigenvalue."""
         from gapscope.measure.entries import way_for
-        from gapscope.measure.gauss_newton import outputs_of_a_sample
-        from gapscope.measure.steps import probes_for
+        from gapscope.measure.steps import probes_for, recorded_recipe
 
-        layers, way = len(problem.parameters.blocks()), way_for(problem, self.estimator).name
-        known = 1 + SINGLES * outputs_of_a_sample(problem) if way in ("exact", "corrected") else 0
-        probed = {"hutchinson": PRODUCT * self.max_matvecs, "corrected": PRODUCT * self.max_matvecs, "secant": 2}
-        # a block costs what lies behind its layer: all of ResNet-20's 39 together 5.5 to 9.7 products, two layers 1.1
-        blocks = PRODUCT * (layers + 2) / 4
-        return known + probed.get(way, 0) + blocks * self.top_matvecs + 1 + SINGLES + probes_for(layers) * (1 + blocks)
+        way = way_for(problem, self.estimator).name
+        steps = probes_for(len(problem.parameters.blocks())) if recorded_recipe(problem.origin.training)[0] else 0
+        return {
+            "gradient": 1 + 2 * (way == "secant"),
+            "gauss_newton_diagonal": int(way in ("exact", "corrected")),
+            "product": self.max_matvecs * (way in ("hutchinson", "corrected")),
+            "gradient_squares": int(steps > 0),
+            "weighted_gradient": steps,
+            "blocks": steps + min(TOP_PRODUCTS, self.top_matvecs),
+        }
 
     def __call__(self, context: "Context") -> CurvatureResult:
         """Measure every layer on the measured split."""

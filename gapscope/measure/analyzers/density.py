@@ -64,9 +64,9 @@ class Density:
     tolerance: Annotated[float, "error allowed on the two masses"] = 0.02
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
 
-    def gradients(self, problem: "Problem") -> float:
-        """Return about how many gradients this costs, if three probes are enough: a product is about 3."""
-        return 3.0 * min(self.probes, PROBES) * min(self.steps, problem.size) + 2
+    def passes(self, problem: "Problem") -> dict[str, float]:
+        """Return how many passes over the data this takes, if three probes are enough."""
+        return {"product": min(self.probes, PROBES) * min(self.steps, problem.size)}
 
     def memory(self, problem: "Problem") -> int:
         """Return about how many bytes this takes above the loaded model: basis, kept graphs, that of a micro-batch."""
@@ -74,10 +74,6 @@ class Density:
         graphs = min(problem.memory_budget // 2, problem.samples * problem.graph_bytes_per_sample)
         graphs += problem.micro_batch * problem.graph_bytes_per_sample
         return graphs + (min(self.steps, problem.size) + 8) * vector
-
-    def passes(self, problem: "Problem") -> tuple[float, float]:
-        """Return how many gradients this costs beside its products, and how many products."""
-        return 0.0, self.probes * min(self.steps, problem.size)
 
     def __call__(self, context: "Context") -> DensityResult:
         """Run Lanczos from every probe on the measured split."""

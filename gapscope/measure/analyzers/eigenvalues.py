@@ -61,13 +61,9 @@ class Eigenvalues:
     disk: Annotated[float, "GB that a temporary file may take for a Krylov basis too large for the memory"] = 0.0
     referee: Annotated[Literal["none", "pyhessian", "scipy"], "also ask another tool, on the same problem"] = "none"
 
-    def gradients(self, problem: Any) -> float:  # noqa: ARG002  (other analyzers ask it)
-        """Return about how many gradients this costs: 20 products for one eigenvalue, at 2.5 each, and the check."""
-        return 2.5 * min(self.max_matvecs, 15 + 6 * self.k) + 8
-
-    def passes(self, problem: Any) -> tuple[float, float]:  # noqa: ARG002  (other analyzers ask it)
-        """Return about how many gradients this costs beside its products, and how many products."""
-        return 8.0, min(self.max_matvecs, 15 + 6 * self.k)
+    def passes(self, problem: Any) -> dict[str, float]:  # noqa: ARG002  (other analyzers ask it)
+        """Return about how many passes over the data this takes: 11 to 15 products for one eigenvalue."""
+        return {"gradient": 1, "product": min(self.max_matvecs, 8 + 6 * self.k), "curvature_along": self.k}
 
     def __call__(self, context: "Context") -> EigenvaluesResult:
         """Run Lanczos on the measured split."""

@@ -9,6 +9,7 @@ from gapscope.results import Array, Quantity, Result, Status, scalar
 
 if TYPE_CHECKING:
     from gapscope.measure.context import Context
+    from gapscope.measure.problem import Problem
 
 SUBJECTS: dict[str, Any] = {"dims": ("subject",), "labels": {"subject": ("first", "second")}}
 NOT_A_TIME = "not an escape time: the noise of real networks is anisotropic and of low rank"
@@ -43,6 +44,19 @@ class Escape:
     needs: ClassVar[tuple[str, ...]] = ("noise", "eigenvalues", "path")
 
     k: Annotated[int, "eigenvalues that the odds are over; 0 takes as many as `eigenvalues` finds"] = 0
+
+    def passes(self, problem: "Problem") -> dict[str, float]:
+        """Return about how many passes over the data the results take that this is made of."""
+        from collections import Counter
+
+        from gapscope.measure.analyzers.eigenvalues import Eigenvalues
+        from gapscope.measure.analyzers.noise import Noise
+        from gapscope.measure.analyzers.path import Path
+
+        found: Counter[str] = Counter()
+        for one in (Noise(), Noise(), Eigenvalues(), Eigenvalues(), Path()):
+            found.update(one.passes(problem))
+        return dict(found)
 
     def __call__(self, context: "Context") -> EscapeResult:
         """Take noise and eigenvalues of both and the path between them, measuring what is not there yet."""

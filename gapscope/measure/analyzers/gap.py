@@ -38,9 +38,10 @@ class Gap:
     second_order: ClassVar[bool] = False
     sharded: ClassVar[bool] = True
 
-    def gradients(self, problem: object) -> float:  # noqa: ARG002  (other analyzers ask it)
-        """Return about how many gradients this costs: a forward pass is a third of one."""
-        return 0.7
+    def passes(self, problem: "Problem") -> dict[str, float]:
+        """Return how many passes over the data this takes, those over the other split as parts of one."""
+        other = problem.origin.other
+        return {"outcomes": 1 + (other.samples / problem.samples if other is not None else 0)}
 
     def __call__(self, context: "Context") -> GapResult:
         """Evaluate both splits once, or one where there is only one."""

@@ -69,9 +69,10 @@ class NearRank:
     samples: Annotated[int, "samples of the fixed set for flat convolutions"] = 1_024
     sample_seed: Annotated[int, "seed of that set, and of the own batch"] = 0
 
-    def gradients(self, problem: object) -> float:  # noqa: ARG002  (other analyzers ask it)
-        """Return about how many gradients this costs: a forward pass, and for wide layers as much again as the rest."""
-        return 8.0
+    def passes(self, problem: "Problem") -> dict[str, float]:
+        """Return how many forward passes over the data this takes, and the multiply-adds of the spectra."""
+        plan = self._plan(problem)
+        return {"outcomes": len(plan.passes), "multiply_adds": plan.multiply_adds}
 
     def memory(self, problem: "Problem") -> int:
         """Return about how many bytes this takes above the loaded model, the graph of a micro-batch included.
@@ -80,10 +81,15 @@ class NearRank:
         """
         from gapscope.measure import activations
 
+        plan = self._plan(problem)
+        return max(map(activations.peak, plan.passes)) + problem.micro_batch * problem.graph_bytes_per_sample
+
+    def _plan(self, problem: "Problem") -> "Plan":
+        from gapscope.measure import activations
+
         wanted = self._wanted(activations.layers(problem, self.view)[0])
         chosen = activations.chosen_samples(problem.samples, self.samples, self.sample_seed)
-        plan = activations.Plan.of(problem, wanted, self.view, chosen, only_chosen=self.own_batch)
-        return max(map(activations.peak, plan.passes)) + problem.micro_batch * problem.graph_bytes_per_sample
+        return activations.Plan.of(problem, wanted, self.view, chosen, only_chosen=self.own_batch)
 
     def __call__(self, context: "Context") -> NearRankResult:
         """Measure the layers of the model on the measured split."""

@@ -78,12 +78,17 @@ class Noise:
     nonuniformity: Annotated[When, "measure it; auto: up to 30 million parameters x samples, it is dear"] = "auto"
     max_matvecs: Annotated[int, "budget of products for the non-uniformity"] = 60
 
-    def gradients(self, problem: "Problem") -> float:
-        """Return about how many gradients this costs."""
-        # the gradients of single samples are written out: dear where there is little to compute for each parameter
-        written = min(1.0, problem.size * problem.theta.element_size() / problem.graph_bytes_per_sample)
-        spread = 20 * (15 + 60 * written) if self._spread_wanted(problem) else 0.0
-        return 12 + 25 * written + 9 * min(self.probes, problem.samples, 30) + spread
+    def passes(self, problem: "Problem") -> dict[str, float]:
+        """Return about how many passes over the data this takes: 30 to 50 probes are mostly enough."""
+        probes, spread = min(self.probes, problem.samples, 40), 10 * self._spread_wanted(problem)
+        return {
+            "gradient_squares": 1,
+            "slopes_along": probes + 1,
+            "weighted_gradient": probes,
+            "product": probes + spread,
+            "curvature_along": 1,
+            "curvature_squares": spread,
+        }
 
     def __call__(self, context: "Context") -> NoiseResult:
         """Measure the noise on the measured split."""

@@ -10,6 +10,7 @@ from gapscope.results import Array, Quantity, Result, Status, scalar
 if TYPE_CHECKING:
     from gapscope.measure.context import Context
     from gapscope.measure.landscape import Landscape
+    from gapscope.measure.problem import Problem
 
 SHAPES = ("linear", "curved")
 STEP = 0.01  # of the grid's step: how closely the top of the barrier is placed
@@ -52,9 +53,11 @@ class Path:
         Literal["re-estimated", "interpolated", "frozen"], "what BatchNorm uses between the checkpoints"
     ] = "re-estimated"
 
-    def gradients(self, problem: Any) -> float:  # noqa: ARG002  (other analyzers ask it)
-        """Return about how many gradients this costs: a forward pass is a third of one, and there are two splits."""
-        return (0.5 + (self.statistics == "re-estimated") * 0.3) * (self.points + 12) * (1 + self.curved)
+    def passes(self, problem: "Problem") -> dict[str, float]:
+        """Return how many passes over the data this takes; re-estimated statistics take another for each."""
+        from gapscope.measure import landscape
+
+        return landscape.passes(problem, (self.points + 2) * (1 + self.curved), self.statistics)
 
     def __call__(self, context: "Context") -> PathResult:
         """Evaluate both splits at every point."""

@@ -1,7 +1,7 @@
 """The loss on a plane through one, two or three checkpoints."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gapscope.measure.context import Context
     from gapscope.measure.landscape import Landscape
     from gapscope.measure.parameters import Parameters
+    from gapscope.measure.problem import Problem
 
 MARGIN = 0.25  # of the checkpoints' extent, on every side
 
@@ -50,9 +51,11 @@ class Plane:
         Literal["re-estimated", "interpolated", "frozen"], "what BatchNorm uses away from the checkpoints"
     ] = "re-estimated"
 
-    def gradients(self, problem: Any) -> float:  # noqa: ARG002  (other analyzers ask it)
-        """Return about how many gradients this costs: a forward pass is a third of one, and there are two splits."""
-        return (0.5 + (self.statistics == "re-estimated") * 0.3) * self.points**2
+    def passes(self, problem: "Problem") -> dict[str, float]:
+        """Return how many passes over the data this takes; re-estimated statistics take another for each."""
+        from gapscope.measure import landscape
+
+        return landscape.passes(problem, self.points**2, self.statistics)
 
     def __call__(self, context: "Context") -> PlaneResult:
         """Evaluate every split at every point."""

@@ -49,13 +49,18 @@ class Trace:
     max_matvecs: Annotated[int, "budget of Hessian-vector products"] = 200
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
 
-    def gradients(self, problem: "Problem") -> float:
-        """Return about how many gradients this costs; where products are needed, if 50 of them are enough."""
+    def passes(self, problem: "Problem") -> dict[str, float]:
+        """Return about how many passes over the data this takes: 50 products where they are needed."""
+        if self._from_pieces(problem):
+            return {"product": PILOTS, "gradient": 6}
+        products = min(self.max_matvecs, 50)
+        along = 0 if self.gauss_newton else min(PAIRED, products)
+        return {"product": products - along, "curvature_along": along}
+
+    def _from_pieces(self, problem: "Problem") -> bool:
         from gapscope.measure import traces
 
-        if problem.size > PILOTS and (self.gauss_newton or traces.applies(problem)):
-            return 3.3 * PILOTS + 15
-        return 3.3 * min(self.max_matvecs, 50) + 5 * PAIRED
+        return problem.size > PILOTS and (self.gauss_newton or traces.applies(problem))
 
     def memory(self, problem: "Problem") -> int:
         """Return about how many bytes this takes above the loaded model: kept graphs, that of a micro-batch, vectors.
@@ -64,7 +69,7 @@ class Trace:
         """
         vector = problem.size * problem.theta.element_size()
         graphs = min(problem.memory_budget // 2, problem.samples * problem.graph_bytes_per_sample)
-        sketch = 0 if self.gradients(problem) < 50 else min(problem.memory_budget // 2, 4 * 20 * vector)
+        sketch = 0 if self._from_pieces(problem) else min(problem.memory_budget // 2, 4 * 20 * vector)
         return graphs + problem.micro_batch * problem.graph_bytes_per_sample + sketch + 8 * vector
 
     def __call__(self, context: "Context") -> TraceResult:

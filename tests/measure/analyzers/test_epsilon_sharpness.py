@@ -259,8 +259,12 @@ def test_a_negative_loss_is_refused():
 
 def test_cost_and_memory_follow_boxes_and_solvers():
     given = ZOO["tanh mlp"].problem()
-    costs = [EpsilonSharpness(**one).gradients(given) for one in ({}, {"manifold": 0}, {"draws": 1})]
-    assert costs[1] < costs[2] < costs[0]
+    made = [EpsilonSharpness(**one).passes(given) for one in ({}, {"manifold": 0}, {"draws": 1})]
+    assert [one["outcomes"] for one in made] == [17, 5, 9]
+    assert made[1]["gradient"] < made[2]["gradient"] < made[0]["gradient"]
+    assert [one["numbers_drawn"] for one in made] == [3 * 100 * given.size, 0, 100 * given.size]
+    tight = ZOO["tanh mlp"].problem(memory_budget=100)  # where a manifold is drawn again for every use
+    assert EpsilonSharpness().passes(tight)["numbers_drawn"] > made[0]["numbers_read"]
     both, ours = (EpsilonSharpness(manifold=0, solvers=s).memory(given) for s in (("keskar", "ascent"), ("ascent",)))
     assert both - ours == (31 * 8 + 5 * 8 - 14 * 8) * given.size  # L-BFGS-B's vectors, in float64
     assert EpsilonSharpness(manifold=100).memory(given) > both

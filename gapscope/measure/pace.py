@@ -1,0 +1,146 @@
+"""How fast passes over the data are, each kind at its own pace, timed on a few micro-batches.
+
+An analyzer says by kind how many it makes (`passes`); kinds are named after the methods of `Problem`:
+
+outcomes, gradient, slopes_along, weighted_gradient, curvature_along, gradient_squares, curvature_squares,
+gauss_newton_diagonal; `product` is one of the Hessian with its kept graphs, `blocks` one of all its diagonal blocks.
+Beside passes: `multiply_adds` of the spectra of near-rank, `numbers_drawn` and `numbers_read` of random manifolds.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from gapscope.measure.manifold import RandomManifold
+from gapscope.measure.monitor import Monitor
+from gapscope.measure.problem import Problem
+
+TIMED = 4  # micro-batches: enough that the share of kept graphs among them is that of all
+DEAR = 1  # micro-batches for kinds that take many gradients
+ROWS, COLUMNS = 2048, 256  # of the matrix whose factorization prices multiply-adds: as tall as near-rank's own blocks
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds over all data: of a gradient, of a product, of the others, and what the first ones set up beside."""
+
+    gradient: float
+    product: float = 0.0
+    first: float = 0.0  # of products: the graphs that are kept
+    others: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, passes: Mapping[str, float]) -> float:
+        """Return the seconds that passes take; NaN where a kind was not timed."""
+        known = {"gradient": self.gradient, "product": self.product, **self.others}
+        return sum(count * known.get(kind, math.nan) for kind, count in passes.items() if count)
+
+
+def pace(problem: Problem, kinds: Iterable[str] = ("product",)) -> Pace:
+    """Time a gradient, and each of these kinds, on the first micro-batches with their share of the memory budget.
+
+    Cost: two passes of each kind over at most `TIMED` micro-batches, or `DEAR` where they take many gradients.
+    """
+    few, share = _part(problem, TIMED)
+    few.gradient()  # the first one also warms up
+    gradient = share * _timed(few.gradient, problem)
+    product = first = 0.0
+    others = {}
+    for kind in sorted(set(kinds) - {"gradient"}):
+        if kind in DENSE:
+            others[kind] = DENSE[kind](problem)
+        elif kind in DEAR_PASSES:
+            least, times = _part(problem, DEAR)
+            work = DEAR_PASSES[kind](least)
+            work()
+            others[kind] = times * _timed(work, problem)
+        else:
+            work = PASSES[kind](few)
+            before = share * _timed(work, problem)
+            took = share * _timed(work, problem)
+            if kind == "product":
+                product, first = took, max(0.0, before - took)
+            else:
+                others[kind] = took
+    return Pace(gradient, product, first, others)
+
+
+def _part(problem: Problem, batches: int) -> tuple[Problem, float]:
+    """Return the first micro-batches, and how many times as many samples there are."""
+    size = min(problem.samples, batches * problem.micro_batch)
+    part = dataclasses.replace(
+        problem,
+        data=problem.data.part(torch.arange(size)),
+        batch_size=problem.micro_batch,
+        memory_budget=max(1, problem.memory_budget * size // problem.samples),
+        monitor=Monitor(),
+    )
+    return part, problem.samples / size
+
+
+def _timed(work: Callable[[], object], problem: Problem) -> float:
+    started = time.perf_counter()
+    work()
+    if problem.device.type == "cuda":
+        torch.cuda.synchronize(problem.device)
+    return time.perf_counter() - started
+
+
+def _direction(problem: Problem) -> torch.Tensor:
+    unit: torch.Tensor = problem.theta / (problem.theta.norm() + 1)
+    return unit
+
+
+def _products(problem: Problem) -> Callable[[], object]:
+    hessian, v = problem.hessian(), _direction(problem)
+    return lambda: hessian.matvec(v)
+
+
+def _blocks(problem: Problem) -> Callable[[], object]:
+    apart, v = problem.hessian_blocks().apart(), _direction(problem)
+    return lambda: apart.matvec(v)
+
+
+PASSES: Mapping[str, Callable[[Problem], Callable[[], object]]] = {
+    "outcomes": lambda problem: problem.outcomes,
+    "slopes_along": lambda problem: lambda: problem.slopes_along(_direction(problem)),
+    "weighted_gradient": lambda problem: lambda: problem.weighted_gradient(torch.ones(problem.samples)),
+    "curvature_along": lambda problem: lambda: problem.curvature_along(_direction(problem)),
+    "product": _products,
+    "blocks": _blocks,
+}
+DEAR_PASSES: Mapping[str, Callable[[Problem], Callable[[], object]]] = {
+    "gradient_squares": lambda problem: lambda: problem.gradient_squares(),
+    "curvature_squares": lambda problem: lambda: problem.curvature_squares(_direction(problem)),
+    "gauss_newton_diagonal": lambda problem: problem.gauss_newton_diagonal,
+}
+
+
+def _number(problem: Problem, *, drawn: bool) -> float:
+    """Return the seconds of one number of a manifold: to draw it, with the Gram matrix of its row, or to read it."""
+    rows, columns = 1 << 14, 100
+    x = torch.ones(rows, dtype=problem.dtype, device=problem.device)
+    matrix = RandomManifold(rows, columns, 0, problem.device, problem.dtype, 0 if drawn else problem.memory_budget)
+    matrix.coordinates(x)
+    if drawn:
+        return _timed(lambda: matrix.coordinates(x), problem) / (rows * columns)
+    return min(_timed(lambda: matrix.project(x), problem) for _ in range(3)) / (rows * columns)
+
+
+def _multiply_add(problem: Problem) -> float:
+    """Return the seconds of one multiply-add of a factorization: m n^2 of them for (m, n)."""
+    wide = torch.float32 if problem.device.type == "mps" else torch.float64  # no float64 there
+    matrix = torch.rand(ROWS, COLUMNS, dtype=wide, device=problem.device)
+    torch.linalg.qr(matrix)
+    return min(_timed(lambda: torch.linalg.qr(matrix), problem) for _ in range(3)) / (ROWS * COLUMNS**2)
+
+
+DENSE: Mapping[str, Callable[[Problem], float]] = {
+    "multiply_adds": _multiply_add,
+    "numbers_drawn": partial(_number, drawn=True),
+    "numbers_read": partial(_number, drawn=False),
+}
