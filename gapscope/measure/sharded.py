@@ -58,24 +58,24 @@ class Sharded(Problem):
         narrow = torch.float64 if torch.float64 in kinds else torch.float32
         for name, parameter in problem.model.named_parameters():
             parameter.requires_grad_(name in layout.names)  # the others have no gradient to sum
+        # no float64 on mps
+        wide = torch.float64 if device.type != "mps" and _runs(problem, torch.float64) else narrow
         _cut(problem.model, device)
-        wide = torch.float64 if device.type != "mps" else narrow  # no float64 there
+        problem.model._apply(lambda tensor: in_dtype(tensor, wide))  # type: ignore[no-untyped-call]
+        share = _share([p for name, p in problem.model.named_parameters() if name in layout.names])
 
-        def built(one: Problem, wide: torch.dtype) -> Sharded:
-            problem.model._apply(lambda tensor: in_dtype(tensor, wide))  # type: ignore[no-untyped-call]
+        def built(one: Problem) -> Sharded:
             given: dict[str, Any] = {f.name: getattr(one, f.name) for f in fields(Problem) if f.init}
             given["origin"] = replace(
                 one.origin,
                 identity={"model": bare, **one.origin.identity},
                 initial=None,
                 optimizer=None,  # of the length n, and asked by what needs whole vectors
-                other=one.origin.other and built(one.origin.other, wide),
+                other=one.origin.other and built(one.origin.other),
             )
-            share = _share([p for name, p in problem.model.named_parameters() if name in layout.names])
             return cls(**{**given, "share": share, "narrow": narrow, "wide": wide})
 
-        made = built(problem, wide)
-        return made if made._runs() else built(problem, narrow)
+        return built(problem)
 
     @cached_property
     def theta(self) -> Tensor:
@@ -244,14 +244,6 @@ class Sharded(Problem):
         refuse_wrong_slope(probe)
         return by_differences(self, probe, self._difference, "The parameters are sharded.")
 
-    def _runs(self) -> bool:
-        """Return whether the model runs in the wide dtype: it may hold float32 constants of its own."""
-        batch = self._batch(0, min(2, self.samples))
-        with contextlib.suppress(*UNKNOWN), torch.no_grad(), self._at(None):
-            self._micro(batch).outputs([])
-            return True
-        return False
-
     def _graph_bytes(self, samples: int) -> int:
         batch = self._batch(0, samples)
         return products.graph_bytes(lambda: self._slopes([(batch, False)], None))
@@ -284,7 +276,7 @@ class _Probe(Slopes):
     def _slope_and_loss(self, point: Tensor) -> Side:
         total, rows = self.problem._slopes([self.part], point)
         losses = torch.stack([row.sum() for row in rows.values()] or [torch.zeros((), dtype=torch.float64)])
-        return total, float(ranks().total(losses.sum()))
+        return total.to(point.dtype), float(ranks().total(losses.sum()))
 
 
 def _refuse(problem: Problem) -> None:
@@ -305,6 +297,24 @@ def _refuse(problem: Problem) -> None:
             f"The parameter `{single[0]}` is one number, without an axis to cut. Expected one axis or more with "
             "`--shard-parameters`. Give it the shape (1,), or leave that option out."
         )
+
+
+def _runs(problem: Problem, dtype: torch.dtype) -> bool:
+    """Return whether the model runs in a dtype (it may hold float32 constants of its own), tried with weights of 1.
+
+    Such weights take no memory; what was cut once cannot change its dtype.
+    """
+    named = dict(problem.model.named_parameters())
+    device = next(iter(named.values())).device
+    state = {
+        name: in_dtype(torch.ones((), dtype=p.dtype, device=device), dtype).expand(p.shape) for name, p in named.items()
+    }
+    state |= {name: in_dtype(buffer, dtype) for name, buffer in problem.model.named_buffers()}
+    few = placed(taken(problem.data.inputs, slice(0, 2)), device, dtype)
+    with contextlib.suppress(*UNKNOWN), torch.no_grad(), problem.measuring():
+        scores(called(problem.model, few, state))
+        return True
+    return False
 
 
 def _cut(model: nn.Module, device: torch.device) -> None:

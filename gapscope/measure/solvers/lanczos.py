@@ -93,9 +93,10 @@ class Room:
         if fitting[home] < min(asked, k + _SPARE):
             need = (3 * k + _SPARE) * each
             raise ProblemError(
-                f"A Krylov basis of {k + _SPARE} vectors of {operator.size:,} entries and {2 * k} Ritz vectors need "
+                f"A Krylov basis of {k + _SPARE} vectors of {operator.held:,} entries and {2 * k} Ritz vectors need "
                 f"{need / 1e9:.2g} GB; {places[home] / 1e9:.2g} GB are allowed for them, where {fitting[home]} fit. "
-                f"Raise `--memory-budget` to {math.ceil(20 * need / 1e9) / 10:.1f}GB, or ask for fewer eigenvalues."
+                f"Raise `--memory-budget` to {math.ceil(20 * need / 1e9) / 10:.1f}GB, ask for fewer eigenvalues, or "
+                "spread the vectors over more ranks of torchrun: `--shard-parameters`."
             )
         return min(asked, fitting[home]), home
 
