@@ -1,4 +1,4 @@
-"""What three processes do together for `test_distributed.py`; the first measures also by itself, to compare."""
+"""What three processes do together for `test_several_processes.py`; the first measures also by itself, to compare."""
 
 import json
 import sys

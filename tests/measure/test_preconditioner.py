@@ -51,7 +51,8 @@ def test_the_top_eigenvalue_is_that_of_the_dense_preconditioned_hessian(kind, op
     scale = 1 / np.sqrt((1 - 0.9**30) * (np.sqrt(second / (1 - 0.999**30)) + 1e-8))
     true = np.linalg.eigvalsh(scale[:, None] * dense_hessian(where) * scale)
     assert result.top.value == pytest.approx(true[-1], rel=1e-6)
-    assert result.bottom.value == pytest.approx(true[0], rel=1e-2)
+    bottom = float(result.bottom.value)  # a bound
+    assert bottom - float(result.bottom.numerical_error) <= true[0] <= bottom + 1e-9
     limit = (2 + 2 * 0.9) / ((1 - 0.9) * 0.01)
     assert result.stability.value == pytest.approx(true[-1] / limit, rel=1e-6)
     assert any("preconditioned by Adam's second moments" in note and "3800" in note for note in result.notes)

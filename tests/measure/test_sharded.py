@@ -18,7 +18,7 @@ from gapscope.measure.session import Session
 from gapscope.measure.sharded import Sharded, _of_others, _share, blocks
 from gapscope.report.file import read_report
 from tests.problems import ZOO, measure, softmax_regression
-from tests.test_distributed import torchrun
+from tests.test_several_processes import torchrun
 
 ROOT = Path(__file__).parents[2]
 SMALL = ROOT / "fixtures" / "digits-small-batch.pt"

@@ -68,7 +68,7 @@ def test_train_reads_its_own_table_and_the_keys_that_mean_the_same(run, tmp_path
         (("--epochs", "1", "--check-every", "0"), "`--check-every 0` was given. Expected 1 or more."),
         (("--epochs", "1", "--threads", "0"), "`--threads 0` was given. Expected 1 or more."),
         (("--epochs", "1", "--seeds", "0"), "`--seeds 0` was given. Expected 1 or more."),
-        (("--epochs", "1", "--save-state", "3x"), "The save state is `3x`. Expected a time, like 90s, 5m or 1h."),
+        (("--epochs", "1", "--save-state", "3x"), "The save state is `3x`. Expected a time, like 90s, 10min or 2h."),
         (("--epochs", "1", "-o", "none/x.pt"), "The folder of none/x.pt does not exist"),
         (("--epochs", "1", "-m", "mpl"), "Did you mean `mlp`?"),
         (("--epochs", "1", "-d", "digit"), "Did you mean `digits`?"),
