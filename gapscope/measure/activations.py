@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from gapscope.errors import ProblemError
 from gapscope.measure.batches import Batch, Inputs, called, count, taken
 from gapscope.measure.problem import Problem
-from gapscope.measure.ranks import TALL, Columns, Gram, Spectra
+from gapscope.measure.ranks import PIECE, TALL, Columns, Gram, Spectra, gram_multiply_adds, qr_multiply_adds
 
 View = Literal["flat", "channels"]
 Hook = Callable[[nn.Module, Any, Any], None]
@@ -62,29 +62,36 @@ class Layer:
     units: int
     per_sample: int  # columns of one sample
     dtype: torch.dtype
+    flat: bool  # a convolution by whole maps: of the chosen samples alone
     columns: int = 0
-    streamed: bool = True  # by its Gram matrix; else the columns are kept
+
+    @property
+    def streamed(self) -> bool:
+        """Return whether its Gram matrix is summed over the data: else the columns are fewer, and kept."""
+        return self.units <= self.columns
 
     @property
     def kept_bytes(self) -> int:
         """Return what the pass over the data holds for this layer."""
-        size = torch.finfo(self.dtype).bits // 8
-        return 8 * self.units * (self.units + 3) if self.streamed else size * self.units * self.columns
+        return 8 * (self.units + 1) ** 2 if self.streamed else self.dtype.itemsize * self.units * self.columns
 
     @property
     def work_bytes(self) -> int:
-        """Return what the spectrum takes beside it: copies of the Gram matrix, or blocks of the factorization."""
-        narrow = min(self.units, self.columns)
-        rows = min(TALL * narrow, max(self.units, self.columns)) + narrow
-        return 3 * 8 * (self.units**2 if self.streamed else narrow * rows)
+        """Return what the spectrum takes beside it: two Gram matrices and a piece, or blocks of a factorization."""
+        small, large = sorted((self.units, self.columns))
+        if self._factored:
+            return 3 * 8 * small * (min(TALL * small, large) + small)
+        return 8 * (2 * (small + 1) ** 2 + min(PIECE + small, small * large))
 
     @property
     def multiply_adds(self) -> int:
-        """Return units^2 columns for a Gram matrix, m n^2 (an eighth more in blocks) for a factorization."""
-        if self.streamed:
-            return self.units**2 * self.columns
-        wide, narrow = max(self.units, self.columns), min(self.units, self.columns)
-        return (wide + narrow * (-(-wide // (TALL * narrow)) - 1)) * narrow**2 * (1 + (self.units < self.columns))
+        """Return the multiply-adds of both spectra."""
+        small, large = sorted((self.units, self.columns))
+        return qr_multiply_adds(large, small) if self._factored else gram_multiply_adds(small, large)
+
+    @property
+    def _factored(self) -> bool:
+        return not self.streamed and self.dtype == torch.float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +135,7 @@ def layers(problem: Problem, view: View = "flat") -> tuple[tuple[Layer, ...], tu
                 units=next(iter(shapes))[0],
                 per_sample=max(1, columns // len(batch.targets)),
                 dtype=seen[0].dtype,
-                streamed=not convolution or view == "channels",
+                flat=convolution and view == "flat",
             )
         )
     return tuple(found), tuple(name for name in named if name not in watched.outputs and name not in watched.repeated)
@@ -257,10 +264,10 @@ class Plan:
         """Group the layers into passes; raises ProblemError where one alone is beyond the memory budget."""
         passes: list[list[Layer]] = [[]]
         for layer in wanted:
-            samples = problem.samples if layer.streamed and not only_chosen else len(chosen)
+            samples = len(chosen) if layer.flat or only_chosen else problem.samples
             sized = replace(layer, columns=layer.per_sample * samples)
             if peak([sized]) > problem.memory_budget:
-                what = f"Gram matrix of {layer.units:,} units" if layer.streamed else f"{sized.columns:,} columns"
+                what = f"Gram matrix of {layer.units:,} units" if sized.streamed else f"{sized.columns:,} columns"
                 raise ProblemError(
                     f"The layer `{layer.name}` of {layer.units:,} units needs {peak([sized]):,} bytes for its {what}. "
                     f"Expected at most the memory budget of {problem.memory_budget:,}. Raise `--memory-budget`"
@@ -270,13 +277,7 @@ class Plan:
             if peak([*passes[-1], sized]) > problem.memory_budget:
                 passes.append([])
             passes[-1].append(sized)
-        return cls(
-            problem=problem,
-            view=view,
-            chosen=chosen,
-            only_chosen=only_chosen,
-            passes=tuple(tuple(group) for group in passes),
-        )
+        return cls(problem=problem, view=view, chosen=chosen, only_chosen=only_chosen, passes=tuple(map(tuple, passes)))
 
     @property
     def multiply_adds(self) -> int:
@@ -304,8 +305,7 @@ def _stream(plan: Plan, group: Sequence[Layer]) -> dict[str, Gram | Columns]:
     chosen = torch.zeros(problem.samples, dtype=torch.bool)
     chosen[plan.chosen] = True
     # samples that no layer asks for need no forward pass, unless BatchNorm looks at its whole micro-batch
-    few = plan.only_chosen or not (any(layer.streamed for layer in group) or by_batch(problem))
-    hooked = tuple({module: None for module, _ in at})
+    few = plan.only_chosen or not (any(not layer.flat for layer in group) or by_batch(problem))
     calls: Counter[nn.Module] = Counter()
     rows, size = torch.empty(0), 0
     inputs: Inputs = rows
@@ -316,18 +316,19 @@ def _stream(plan: Plan, group: Sequence[Layer]) -> dict[str, Gram | Columns]:
         produced = first_tensor(output)
         if layer is None or produced is None:
             return
-        if layer.streamed:
-            matrix = produced.movedim(1, -1) if layer.convolution else produced
-            real = filled(inputs, matrix.shape[:-1])
-            kept[layer.name].add(matrix.reshape(-1, layer.units) if real is None else matrix[real])
-        else:
+        if layer.flat:
             each, left = divmod(len(produced), size)  # more than 1 where the model folds a dimension into the samples
             if left:
                 raise ProblemError(
                     f"The layer `{layer.name}` returned {len(produced)} maps of {size} samples. Expected a multiple, "
                     "sample by sample. Take `--view channels`, or leave it out with `--layers`."
                 )
-            kept[layer.name].add(produced.reshape(size, each, layer.units)[rows].reshape(-1, layer.units))
+            matrix = produced.reshape(size, each, layer.units)[... if few else rows].reshape(-1, layer.units)
+        else:
+            matrix = produced.movedim(1, -1) if layer.convolution else produced
+            real = filled(inputs, matrix.shape[:-1])
+            matrix = matrix.reshape(-1, layer.units) if real is None else matrix[real]
+        kept[layer.name].add(matrix)
 
     def per_batch(batch: Batch) -> Tensor:
         nonlocal rows, size, inputs
@@ -335,10 +336,9 @@ def _stream(plan: Plan, group: Sequence[Layer]) -> dict[str, Gram | Columns]:
         rows = chosen[batch.start : batch.stop].nonzero().squeeze(1).to(problem.device)
         inputs = taken(batch.inputs, rows) if few else batch.inputs
         size = count(inputs)
-        rows = torch.arange(size, device=rows.device) if few else rows
         # hooked for this call only: the loop runs the model for itself too, to find out the size of a micro-batch
         if size:
-            with _hooked(hooked, hook):
+            with _hooked([*dict.fromkeys(module for module, _ in at)], hook):
                 _forward(problem, inputs)
         return torch.tensor(float(size))
 

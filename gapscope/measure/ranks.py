@@ -1,8 +1,10 @@
 """How many directions a matrix of activations uses: ranks of a spectrum at a stated cut, and ranks without one.
 
-A spectrum comes with its noise floor: what a float64 Gram matrix (sqrt(units eps) sigma_1, about 1e-8 sigma_1 for few
-units: squaring halves the digits) or a QR factorization (max(m, n) eps sigma_1) cannot tell from zero.  Values under
-it are 0 here.  The factor in front of eps is gapscope's own choice: LAPACK's bound for eigenvalues of h x h matrices.
+A spectrum comes with its noise floor: what the float64 Gram matrix of the smaller side k (sqrt(k eps) sigma_1, about
+1e-8 sigma_1 for few units: squaring halves the digits) or, for columns in float64, a QR factorization
+(max(m, n) eps sigma_1) cannot tell from zero.  Values under it are 0 here.  Of float32 activations the Gram matrix
+loses nothing: the smaller side times their own eps lies above its floor.  The factor in front of eps is gapscope's own
+choice: LAPACK's bound for eigenvalues of k x k matrices.
 """
 
 import math
@@ -13,22 +15,39 @@ from typing import Literal
 
 import numpy as np
 import torch
+from scipy.linalg import eigvalsh_tridiagonal, lapack
 from torch import Tensor
 
 from gapscope.errors import UsageError
 from gapscope.measure.distributed import ranks
 from gapscope.results import Array
 
-# rows of a block, in columns of the matrix: an eighth more work than one factorization, a ninth of its memory
+# rows of a block of a QR factorization, in columns of the matrix: an eighth more work than one, a ninth of its memory
 TALL = 8
-# float64 copies of activations are made in pieces of this many numbers
-_PIECE = 4_000_000
+# float64 copies of activations are made in pieces of this many numbers: 8 MB, to be multiplied from a cache
+PIECE = 1_000_000
+# rows of a Gram matrix that are multiplied at once, from the diagonal on: 5/8 of its products at 512 units
+_STRIP = 128
 EPS = float(np.finfo(np.float64).eps)
 
 
 def gram_floor(units: int) -> float:
     """Return the smallest sigma / sigma_1 that a float64 Gram matrix of this many units can tell from zero."""
     return math.sqrt(max(units, 1) * EPS)
+
+
+def gram_multiply_adds(small: int, large: int) -> int:
+    """Return those of half a Gram matrix of the smaller side, in strips, and of its reduction to tridiagonal form.
+
+    The reduction takes 2/3 k^3 (LAPACK's dsytrd), half of them matrix-vector products; both spectra come from one.
+    """
+    return large * sum(min(_STRIP, small - at) * (small - at) for at in range(0, small, _STRIP)) + 2 * small**3 // 3
+
+
+def qr_multiply_adds(rows: int, columns: int) -> int:
+    """Return m n^2 - n^3 / 3 for every block of rows (dgeqrf), and 4/3 n^3 (dgebrd) for each of both spectra."""
+    blocks = -(-rows // (TALL * columns))
+    return (rows + (blocks - 1) * columns) * columns**2 - blocks * columns**3 // 3 + 8 * columns**3 // 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,57 +167,48 @@ class Spectra:
 
 
 class Gram:
-    """A A', sums, least and greatest value of every unit, accumulated in float64 on the device."""
+    """A A' and, in a row above it, the sums of every unit: upper triangle, accumulated in float64 on the device."""
 
     def __init__(self) -> None:
-        self.gram: Tensor | None = None  # (units, units)
+        self.gram: Tensor | None = None  # (1 + units, 1 + units)
         self.columns = 0
 
     def add(self, matrix: Tensor) -> None:
         """Add columns, given as rows (columns, units)."""
-        for piece in torch.split(matrix, max(1, _PIECE // matrix.shape[1])):
-            block = _double(piece)
-            if self.gram is None:
-                self.gram = block.new_zeros(block.shape[1], block.shape[1])
-                self.sums, self.least, self.greatest = block.new_zeros(block.shape[1]), block[0], block[0]
-            self.gram.addmm_(block.T, block)
-            self.sums += block.sum(0)
-            self.least, self.greatest = self.least.minimum(block.amin(0)), self.greatest.maximum(block.amax(0))
-            self.columns += len(block)
+        if not len(matrix):
+            return
+        if self.gram is None:
+            self.gram = _bordered(matrix.shape[1], matrix)
+            self.first = matrix[0].clone()  # an activation may write in place
+            self.still = torch.ones_like(self.first, dtype=torch.bool)
+        self.still &= (matrix == self.first).all(0)
+        for piece in torch.split(matrix, -(-PIECE // matrix.shape[1])):
+            block = piece.to(self.gram.device).double()
+            _add_square(self.gram, block)
+            self.gram[0, 1:] += block.sum(0)
+        self.columns += len(matrix)
 
     def joined(self, device: torch.device) -> "Gram":
         """Add up what each process has seen."""
         group = ranks()
         if group.count == 1:
             return self
-        own = None if self.gram is None else torch.cat([self.gram, self.sums[None]])
-        whole = group.summed(lambda: own, device)
-        self.gram, self.sums = whole[:-1], whole[-1]
-        seen = group.gathered((self.columns, *((self.least.cpu(), self.greatest.cpu()) if self.columns else ())))
-        self.least = torch.stack([one[1] for one in seen if one[0]]).amin(0)
-        self.greatest = torch.stack([one[2] for one in seen if one[0]]).amax(0)
+        self.gram = group.summed(lambda: self.gram, device)
+        seen = group.gathered((self.columns, *((self.first.cpu(), self.still.cpu()) if self.columns else ())))
+        firsts, still = (torch.stack([one[i] for one in seen if one[0]]) for i in (1, 2))
+        self.still = still.all(0) & (firsts == firsts[0]).all(0)
         self.columns = sum(one[0] for one in seen)
         return self
 
     def spectra(self) -> Spectra:
         """Take both spectra from the one Gram matrix: A P A' = A A' - s s' / columns."""
         assert self.gram is not None
-        plain = _roots(self.gram, self.columns)
-        centred = _roots(self.gram.addr_(self.sums, self.sums, alpha=-1 / self.columns), self.columns)
-        floor = gram_floor(len(self.gram)) * float(plain.max())
-        dead = float((self.least == self.greatest).double().mean())
-        return Spectra(Spectrum.of(plain, floor), Spectrum.of(centred, floor), self.columns, dead)
-
-
-def _roots(gram: Tensor, columns: int) -> Array:
-    rank = min(len(gram), columns)
-    if not bool(gram.isfinite().all()):
-        return np.full(rank, np.nan)
-    return np.asarray(torch.linalg.eigvalsh(gram)[-rank:].clamp(min=0).sqrt().cpu().numpy())
+        dead = float(self.still.double().mean())
+        return _from_gram(self.gram, min(len(self.gram) - 1, self.columns), self.columns, dead, streamed=True)
 
 
 class Columns:
-    """The columns themselves, in the activations' own type; their spectrum by blocked QR in float64."""
+    """The columns themselves, in the activations' own type, of which there are fewer than units."""
 
     def __init__(self) -> None:
         self.parts: list[Tensor] = []
@@ -227,41 +237,106 @@ class Columns:
         return self
 
     def spectra(self) -> Spectra:
-        """Factor A = Q R: the singular values of A P are those of R P."""
-        columns, units = sum(len(part) for part in self.parts), self.parts[0].shape[1]
-        least = torch.stack([part.amin(0) for part in self.parts]).amin(0)
-        greatest = torch.stack([part.amax(0) for part in self.parts]).amax(0)
-        still = float((least == greatest).float().mean())
-        rank = min(units, columns)
+        """Take both spectra from A'A: that of A P is of P A'A P; from R of A = Q R where the columns are float64."""
+        columns, units = sum(map(len, self.parts)), self.parts[0].shape[1]
+        first, dead = self.parts[0][0], self._dead()
+        rank, exact = min(units, columns), first.dtype == torch.float64
+        if not exact:
+            gram = _bordered(columns, first)
+            gram[0, 1:] = 1
+            for block in self._blocks(-(-PIECE // columns)):
+                _add_square(gram, block)
+            return _from_gram(gram, rank, columns, dead, streamed=False)
         if not all(bool(part.isfinite().all()) for part in self.parts):
-            nothing = Spectrum(np.full(rank, np.nan), np.nan)
-            return Spectra(nothing, nothing, columns, still)
-        if units >= columns:
-            step = TALL * columns
-            blocks = (
-                torch.cat([_double(part[:, start : start + step]) for part in self.parts]).T
-                for start in range(0, units, step)
-            )
-            factor = _triangle(blocks)
-            plain, middle = _values(factor), _values(factor - factor.mean(1, keepdim=True))
-        else:
-            mean = sum(_double(part).sum(0) for part in self.parts) / columns
-            plain = _values(_triangle(_double(part) for part in self._regrouped()))
-            middle = _values(_triangle(_double(part) - mean for part in self._regrouped()))
-        floor = max(units, columns) * EPS * float(plain.max())
-        return Spectra(Spectrum.of(plain, floor), Spectrum.of(middle, floor), columns, still)
+            return _spectra(np.full(rank, np.nan), np.full(rank, np.nan), math.nan, columns, dead)
+        factor = _triangle(self._blocks(TALL * columns))
+        plain, centred = _values(factor), _values(factor - factor.mean(1, keepdim=True))
+        return _spectra(plain, centred, max(units, columns) * EPS, columns, dead)
 
-    def _regrouped(self) -> Iterator[Tensor]:
-        """Yield the columns in blocks of about `TALL` x units: small micro-batches would each cost a factorization."""
-        waiting: list[Tensor] = []
-        rows = TALL * self.parts[0].shape[1]
-        for part in self.parts:
-            for piece in torch.split(part, rows):
-                if waiting and sum(map(len, waiting)) + len(piece) > rows:
-                    yield torch.cat(waiting)
-                    waiting = []
-                waiting.append(piece)
-        yield torch.cat(waiting)
+    def _dead(self) -> float:
+        """Return the share of units with one value; few are left to look at after eight columns."""
+        first = self.parts[0][0]
+        units = torch.arange(len(first), device=first.device)
+        for part in (self.parts[0][:8], *self.parts):
+            units = units[(part[:, units] == first[units]).all(0)]
+        return len(units) / len(first)
+
+    def _blocks(self, units: int) -> Iterator[Tensor]:
+        """Yield so many rows (units, columns) of the matrix at a time in float64, written over by the next."""
+        widest = self.parts[0].shape[1]
+        block = _empty((sum(map(len, self.parts)), min(units, widest)), self.parts[0])
+        for start in range(0, widest, units):
+            seen = block[:, : widest - start]
+            at = 0
+            for part in self.parts:
+                seen[at : at + len(part)] = part[:, start : start + units]
+                at += len(part)
+            yield seen.T
+
+
+def _spectra(plain: Array, centred: Array, floor: float, columns: int, dead: float) -> Spectra:
+    """Return both with one floor, given as a share of the largest value: centring starts from the same rounding."""
+    absolute = floor * float(plain.max())
+    return Spectra(Spectrum.of(plain, absolute), Spectrum.of(centred, absolute), columns, dead)
+
+
+def _empty(shape: tuple[int, int], like: Tensor) -> Tensor:
+    device = "cpu" if like.device.type == "mps" else like.device  # no float64 on mps
+    return torch.empty(shape, dtype=torch.float64, device=device)
+
+
+def _bordered(size: int, like: Tensor) -> Tensor:
+    return _empty((size + 1, size + 1), like).zero_()
+
+
+def _add_square(gram: Tensor, block: Tensor) -> None:
+    """Add B'B to the upper triangle of a bordered Gram matrix, for a block of rows."""
+    inner = gram[1:, 1:]
+    for start in range(0, len(inner), _STRIP):
+        inner[start : start + _STRIP, start:].addmm_(block[:, start : start + _STRIP].T, block[:, start:])
+
+
+def _from_gram(gram: Tensor, rank: int, columns: int, dead: float, *, streamed: bool) -> Spectra:
+    """Return the spectra of a matrix from [0 g'; g G], of which the upper triangle is given, and written over.
+
+    Centring takes s s' / columns from G = A A', with g = s; or projects G = A'A on what is orthogonal to g = (1 .. 1).
+    On the CPU both come from one tridiagonal matrix: the reflection with which its reduction begins turns g into a
+    multiple of e_1, so that centring changes one entry, or drops a row (1.1 k^3 multiply-adds' time, where each
+    `eigvalsh` of k = 1,024 takes 2.6 k^3).
+    """
+    if not bool(gram.diagonal().isfinite().all()):  # sums of squares: they bound all else
+        return _spectra(np.full(rank, np.nan), np.full(rank, np.nan), math.nan, columns, dead)
+    size = len(gram) - 1
+    if gram.device.type == "cpu":
+        work = int(lapack.dsytrd_lwork(size + 1, lower=1)[0])
+        _, diagonal, beside, _, _ = lapack.dsytrd(gram.numpy().T, lower=1, lwork=work, overwrite_a=1)
+        plain = _tridiagonal(diagonal[1:], beside[1:])
+        if streamed:
+            diagonal[1] -= beside[0] ** 2 / columns
+            centred = _tridiagonal(diagonal[1:], beside[1:])
+        else:
+            centred = np.append(_tridiagonal(diagonal[2:], beside[2:]), 0.0)
+    else:
+        plain, centred = _on_device(gram, columns, streamed=streamed)
+    plain, centred = (np.sqrt(np.sort(values)[::-1][:rank].clip(min=0)) for values in (plain, centred))
+    return _spectra(plain, centred, gram_floor(size), columns, dead)
+
+
+def _tridiagonal(diagonal: Array, beside: Array) -> Array:
+    return np.asarray(eigvalsh_tridiagonal(diagonal, beside)) if len(diagonal) > 1 else diagonal.copy()
+
+
+def _on_device(gram: Tensor, columns: int, *, streamed: bool) -> tuple[Array, Array]:
+    """Return the eigenvalues of a bordered Gram matrix, and those after centring, by the device's own solver."""
+    border, inner = gram[0, 1:], gram[1:, 1:]
+    plain = torch.linalg.eigvalsh(inner, UPLO="U")
+    if streamed:
+        inner.addr_(border, border, alpha=-1 / columns)
+    else:
+        inner = inner.triu() + inner.triu(1).T
+        inner -= inner.mean(0)
+        inner -= inner.mean(1, keepdim=True)
+    return plain.cpu().numpy(), torch.linalg.eigvalsh(inner, UPLO="U").cpu().numpy()
 
 
 def _triangle(blocks: Iterator[Tensor]) -> Tensor:
@@ -275,7 +350,3 @@ def _triangle(blocks: Iterator[Tensor]) -> Tensor:
 
 def _values(factor: Tensor) -> Array:
     return np.asarray(torch.linalg.svdvals(factor).cpu().numpy())
-
-
-def _double(matrix: Tensor) -> Tensor:
-    return (matrix.cpu() if matrix.device.type == "mps" else matrix).double()  # no float64 on mps

@@ -59,6 +59,27 @@ def test_what_rounding_leaves_of_a_singular_gram_matrix_lies_under_the_floor(uni
     assert (spectra(Gram, column @ matrix(1, 50, 3)).plain.values[1:] == 0).all()
 
 
+def test_columns_in_float32_have_the_floor_of_the_smaller_side():
+    """sqrt(k eps64) of a Gram matrix lies under k eps32, so that no numerical rank of float32 activations changes."""
+    found = spectra(Columns, matrix(60, 12, dtype=torch.float32)).plain
+    assert found.floor == pytest.approx(ranks.gram_floor(12) * found.top)
+    assert found.floor < 12 * np.finfo(np.float32).eps * found.top
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 200])
+def test_one_tridiagonal_matrix_has_both_spectra_that_two_eigenvalue_problems_have(size, streamed):
+    a = matrix(size, size + 5) + 1
+    gram = ranks._bordered(size, a)
+    ranks._add_square(gram, a.T)
+    gram[0, 1:] = a.sum(1) if streamed else 1
+    pair = ranks._on_device(gram.clone(), a.shape[1], streamed=streamed)
+    one = ranks._from_gram(gram, size, a.shape[1], 0.0, streamed=streamed)
+    for got, squares in zip((one.plain, one.centred), pair, strict=True):
+        true = np.sqrt(squares[::-1].clip(min=0))
+        assert got.values**2 == pytest.approx(true**2, abs=one.plain.floor**2)
+
+
 @pytest.mark.parametrize("kind", [Gram, Columns])
 def test_units_that_never_change_are_dead(kind):
     a = matrix(6, 30)

@@ -48,7 +48,7 @@ class NearRank:
     while there are fewer columns than units, more columns alone lower the smallest singular value.
     """
 
-    # Cost: one forward pass, and units^2 columns multiply-adds a dense layer, units samples^2 a flat convolution.
+    # Cost: one forward pass, and half of k^2 m + 4/3 k^3 multiply-adds a layer whose sides are k <= m.
     # Source: Oyedotun et al.; cuts, centring, views and the choice of outputs are gapscope's own (definitions.md, 4).
 
     name: ClassVar[str] = "near-rank"
@@ -100,10 +100,10 @@ class NearRank:
         size = self._own_batch_size(context, problem) if self.own_batch else self.samples
         found, unseen = activations.layers(problem, self.view)
         wanted = self._wanted(found)
-        floors = {layer.name: ranks.gram_floor(layer.units) for layer in wanted if layer.streamed}
-        self._refuse_under_the_floor(cuts, floors)
         chosen = activations.chosen_samples(problem.samples, size, self.sample_seed)
         plan = activations.Plan.of(problem, wanted, self.view, chosen, only_chosen=self.own_batch)
+        sized = [layer for group in plan.passes for layer in group if not layer.flat]
+        self._refuse_under_the_floor(cuts, {x.name: ranks.gram_floor(min(x.units, x.columns)) for x in sized})
         context.monitor.begin("near-rank", len(plan.passes))
         if plan.multiply_adds > LONG_WORK:
             context.monitor.plan(
@@ -263,7 +263,7 @@ class NearRank:
 
         notes = []
         total, size = plan.problem.samples, len(plan.chosen)
-        kept = [one.layer.name for one in measured if not one.layer.streamed]
+        kept = [one.layer.name for one in measured if one.layer.flat]
         if self.own_batch:
             notes.append(
                 f"own batch: {size:,} of {total:,} samples (seed {self.sample_seed}), counts divided by "
