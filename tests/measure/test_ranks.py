@@ -89,8 +89,17 @@ def test_units_that_never_change_are_dead(kind):
 
 
 @pytest.mark.parametrize("kind", [Gram, Columns])
-def test_nonfinite_activations_have_no_spectrum_and_no_ranks(kind):
-    a = matrix(4, 9)
+def test_a_micro_batch_of_padding_alone_changes_nothing(kind):
+    a, found = matrix(6, 30), kind()
+    for piece in (a.T[:0], a.T, a.T[:0]):
+        found.add(piece)
+    assert np.array_equal(found.spectra().plain.values, spectra(kind, a, 30).plain.values)
+
+
+@pytest.mark.parametrize("kind", [Gram, Columns])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nonfinite_activations_have_no_spectrum_and_no_ranks(kind, dtype):
+    a = matrix(4, 9, dtype=dtype)
     a[1, 2] = math.nan
     found = spectra(kind, a).plain
     assert not found.finite
