@@ -1,8 +1,10 @@
+import ctypes
 import math
 
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import lapack
 
 from gapscope.errors import UsageError
 from gapscope.measure import ranks
@@ -57,6 +59,20 @@ def test_gram_and_svd_agree_above_the_noise_floor_and_only_qr_sees_below_it():
 def test_what_rounding_leaves_of_a_singular_gram_matrix_lies_under_the_floor(units):
     column = matrix(units, 1)
     assert (spectra(Gram, column @ matrix(1, 50, 3)).plain.values[1:] == 0).all()
+
+
+def test_scipys_blas_takes_the_threads_of_torch():
+    library = ctypes.CDLL(lapack._flapack.__file__)
+    told, asked = (getattr(library, f"scipy_openblas_{verb}_num_threads", None) for verb in ("set", "get"))
+    if told is None or asked is None:
+        pytest.skip("this SciPy brings no OpenBLAS of its own")
+    before = asked()
+    try:
+        told(torch.get_num_threads() + 1)
+        spectra(Gram, matrix(3, 5))
+        assert asked() == torch.get_num_threads()
+    finally:
+        told(before)
 
 
 def test_columns_in_float32_have_the_floor_of_the_smaller_side():
