@@ -88,18 +88,18 @@ def estimate(
     mean, shares = problem.mean_and_rows(one.whole, group)
     passes = [one.moments(mean)]
     while True:
-        values = np.mean([one[0] for one in passes], axis=0)
-        variances, squares, pairs = (np.sum([one[row] for one in passes], axis=0) for row in (1, 2, 3))
+        values = np.mean([found[0] for found in passes], axis=0)
+        variances, squares, pairs = (np.sum([found[row] for found in passes], axis=0) for row in (1, 2, 3))
         # Satterthwaite: the variances of the pieces are known from two numbers each, and two may be alike by chance
         freedom = np.minimum(np.divide(variances**2, squares, out=pairs.copy(), where=squares > 0), pairs)
-        errors = np.sqrt(variances) / len(passes) * [caution(one) for one in freedom]
+        errors = np.sqrt(variances) / len(passes) * [caution(each) for each in freedom]
         trace, error = float(values[-1]), float(errors[-1])
         watch(len(passes), trace, error)
         known = freedom[-1] >= FREEDOM and error <= tolerance * max(abs(trace), least)
         if known or len(passes) >= most or not math.isfinite(trace):
             return Traces(trace, error, values[:-1], errors[:-1], np.asarray(shares.T.numpy()), len(passes))
-        another = replace(one, seed=_seed(rng), shared=False)
-        passes.append(another.moments(problem.mean(lambda batch, one=another: one.whole(batch)[0], size=group)))
+        one = replace(one, seed=_seed(rng), shared=False)
+        passes.append(one.moments(problem.mean(one.sums, size=group)))
 
 
 def piece(problem: Problem) -> int:
@@ -129,7 +129,7 @@ class _Pass:
             scale, roots = _roots(self.problem, torch.cat([one.detach() for one in outputs]), batch.targets)
             total = torch.zeros(4, len(self.blocks), dtype=self.blocks.dtype, device=self.blocks.device)
             rows = []
-            for i, (one, root) in enumerate(zip(outputs, roots.split(self.size), strict=True)):
+            for i, (one, root) in enumerate(zip(outputs, torch.split(roots, self.size), strict=True)):
                 cotangents = self._cotangents(root, batch.start + i * self.size, one)
                 found, shares = _pulled(one, own, cotangents, shared=self.shared)
                 squares = [torch.stack([_norm(part) for part in parts]).square() for parts in found]
@@ -137,6 +137,10 @@ class _Pass:
                 rows.append(scale * shares)
                 outputs[i] = one.detach()  # with it goes its graph
         return total, torch.cat(rows)
+
+    def sums(self, batch: Batch) -> Tensor:
+        """Return the first of `whole`."""
+        return self.whole(batch)[0]
 
     def moments(self, mean: Tensor) -> Array:
         """Return values by block and in all, their variances, the squares of these, and the pieces (4, blocks + 1)."""
@@ -208,7 +212,8 @@ def _seed(rng: Generator) -> int:
 
 
 def _norm(part: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(part, dtype=_wide(part))
+    norm: Tensor = torch.linalg.vector_norm(part, dtype=_wide(part))
+    return norm
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
