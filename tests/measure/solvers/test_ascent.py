@@ -189,6 +189,15 @@ def test_the_ascent_is_never_below_a_known_maximum_even_where_its_own_steps_are_
     assert found.evaluations == len(calls)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_single_start_counts_as_one_of_the_gradients(seed):
+    matrix = torch.randn(SIZE, SIZE, generator=rng(seed), dtype=torch.float64)
+    objective, calls = counted(lambda y: torch.cos(matrix @ y).sum() + (matrix[0] @ y))
+    start = torch.randn(SIZE, generator=rng(seed), dtype=torch.float64)
+    found = ascent(objective, torch.ones(SIZE, dtype=torch.float64), float(SIZE), [start], evaluations=8)
+    assert found.evaluations == len(calls) <= 7
+
+
 def test_from_several_starts_the_best_end_counts():
     """A ridge: of the box's maxima each start finds its own."""
     heights = torch.tensor([1.0, 3.0, 2.0])
