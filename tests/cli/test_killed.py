@@ -1,12 +1,14 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from gapscope.cli import resuming
 from gapscope.measure import resume
 from tests.stored import stored
+from tests.test_distributed import torchrun
 
 # the console script with a file from the first part on, killed after so many records
 KILLED = """
@@ -22,6 +24,15 @@ resume.Parts._append = counted
 from gapscope.__main__ import main
 main(sys.argv[2:])
 """
+
+# of two processes: the first kills the other, torchrun and itself
+TWO = KILLED.replace(
+    "        os.kill(os.getpid(), signal.SIGKILL)",
+    "        for pid in (int(open('other').read()), os.getppid(), os.getpid()): os.kill(pid, signal.SIGKILL)",
+).replace(
+    "from gapscope.__main__",
+    "if os.environ['RANK'] == '1': open('other', 'w').write(str(os.getpid()))\nfrom gapscope.__main__",
+)
 
 
 def script(after, *words):
@@ -43,6 +54,21 @@ def test_work_that_was_killed_again_and_again_comes_to_the_same_bytes(run, small
     assert "finished parts are in cut.h5.state" in outcome.err
     assert stored(tmp_path / "cut.h5") == stored(tmp_path / "whole.h5")
     assert not (tmp_path / "cut.h5.state").exists()
+
+
+def test_two_processes_that_were_killed_go_on_to_the_same_bytes(small, tmp_path):
+    (tmp_path / "two.py").write_text(TWO)
+    words = ("eigenvalues", small, "--limit", 100, "--threads", 1, "-o")
+    whole = torchrun(2, *words, "whole.h5", "-q", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    killed = torchrun(2, Path("two.py"), 9, *words, "cut.h5", "-q", cwd=tmp_path)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "cut.h5").exists()
+    resumed = torchrun(2, *words, "cut.h5", "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed: 8 finished parts are in cut.h5.state" in resumed.stderr
+    assert stored(tmp_path / "cut.h5") == stored(tmp_path / "whole.h5")
+    assert list(tmp_path.glob("*.state")) == []
 
 
 def test_other_work_in_its_place_is_left_aside(run, small, tmp_path):
