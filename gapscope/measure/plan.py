@@ -13,7 +13,7 @@ from typing import Any, cast
 from gapscope.errors import GapscopeError
 from gapscope.measure.context import second_order
 from gapscope.measure.pace import Pace
-from gapscope.measure.probe import SAMPLES
+from gapscope.measure.probe import bytes_of, samples_of
 from gapscope.measure.problem import Problem
 
 WORKING = 6  # vectors (n,), half of them in float64, that any solver and the loop over data hold
@@ -21,7 +21,6 @@ WORKING = 6  # vectors (n,), half of them in float64, that any solver and the lo
 # every sample, which verifies an eigenpair; measured on ResNet-20 (117 and 550 MB, where one graph is 96 MB)
 FIRST, SECOND = 1.25, 6.0
 HELD = 1.12  # of a kept graph: what it takes over the tensors that it saves
-PROBED = 4.7  # graphs in float64 that the probe of the second derivatives holds: 914 MB for 32 images
 KRYLOV = 30  # vectors: few runs need more
 FEWEST = 12  # products under which none is started: the estimators' own least, and Lanczos would show nothing
 MANY, BESIDE = 10, 0.15  # passes from which on an analyzer takes dense work and errors beside them, and its seconds
@@ -65,8 +64,7 @@ def peak_bytes(problem: Problem, analyzer: Any) -> int:
         return working_bytes(problem, FIRST)
     vector = problem.size * problem.theta.element_size()
     basis = min(problem.memory_budget // 2, min(getattr(analyzer, "max_matvecs", 0), KRYLOV) * vector)
-    wide = 8 / problem.theta.element_size()  # the probe is in float64
-    probe = int(min(SAMPLES, problem.samples) * problem.graph_bytes_per_sample * PROBED * wide)
+    probe = bytes_of(problem, samples_of(problem))
     return max(probe, working_bytes(problem, SECOND) + int(HELD * graph_bytes(problem)) + basis)
 
 

@@ -16,7 +16,9 @@ from gapscope.measure.batches import Batch
 if TYPE_CHECKING:
     from gapscope.measure.problem import Problem
 
-SAMPLES = 32
+SAMPLES, FEWEST = 32, 4
+BYTES = 200_000_000  # that the probe may take: fewer samples of large graphs
+HELD = 4.7  # graphs in float64 that are held at once: 914 MB for 32 images of ResNet-20
 Side = tuple[Tensor, float]  # gradient (n,) and loss on one side of the point
 UNKNOWN = (RuntimeError, TypeError, NotImplementedError)  # what autograd raises for a derivative that it has not
 
@@ -249,7 +251,18 @@ class Probe(Slopes):
 
 def micro_batch(problem: "Problem") -> Batch:
     """Return up to 32 samples spread over the data."""
-    return problem.picked(torch.linspace(0, problem.samples - 1, min(SAMPLES, problem.samples)).long())
+    return problem.picked(torch.linspace(0, problem.samples - 1, samples_of(problem)).long())
+
+
+def samples_of(problem: "Problem") -> int:
+    """Return how many samples are probed: by sizes alone, 4 or more."""
+    fitting = int(BYTES / bytes_of(problem, 1))
+    return min(SAMPLES, max(FEWEST, fitting), problem.samples)
+
+
+def bytes_of(problem: "Problem", samples: int) -> int:
+    """Return what the probe of so many samples takes, in float64."""
+    return int(samples * problem.graph_bytes_per_sample * HELD * 8 / problem.theta.element_size())
 
 
 def _first_line(error: Exception) -> str:

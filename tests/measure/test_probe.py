@@ -4,9 +4,10 @@ from torch import nn
 from torch.autograd import Function
 
 from gapscope.errors import ProblemError
+from gapscope.measure import probe
 from gapscope.measure.loading import Loss
 from tests.awkward import Cube, SilentCube
-from tests.problems import problem
+from tests.problems import ZOO, problem
 
 DTYPES = [torch.float32, torch.float64]
 CUBES = Loss("cubes", lambda outputs, targets: SilentCube.apply(outputs - targets).mean(1))
@@ -130,3 +131,13 @@ def test_a_kernel_that_is_wrong_in_float32_alone_is_found():
 def test_what_overflows_in_float32_alone_is_no_fault_of_its_kernels():
     given = problem(nn.Linear(3, 1), torch.full((4, 3), 1e30), torch.zeros(4), "mse")
     assert given.derivatives.method == "exact"
+
+
+def test_fewer_samples_of_large_graphs_are_probed(monkeypatch):
+    given = ZOO["tanh mlp"].problem(samples=50)
+    each = probe.bytes_of(given, 1)
+    assert probe.samples_of(given) == 32
+    monkeypatch.setattr(probe, "BYTES", 10 * each)
+    assert probe.samples_of(given) == len(probe.micro_batch(given).targets) == 10
+    monkeypatch.setattr(probe, "BYTES", each)
+    assert [probe.samples_of(one) for one in (given, ZOO["tanh mlp"].problem(samples=3))] == [4, 3]
