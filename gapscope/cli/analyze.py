@@ -1,6 +1,7 @@
 """`gapscope analyze`: every measurement of one checkpoint, on one loaded problem."""
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +86,11 @@ def chosen(own: Own) -> list[str]:
 def analyze_and_print(checkpoint: Path, common: Common, own: Own, configuration: Configuration) -> int:
     """Measure, writing after each analyzer, and print the report; exit code 2 where one could not be measured."""
     wanted = chosen(own)
+    started = time.monotonic()
     job = prepare(checkpoint, common)
     analyzers = configured(wanted, configuration)
     context = job.context(analyzers)
-    plan = planned(context, analyzers, common)
+    plan = planned(context, analyzers, common, started)
     if common.dry_run:
         show_plan(plan, job.path, common)
         return 0

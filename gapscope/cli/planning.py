@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ class Planned:
     fits: "tuple[Fit, ...]"
     speed: "Pace"
     budget: float  # seconds
-    started: float = field(default_factory=time.monotonic)
+    started: float
 
     @property
     def seconds(self) -> float:
@@ -61,13 +61,12 @@ class Planned:
         return replace(result, notes=(*result.notes, note))
 
 
-def planned(context: "Context", analyzers: Sequence[Any], common: Common) -> Planned:
-    """Time one product, and return the plan; the time that this takes is of the budget."""
+def planned(context: "Context", analyzers: Sequence[Any], common: Common, started: float) -> Planned:
+    """Time passes of every kind, and return the plan; the time since the start of the command is of the budget."""
     from gapscope.measure.distributed import ranks
     from gapscope.measure.pace import pace
     from gapscope.measure.plan import kinds, plan
 
-    started = time.monotonic()
     budget = math.inf if common.time_budget is None else parse_seconds(common.time_budget)
     problem = context.problem()
     # by one clock: ranks that disagree about what fits would wait for each other

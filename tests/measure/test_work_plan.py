@@ -43,8 +43,8 @@ class Unknown:
 def test_seconds_are_gradients_and_products_at_their_pace_and_what_products_set_up():
     first, gap = plan(mlp(), [Eigenvalues(), Gap()], SPEED)
     rest = SPEED.gradient + 13.0 + SPEED.first + BESIDE
-    assert (first.cost.gradients, first.cost.products) == (rest / SPEED.gradient, 14)
-    assert first.cost.seconds == rest + 14 * SPEED.product
+    assert (first.cost.gradients, first.cost.products) == (rest / SPEED.gradient, 12)
+    assert first.cost.seconds == rest + 12 * SPEED.product
     assert (gap.cost.products, gap.cost.seconds) == (0, 0.5)
     assert kinds(mlp(), [Eigenvalues(), Gap(), Unknown()]) == {"gradient", "product", "curvature_along", "outcomes"}
     assert (first.why, first.analyzer) == ("", Eigenvalues())

@@ -57,7 +57,7 @@ class Path:
         """Return how many passes over the data this takes; re-estimated statistics take another for each."""
         from gapscope.measure import landscape
 
-        return landscape.passes(problem, (self.points + 2) * (1 + self.curved), self.statistics)
+        return landscape.passes(problem, (self.points + 12) * (1 + self.curved), self.statistics)
 
     def __call__(self, context: "Context") -> PathResult:
         """Evaluate both splits at every point."""
