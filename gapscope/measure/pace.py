@@ -21,7 +21,7 @@ from gapscope.measure.monitor import Monitor
 from gapscope.measure.problem import Problem
 
 TIMED = 4  # micro-batches: enough that the share of kept graphs among them is that of all
-DEAR = 1  # micro-batches for kinds that take many gradients
+FEW = 2  # samples that warm up kinds which take many gradients: those are timed on one micro-batch, once
 ROWS, COLUMNS = 2048, 256  # of the matrix whose factorization prices multiply-adds: as tall as near-rank's own blocks
 
 
@@ -43,9 +43,9 @@ class Pace:
 def pace(problem: Problem, kinds: Iterable[str] = ("product",)) -> Pace:
     """Time a gradient, and each of these kinds, on the first micro-batches with their share of the memory budget.
 
-    Cost: two passes of each kind over at most `TIMED` micro-batches, or `DEAR` where they take many gradients.
+    Cost: two passes of each kind over at most `TIMED` micro-batches, one over one where they take many gradients.
     """
-    few, share = _part(problem, TIMED)
+    few, share = _part(problem, TIMED * problem.micro_batch)
     few.gradient()  # the first one also warms up
     gradient = share * _timed(few.gradient, problem)
     product = first = 0.0
@@ -54,10 +54,9 @@ def pace(problem: Problem, kinds: Iterable[str] = ("product",)) -> Pace:
         if kind in DENSE:
             others[kind] = DENSE[kind](problem)
         elif kind in DEAR_PASSES:
-            least, times = _part(problem, DEAR)
-            work = DEAR_PASSES[kind](least)
-            work()
-            others[kind] = times * _timed(work, problem)
+            DEAR_PASSES[kind](_part(problem, FEW)[0])()
+            one, times = _part(problem, problem.micro_batch)
+            others[kind] = times * _timed(DEAR_PASSES[kind](one), problem)
         else:
             work = PASSES[kind](few)
             before = share * _timed(work, problem)
@@ -69,9 +68,9 @@ def pace(problem: Problem, kinds: Iterable[str] = ("product",)) -> Pace:
     return Pace(gradient, product, first, others)
 
 
-def _part(problem: Problem, batches: int) -> tuple[Problem, float]:
-    """Return the first micro-batches, and how many times as many samples there are."""
-    size = min(problem.samples, batches * problem.micro_batch)
+def _part(problem: Problem, samples: int) -> tuple[Problem, float]:
+    """Return the first samples, and how many times as many there are."""
+    size = min(problem.samples, samples)
     part = dataclasses.replace(
         problem,
         data=problem.data.part(torch.arange(size)),
@@ -109,11 +108,11 @@ PASSES: Mapping[str, Callable[[Problem], Callable[[], object]]] = {
     "outcomes": lambda problem: problem.outcomes,
     "slopes_along": lambda problem: lambda: problem.slopes_along(_direction(problem)),
     "weighted_gradient": lambda problem: lambda: problem.weighted_gradient(torch.ones(problem.samples)),
-    "curvature_along": lambda problem: lambda: problem.curvature_along(_direction(problem)),
     "product": _products,
     "blocks": _blocks,
 }
 DEAR_PASSES: Mapping[str, Callable[[Problem], Callable[[], object]]] = {
+    "curvature_along": lambda problem: lambda: problem.curvature_along(_direction(problem)),
     "gradient_squares": lambda problem: lambda: problem.gradient_squares(),
     "curvature_squares": lambda problem: lambda: problem.curvature_squares(_direction(problem)),
     "gauss_newton_diagonal": lambda problem: problem.gauss_newton_diagonal,

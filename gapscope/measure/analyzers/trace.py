@@ -52,7 +52,7 @@ class Trace:
     def passes(self, problem: "Problem") -> dict[str, float]:
         """Return about how many passes over the data this takes: 50 products where they are needed."""
         if self._from_pieces(problem):
-            return {"product": PILOTS, "gradient": 6}
+            return {"product": PILOTS, "gradient": 10}
         products = min(self.max_matvecs, 50)
         along = 0 if self.gauss_newton else min(PAIRED, products)
         return {"product": products - along, "curvature_along": along}
