@@ -15,10 +15,11 @@ from gapscope.errors import ProblemError
 from gapscope.measure.analyzers.eigenvalues import Eigenvalues
 from gapscope.measure.analyzers.gap import Gap
 from gapscope.measure.checks import check
+from gapscope.measure.cutting import blocks
 from gapscope.measure.distributed import ALONE, as_ranks, joined, ranks
 from gapscope.measure.loading import Loss
 from gapscope.measure.problem import Problem
-from gapscope.measure.sharded import Sharded, blocks
+from gapscope.measure.sharded import Sharded
 from gapscope.measure.solvers.lanczos import gaussian_start
 
 CPU = torch.device("cpu")

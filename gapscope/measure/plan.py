@@ -15,12 +15,15 @@ from gapscope.measure.context import second_order
 from gapscope.measure.pace import Pace
 from gapscope.measure.probe import bytes_of, samples_of
 from gapscope.measure.problem import Problem
+from gapscope.measure.sharded import Sharded
 
 WORKING = 6  # vectors (n,), half of them in float64, that any solver and the loop over data hold
 # how often the graph of a micro-batch is held while one is worked on: for a gradient, and for the second derivative of
 # every sample, which verifies an eigenpair; measured on ResNet-20 (117 and 550 MB, where one graph is 96 MB)
 FIRST, SECOND = 1.25, 6.0
 HELD = 1.12  # of a kept graph: what it takes over the tensors that it saves
+# vectors of float32 that sharded parameters take beside WORKING and the Krylov basis, or in the probe: measured
+SHARDED, SHARDED_PROBE = 10, 20
 KRYLOV = 30  # vectors: few runs need more
 FEWEST = 12  # products under which none is started: the estimators' own least, and Lanczos would show nothing
 MANY, BESIDE = 10, 0.15  # passes from which on an analyzer takes dense work and errors beside them, and its seconds
@@ -62,15 +65,20 @@ def peak_bytes(problem: Problem, analyzer: Any) -> int:
         return int(analyzer.memory(problem))
     if not second_order(analyzer):
         return working_bytes(problem, FIRST)
-    vector = problem.size * problem.theta.element_size()
+    vector = problem.theta.nbytes
     basis = min(problem.memory_budget // 2, min(getattr(analyzer, "max_matvecs", 0), KRYLOV) * vector)
-    probe = bytes_of(problem, samples_of(problem))
+    if isinstance(problem, Sharded):  # no graph is kept
+        single = vector * 4 // problem.theta.element_size()
+        held = max(SHARDED_PROBE * single, basis + SHARDED * single)
+        return held + working_bytes(problem, FIRST) + problem.gathered_bytes
+    wide = 8 / problem.theta.element_size()  # the probe is in float64
+    probe = int(min(SAMPLES, problem.samples) * problem.graph_bytes_per_sample * PROBED * wide)
     return max(probe, working_bytes(problem, SECOND) + int(HELD * graph_bytes(problem)) + basis)
 
 
 def working_bytes(problem: Problem, graphs: float) -> int:
     """Return what the loop over data holds: so many times the graph of one micro-batch, and a few vectors (n,)."""
-    vector = problem.size * problem.theta.element_size()
+    vector = problem.theta.nbytes
     return int(graphs * problem.micro_batch * problem.graph_bytes_per_sample) + WORKING * vector
 
 

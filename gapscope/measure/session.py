@@ -167,8 +167,8 @@ def refuse_whole(problem: Problem, analyzers: Sequence[Analyzer]) -> None:
     if problem.share is not None and whole:
         raise UsageError(
             f"{' and '.join(whole)} need{'s' * (len(whole) == 1)} whole vectors of all {problem.size:,} parameters on "
-            "one device. Expected what does with shares: `gapscope eigenvalues` or `gapscope gap`. Leave out "
-            "`--shard-parameters`."
+            "one device. Expected what does with shares: `gapscope gap`, or `gapscope eigenvalues` without "
+            "`--gauss-newton`, `--preconditioned` and `--referee`. Leave out `--shard-parameters`."
         )
 
 

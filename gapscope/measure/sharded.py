@@ -20,14 +20,15 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from gapscope.errors import ProblemError, UsageError
 from gapscope.measure import products
 from gapscope.measure.batches import Batch, called, in_dtype, placed, scores, taken
+from gapscope.measure.cutting import blocks, count, cut, local, share_of
 from gapscope.measure.derivatives import Derivatives, by_differences, refuse_wrong_slope
 from gapscope.measure.distributed import _together, ranks
-from gapscope.measure.operators import Operator, Share, gaussian, length
+from gapscope.measure.operators import Operator, gaussian, length
 from gapscope.measure.probe import UNKNOWN, Side, Slopes, micro_batch
 from gapscope.measure.problem import Problem
 from gapscope.results import Array
@@ -60,9 +61,9 @@ class Sharded(Problem):
             parameter.requires_grad_(name in layout.names)  # the others have no gradient to sum
         # no float64 on mps
         wide = torch.float64 if device.type != "mps" and _runs(problem, torch.float64) else narrow
-        _cut(problem.model, device)
+        cut(problem.model, device)
         problem.model._apply(lambda tensor: in_dtype(tensor, wide))  # type: ignore[no-untyped-call]
-        share = _share([p for name, p in problem.model.named_parameters() if name in layout.names])
+        share = share_of([p for name, p in problem.model.named_parameters() if name in layout.names])
 
         def built(one: Problem) -> Sharded:
             given: dict[str, Any] = {f.name: getattr(one, f.name) for f in fields(Problem) if f.init}
@@ -134,6 +135,14 @@ class Sharded(Problem):
         ahead, here, behind = (self.losses(self._moved(v, sign * step)) for sign in (1, 0, -1))
         return self.hvp(v), (ahead - 2 * here + behind) / step**2
 
+    @cached_property
+    def gathered_bytes(self) -> int:
+        """Return what is gathered at once: the largest block, the next one under way, and a gradient."""
+        if ranks().count == 1:
+            return 0
+        inside = [count(block) for block in blocks(self.model)]
+        return 3 * self.wide.itemsize * max([*inside, count(self.model) - sum(inside)])
+
     def mean(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse what needs whole vectors."""
         self._whole()
@@ -153,7 +162,7 @@ class Sharded(Problem):
     def _shards(self) -> list[Tensor]:
         """Return the numbers themselves that this rank holds, one tensor a parameter."""
         named = dict(self.model.named_parameters())
-        return [_local(named[name]) for name in self.parameters.names]
+        return [local(named[name]) for name in self.parameters.names]
 
     def _moved(self, v: Tensor, share: float) -> Tensor:
         return self.theta.to(self.wide) + share * v.to(self.wide)
@@ -222,7 +231,7 @@ class Sharded(Problem):
         found = []
         for name in self.parameters.names:
             parameter = named[name]
-            slope = torch.zeros_like(_local(parameter)) if parameter.grad is None else _local(parameter.grad)
+            slope = torch.zeros_like(local(parameter)) if parameter.grad is None else local(parameter.grad)
             found.append(slope.reshape(-1))
             parameter.grad = None
         flat = torch.cat(found)
@@ -273,6 +282,10 @@ class _Probe(Slopes):
     def drawn(self, rng: torch.Generator) -> Tensor:
         return gaussian(self.size, rng, torch.float64, self.problem.share)
 
+    def _sides(self, v: Tensor, step: float) -> tuple[Side, Side]:  # none is kept: none is asked twice
+        ahead, behind = (self._slope_and_loss(self.theta + sign * step * v) for sign in (1, -1))
+        return ahead, behind
+
     def _slope_and_loss(self, point: Tensor) -> Side:
         total, rows = self.problem._slopes([self.part], point)
         losses = torch.stack([row.sum() for row in rows.values()] or [torch.zeros((), dtype=torch.float64)])
@@ -315,78 +328,6 @@ def _runs(problem: Problem, dtype: torch.dtype) -> bool:
         scores(called(problem.model, few, state))
         return True
     return False
-
-
-def _cut(model: nn.Module, device: torch.device) -> None:
-    """Cut every parameter over the ranks, and bring the parts to the device."""
-    if ranks().count == 1:
-        model.to(device)
-        return
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(device.type, (ranks().count,))
-    # gathered only while passed through, the rest of the model too: else moved shards would not be seen
-    for module in (*blocks(model), model):
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the repeated blocks that are gathered one at a time: of ModuleLists and Sequentials, the children.
-
-    The outermost ones, or where those hold more than a quarter of the model, the ones inside of them.  A block with a
-    parameter that is used outside of it, too (a tied weight), is left to the rest of the model.
-    """
-    most = _count(model) // 4
-    owners: dict[int, set[int]] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), set()).add(id(module))
-
-    def inside(module: nn.Module) -> Iterator[nn.Module]:
-        for child in module.children():
-            inner = list(inside(child))
-            listed = isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict)
-            callable_ = not isinstance(child, nn.ModuleList | nn.ModuleDict)
-            if listed and callable_ and _count(child) and (_count(child) <= most or not inner):
-                yield child
-            else:
-                yield from inner
-
-    def closed(block: nn.Module) -> bool:
-        own = {id(module) for module in block.modules()}
-        return all(owners[id(parameter)] <= own for parameter in block.parameters())
-
-    return list(dict.fromkeys(block for block in inside(model) if closed(block)))
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Return the numbers themselves that this rank holds of a parameter or its gradient."""
-    plain = tensor.detach()
-    part: Tensor = plain.to_local() if hasattr(plain, "to_local") else plain
-    return part
-
-
-def _share(parameters: list[nn.Parameter]) -> Share:
-    """Return where this rank's parts lie in theta: of each parameter the same share of rows as `torch.chunk` gives."""
-    group = ranks()
-    places, start = [], 0
-    held = [0] * group.count
-    for parameter in parameters:
-        rows, each = (
-            (parameter.shape[0], parameter.numel() // max(1, parameter.shape[0])) if parameter.dim() else (1, 1)
-        )
-        chunk = -(-rows // group.count)
-        ends = [start + each * min(rows, chunk * rank) for rank in range(group.count + 1)]
-        held = [sum_ + ends[rank + 1] - ends[rank] for rank, sum_ in enumerate(held)]
-        places.append(slice(ends[group.rank], ends[group.rank + 1]))
-        start += parameter.numel()
-    return Share(tuple(places), max(held), group.total)
 
 
 @contextlib.contextmanager

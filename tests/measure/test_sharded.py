@@ -13,9 +13,11 @@ from gapscope.errors import RankError, UsageError
 from gapscope.measure.analyzers.eigenvalues import Eigenvalues
 from gapscope.measure.analyzers.trace import Trace
 from gapscope.measure.checks import check
+from gapscope.measure.cutting import blocks, share_of
 from gapscope.measure.distributed import Ranks, as_ranks
+from gapscope.measure.plan import peak_bytes
 from gapscope.measure.session import Session
-from gapscope.measure.sharded import Sharded, _of_others, _share, blocks
+from gapscope.measure.sharded import Sharded, _of_others
 from gapscope.report.file import read_report
 from tests.problems import ZOO, measure, softmax_regression
 from tests.test_several_processes import torchrun
@@ -135,7 +137,8 @@ def test_what_needs_whole_vectors_is_refused_before_the_work(run):
     assert done.code == 2
     assert errors_of(done) == [
         "error: trace needs whole vectors of all 4,810 parameters on one device. Expected what does with shares: "
-        "`gapscope eigenvalues` or `gapscope gap`. Leave out `--shard-parameters`."
+        "`gapscope gap`, or `gapscope eigenvalues` without `--gauss-newton`, `--preconditioned` and `--referee`. Leave "
+        "out `--shard-parameters`."
     ]
     done = run("sharpness", SMALL, "--limit", "50", "-q", "--shard-parameters")
     assert "error: epsilon-sharpness and adaptive-sharpness need whole vectors of all 4,810" in done.err
@@ -171,15 +174,21 @@ def test_a_problem_refuses_what_needs_whole_vectors(ask):
         ask(alone())
 
 
-@pytest.mark.parametrize("option", [{"gauss_newton": True}, {"preconditioned": True}, {"referee": "scipy"}])
-def test_options_that_need_whole_vectors_are_refused(option):
-    with pytest.raises(UsageError, match=r"^`--gauss-newton`, `--preconditioned` and `--referee` need whole vectors"):
-        measure(Eigenvalues(**option), alone())
+@pytest.mark.parametrize(
+    "analyzer",
+    [Trace(), Eigenvalues(gauss_newton=True), Eigenvalues(preconditioned=True), Eigenvalues(referee="scipy")],
+)
+def test_a_session_refuses_what_needs_whole_vectors(analyzer):
+    with pytest.raises(UsageError, match=f"^{analyzer.name} needs whole vectors of all 131 parameters on one device."):
+        Session(alone()).context([analyzer])
 
 
-def test_a_session_refuses_analyzers_of_whole_vectors():
-    with pytest.raises(UsageError, match=r"^trace needs whole vectors of all 131 parameters on one device."):
-        Session(alone()).context([Trace()])
+def test_the_memory_stated_is_of_the_shares():
+    """Measured, in vectors of float32: 26 in the probe and 16 beside the basis, of which 30 are planned at most."""
+    problem = alone(samples=10)
+    size, graphs = problem.size, int(1.25 * problem.micro_batch * problem.graph_bytes_per_sample)
+    assert peak_bytes(problem, Eigenvalues()) == 8 * (30 + 6) * size + 4 * 10 * size + graphs
+    assert peak_bytes(problem, Eigenvalues(max_matvecs=2)) == 8 * 6 * size + 4 * 20 * size + graphs
 
 
 def test_one_rank_alone_measures_by_differences():
@@ -212,7 +221,7 @@ def test_places_are_those_of_chunks_of_rows(count):
         start += parameter.numel()
     for rank in range(count):
         with as_ranks(Ranks(rank, count)):
-            share = _share(parameters)
+            share = share_of(parameters)
         assert [i for place in share.places for i in range(place.start, place.stop)] == indices[rank]
         assert share.most == max(map(len, indices))
 

@@ -50,7 +50,6 @@ class Eigenvalues:
     version: ClassVar[str] = "1"
     arity: ClassVar[int] = 1
     incidental: ClassVar[tuple[str, ...]] = ("referee", "disk")
-    sharded: ClassVar[bool] = True
 
     k: Annotated[int, "how many of the largest eigenvalues"] = 1
     tolerance: Annotated[float, "relative tolerance on the upper bound, and on the residuals below the top"] = 1e-3
@@ -60,6 +59,11 @@ class Eigenvalues:
     preconditioned: Annotated[bool, "of P^-1/2 H P^-1/2, with Adam's P from the checkpoint's optimizer state"] = False
     disk: Annotated[float, "GB that a temporary file may take for a Krylov basis too large for the memory"] = 0.0
     referee: Annotated[Literal["none", "pyhessian", "scipy"], "also ask another tool, on the same problem"] = "none"
+
+    @property
+    def sharded(self) -> bool:
+        """Return whether this does with shares of vectors: the Hessian alone."""
+        return not (self.gauss_newton or self.preconditioned or self.referee != "none")
 
     def passes(self, problem: Any) -> dict[str, float]:  # noqa: ARG002  (other analyzers ask it)
         """Return about how many passes over the data this takes: 9 to 14 products for one eigenvalue."""
@@ -81,11 +85,6 @@ class Eigenvalues:
         from gapscope.measure.preconditioner import adam_preconditioner
 
         problem, monitor = context.problem(), context.monitor
-        if problem.share is not None and (self.gauss_newton or self.preconditioned or self.referee != "none"):
-            raise UsageError(
-                "`--gauss-newton`, `--preconditioned` and `--referee` need whole vectors of all parameters on one "
-                "device. Expected none of them with `--shard-parameters`. Leave one of them out."
-            )
         decoupled = "adamw" in str(context.training().get("optimizer", "")).lower()
         adam = adam_preconditioner(problem, context.optimizer(), decoupled=decoupled) if self.preconditioned else None
         opinion = self._second_opinion(problem)  # first: it may refuse the problem
