@@ -6,9 +6,9 @@ are central differences of the gradient, with the error that two steps show.  Po
 shards in place; the checkpoint's own come back bit by bit.
 
 Per rank, of n parameters on R ranks: 8 n/R bytes of weights (in float64, where the model runs in it: `differences` says
-why), 8 n/R of the checkpoint's own theta and a vector, 24 n/R while a product is taken, and the Krylov basis, m vectors
-of n/R; beside them the largest block, gathered.  Loading is not spread: every rank first reads all of the checkpoint to
-the CPU.
+why), and in vectors of 4 n/R bytes 26 for the probe, then the Krylov basis and 16; beside them the largest block,
+gathered.  An MLP of 3.2 million weights took 385 MB above the loaded model on one rank, 195 MB on each of two, for 14
+products.  Loading is not spread: every rank first reads all of the checkpoint to the CPU.
 """
 
 import contextlib
