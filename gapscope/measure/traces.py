@@ -18,9 +18,9 @@ there (a standard deviation of 2.3 for 1.8).
 Two estimates of each piece give its variance, and the sum over pieces that of the trace.
 
 The pieces are those of one partition of the data, by its size and the memory budget alone; the signs of a piece come
-from a generator of its own, and go along the eigenvectors of L_i, whose own signs are settled.  So neither micro-batches
-nor ranks change a number by more than rounding.  (The symmetric root of L_i needs no settling, but made the standard
-error of the same MLP a third larger.)
+from a generator of its own, and go along the eigenvectors of L_i, whose own signs are settled.  So neither
+micro-batches nor ranks change a number by more than rounding.  (The symmetric root of L_i needs no settling, but made
+the standard error of the same MLP a third larger.)
 """
 
 import math
