@@ -71,8 +71,7 @@ def peak_bytes(problem: Problem, analyzer: Any) -> int:
         single = vector * 4 // problem.theta.element_size()
         held = max(SHARDED_PROBE * single, basis + SHARDED * single)
         return held + working_bytes(problem, FIRST) + problem.gathered_bytes
-    wide = 8 / problem.theta.element_size()  # the probe is in float64
-    probe = int(min(SAMPLES, problem.samples) * problem.graph_bytes_per_sample * PROBED * wide)
+    probe = bytes_of(problem, samples_of(problem))
     return max(probe, working_bytes(problem, SECOND) + int(HELD * graph_bytes(problem)) + basis)
 
 

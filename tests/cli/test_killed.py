@@ -8,7 +8,7 @@ import pytest
 from gapscope.cli import resuming
 from gapscope.measure import resume
 from tests.stored import stored
-from tests.test_distributed import torchrun
+from tests.test_several_processes import torchrun
 
 # the console script with a file from the first part on, killed after so many records
 KILLED = """
