@@ -160,8 +160,7 @@ def main(output: Path) -> None:
     with joined() as group:
         kinds = {name: ZOO[name] for name in ("conv batchnorm", "fused attention", "lstm", "tied embedding")}
         found = {name: compared(lambda kind=kind: kind.problem(samples=10)) for name, kind in kinds.items()}
-        found["uneven"] = compared(uneven)
-        found["once"] = compared(lambda: uneven(plain=False), uneven)
+        found["uneven, once"] = compared(lambda: uneven(plain=False), uneven)
         found["exception"] = restored_after_an_exception()
         found["analyzed"] = analyzed()
         found["blocks"] = [len(blocks(Uneven())), len(blocks(ZOO["tied embedding"].build()))]
