@@ -22,11 +22,11 @@ class Analyzer(Protocol):
 
     `version` changes when the numbers change their meaning.  `arity` is the largest number of subjects (1: a report's
     result; more: a comparison's).  `incidental` names fields that do not change the numbers (a second opinion, say):
-    they are not stored as settings.  An analyzer may also have `gradients(problem) -> float`, about how many gradients
-    over the data it costs, for the plan, or `passes(problem)`, how many gradients and how many products;
-    `memory(problem) -> int`, the bytes that it holds above the loaded model; `least`, the smallest number of subjects
-    where that is not `arity`; `needs`, the analyzers whose results it asks for; `second_order = False`, if it asks for
-    no second derivative; and `sharded = True`, if it does with this rank's part of every vector (see `sharded`).
+    they are not stored as settings.  An analyzer may also have, for the plan, `passes(problem)`, about how many passes
+    over the data it makes, by kind (see `pace`), and `memory(problem) -> int`, the bytes that it holds above the loaded
+    model; `least`, the smallest number of subjects where that is not `arity`; `needs`, the analyzers whose results it
+    asks for; `second_order = False`, if it asks for no second derivative; and `sharded = True`, if it does with this
+    rank's part of every vector (see `sharded`).
     """
 
     name: ClassVar[str]

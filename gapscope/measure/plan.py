@@ -133,14 +133,9 @@ def expected(problem: Problem, analyzer: Any, speed: Pace) -> Cost:
 
 
 def passes_of(problem: Problem, analyzer: Any) -> Mapping[str, float] | None:
-    """Return how many passes an analyzer makes by kind (see `pace`), as it says, or None where it does not.
-
-    `analyzer.passes(problem)` are passes by kind, `analyzer.gradients(problem)` all of it in gradients.
-    """
+    """Return how many passes an analyzer makes by kind (see `pace`), as it says, or None where it does not."""
     try:
-        if hasattr(analyzer, "passes"):
-            return cast("Mapping[str, float]", analyzer.passes(problem))
-        return {"gradient": float(analyzer.gradients(problem))} if hasattr(analyzer, "gradients") else None
+        return cast("Mapping[str, float]", analyzer.passes(problem)) if hasattr(analyzer, "passes") else None
     except GapscopeError:  # it will say so itself
         return None
 
