@@ -110,6 +110,7 @@ def show_plan(found: Planned, path: Path, common: Common) -> None:
 
         print(dumps(_plain(found, path)))
         return
+    from gapscope.cli.measuring import say
     from gapscope.measure.plan import clock
 
     rows = [("", "gradients", "products", "time", "memory")]
@@ -130,13 +131,12 @@ def show_plan(found: Planned, path: Path, common: Common) -> None:
     largest = max((f.cost.bytes for f in found.fits if not f.why), default=0)
     speed = f"a gradient takes {clock(found.speed.gradient)}"
     speed += f", a product {clock(found.speed.product)}" if found.speed.product else ""
-    print(
-        f"\nabout {clock(found.seconds)} and {_size(largest)} above the loaded model and data; {speed}\n"
-        f"would write {path}; nothing was measured"
+    say(
+        "",
+        f"about {clock(found.seconds)} and {_size(largest)} above the loaded model and data; {speed}",
+        f"would write {path}; nothing was measured",
+        *(f"{one.analyzer.name} {one.why}" for one in found.fits if one.why),
     )
-    for one in found.fits:
-        if one.why:
-            print(f"{one.analyzer.name} {one.why}")
 
 
 def _plain(found: Planned, path: Path) -> dict[str, Any]:
