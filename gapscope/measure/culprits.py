@@ -54,6 +54,7 @@ def without_second_derivative(problem: "Problem", dtype: torch.dtype) -> str:
 
 def _watched(problem: "Problem", dtype: torch.dtype, seen: Seen) -> None:
     """Run the model once on a micro-batch; every module that finishes is shown, inner ones first."""
+    batch = micro_batch(problem)  # counting its samples is a pass of its own, not to be watched
     handles = []
     for name, module in problem.model.named_modules():
 
@@ -64,7 +65,7 @@ def _watched(problem: "Problem", dtype: torch.dtype, seen: Seen) -> None:
     leaves = products.leaves_of([part.to(dtype) for part in problem._split(None)])
     try:
         with problem.measuring():
-            problem._micro(micro_batch(problem)).outputs(leaves)
+            problem._micro(batch).outputs(leaves)
     finally:
         for handle in handles:
             handle.remove()

@@ -47,20 +47,20 @@ class Samples:
 
         Cost: 3.5 (multilayer perceptron) to 8.5 (ResNet-20) gradients; it is the product that verifies an eigenpair.
         """
-        direction = self._layout.split(v)
+        direction, ways = self._layout.split(v), self._ways
 
         def collect(batch: Batch) -> tuple[Tensor, Tensor]:
-            product, along = self._ways.curvature_along(self.problem._micro(batch), self._leaves, direction)
+            product, along = ways.curvature_along(self.problem._micro(batch), self._leaves, direction)
             return self._layout.flatten(product), along
 
         return self._mean_and_rows(collect)
 
     def slopes_along(self, v: Tensor) -> Array:
         """Return g_i'v of every sample (N,), whose mean is G'v; costs 1.7 to 3 gradients."""
-        direction = self._layout.split(v)
+        direction, ways = self._layout.split(v), self._ways
 
         def collect(batch: Batch) -> tuple[Tensor, Tensor]:
-            slopes = self._ways.slopes_along(self.problem._micro(batch), self._leaves, direction)
+            slopes = ways.slopes_along(self.problem._micro(batch), self._leaves, direction)
             return slopes.sum(), slopes
 
         return self._mean_and_rows(collect)[1]
@@ -108,11 +108,12 @@ class Samples:
         direction = self._layout.split(v.to(self.problem.dtype))
         middle = None if center is None else self._layout.split(center)
         piece = self._piece(_CURVATURE_VECTORS)
+        exact = self.problem.derivatives.method == "exact"  # asked here, because all ranks find it out together
 
         def collect(batch: Batch) -> tuple[Tensor, Tensor]:
             total, rows = _Sum(), []
+            curvatures = self._curvatures_together if exact and self._curvatures_agree else self._curvatures_alone
             for x, y in pieces(batch.inputs, batch.targets, piece):
-                curvatures = self._curvatures_together if self._curvatures_agree else self._curvatures_alone
                 apart, twice = curvatures(x, y, direction, middle)
                 total.add(twice)
                 rows.append(self._squares(apart, None).sum(1))
@@ -163,8 +164,7 @@ class Samples:
     @cached_property
     def _curvatures_agree(self) -> bool:
         """Return whether vmap takes the model's second derivative, too, and it is right."""
-        exact = self.problem.derivatives.method == "exact"
-        return exact and _accepted(lambda: self._curvatures_together(*self._trial, self._leaves, None))
+        return _accepted(lambda: self._curvatures_together(*self._trial, self._leaves, None))
 
     def _require_independence(self) -> None:
         """Raise ProblemError where a sample's output is another one in company."""
@@ -207,6 +207,7 @@ class Samples:
 
     @property
     def _ways(self) -> products.Ways:
+        """Return how derivatives are taken; to be asked before a pass, because all ranks find it out together."""
         return self.problem.derivatives.ways
 
     @cached_property

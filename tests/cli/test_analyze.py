@@ -40,7 +40,7 @@ def test_skipped_analyzers_leave_the_rest():
 @pytest.fixture
 def endless(monkeypatch):
     """Make eigenvalues expect to take for ever."""
-    monkeypatch.setattr(analyzer_class("eigenvalues"), "passes", lambda *_: (1e12, 0.0))
+    monkeypatch.setattr(analyzer_class("eigenvalues"), "passes", lambda *_: {"gradient": 1e12})
 
 
 @pytest.mark.usefixtures("endless")
