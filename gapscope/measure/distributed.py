@@ -67,7 +67,7 @@ class Ranks:
         part, failure = None, None
         try:
             part = work()
-        except Exception as error:
+        except Exception as error:  # whatever it is, the others wait: it is raised in all of them below
             failure = error
         # the first that failed, and that has something, from the end; whether one has nothing; the extreme sizes
         last, some = self.count - self.rank, part is not None
@@ -136,7 +136,7 @@ class Ranks:
         if self.rank == 0:
             try:
                 result = work()
-            except Exception as error:
+            except Exception as error:  # raised in all of them below
                 failure = error
         done: tuple[T, Exception | None] = self._sent((result, failure and _portable(failure)))
         if done[1]:
@@ -257,6 +257,6 @@ def _portable(error: Exception) -> Exception:
     """Return an exception that can be sent to another process."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # exceptions of others pickle, or fail to, in ways of their own
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

@@ -62,7 +62,7 @@ class Sharded(Problem):
         # no float64 on mps
         wide = torch.float64 if device.type != "mps" and _runs(problem, torch.float64) else narrow
         cut(problem.model, device)
-        problem.model._apply(lambda tensor: in_dtype(tensor, wide))  # type: ignore[no-untyped-call]
+        problem.model._apply(lambda tensor: in_dtype(tensor, wide))  # type: ignore[no-untyped-call]  # of torch
         share = share_of([p for name, p in problem.model.named_parameters() if name in layout.names])
 
         def built(one: Problem) -> Sharded:
@@ -218,7 +218,7 @@ class Sharded(Problem):
                 micro = self._micro(batch)
                 losses = micro.losses(micro.outputs([]))
                 if losses.requires_grad:
-                    (losses.sum() * float(counts)).backward()  # type: ignore[no-untyped-call]
+                    (losses.sum() * float(counts)).backward()  # type: ignore[no-untyped-call]  # of torch
                 total = self._taken() if total is None else total.add_(self._taken())
                 if counts:
                     rows[batch.start] = losses.detach().double().cpu()
