@@ -1,6 +1,6 @@
 """Trace and Frobenius norm of the Hessian."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -23,7 +23,7 @@ class TraceResult(Result):
     """What `trace` measures."""
 
     trace: Quantity
-    frobenius: Quantity
+    frobenius: Quantity | None
     blocks_trace: Quantity
     probes: Quantity
 
@@ -36,8 +36,8 @@ class Trace:
     from random gradients of pieces of the data; 10 products with random vectors give the Frobenius norm.  Elsewhere
     Hutchinson's estimator, going on as Hutch++ where the probes so far promise the tolerance sooner that way; the first
     4 probes cost about twice a plain product each, because they also give the error over the data.  Stops when the
-    standard error of the trace is within the tolerance of the larger of |trace| and |H|_F.  Not invariant to rescaling
-    the layers.
+    standard error of the trace is within the tolerance of the larger of |trace| and |H|_F (of |trace| where that norm
+    is not measured).  Not invariant to rescaling the layers.
     """
 
     name: ClassVar[str] = "trace"
@@ -48,11 +48,12 @@ class Trace:
     tolerance: Annotated[float, "standard error of the trace, relative to the larger of |trace| and |H|_F"] = 0.05
     max_matvecs: Annotated[int, "budget of Hessian-vector products"] = 200
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
+    frobenius: Annotated[bool, "the Frobenius norm, too: 10 products where the trace needs none"] = True
 
     def passes(self, problem: "Problem") -> dict[str, float]:
         """Return about how many passes over the data this takes: 50 products where they are needed."""
         if self._from_pieces(problem):
-            return {"product": PILOTS, "gradient": 10}
+            return {"product": PILOTS * self.frobenius, "gradient": 10}
         products = min(self.max_matvecs, 50)
         along = 0 if self.gauss_newton else min(PAIRED, products)
         return {"product": products - along, "curvature_along": along}
@@ -69,6 +70,7 @@ class Trace:
         """
         vector = problem.size * problem.theta.element_size()
         graphs = min(problem.memory_budget // 2, problem.samples * problem.graph_bytes_per_sample)
+        graphs *= self.frobenius or not self._from_pieces(problem)
         sketch = 0 if self._from_pieces(problem) else min(problem.memory_budget // 2, 4 * 20 * vector)
         return graphs + problem.micro_batch * problem.graph_bytes_per_sample + sketch + 8 * vector
 
@@ -116,7 +118,9 @@ class Trace:
                 better="lower",
                 higher_is="sharper",
                 doc="Frobenius norm, root of the mean of |Hz|^2; standard error over probes by the delta method",
-            ),
+            )
+            if self.frobenius
+            else None,
             blocks_trace=Quantity(
                 value=found.blocks,
                 numerical_error=np.hypot(found.blocks_error, rounding) if finite else None,
@@ -141,21 +145,22 @@ class Trace:
             say(f"product {spent}  trace {value:.4g} ± {error:.1g}")
 
         if not every and (self.gauss_newton or traces.applies(problem)):
-            pilot = estimate_trace(operator, rng, tolerance=1.0, max_matvecs=PILOT, sketch_bytes=0, watch=watch)
+            pilot = None
+            if self.frobenius:
+                pilot = estimate_trace(operator, rng, tolerance=1.0, max_matvecs=PILOT, sketch_bytes=0, watch=watch)
             del operator  # with it go the kept graphs
+            least = 0.0 if pilot is None else pilot.frobenius
             try:
-                return _joined(
-                    pilot,
-                    traces.estimate(
-                        problem,
-                        rng,
-                        tolerance=self.tolerance,
-                        least=pilot.frobenius,
-                        most=self.max_matvecs,
-                        watch=lambda spent, value, error: say(f"pass {spent}  trace {value:.4g} ± {error:.1g}"),
-                    ),
-                    self.tolerance,
+                summed = traces.estimate(
+                    problem,
+                    rng,
+                    tolerance=self.tolerance,
+                    least=least,
+                    most=self.max_matvecs,
+                    watch=lambda spent, value, error: say(f"pass {spent}  trace {value:.4g} ± {error:.1g}"),
                 )
+                close = summed.error <= self.tolerance * max(abs(summed.trace), least)
+                return _joined(pilot, summed, problem, close=close)
             except ProblemError:  # the loss is not convex in the outputs, or samples have none of their own
                 operator = problem.gauss_newton() if self.gauss_newton else problem.hessian()
         if not self.gauss_newton:
@@ -191,22 +196,32 @@ class Trace:
         return tuple(notes)
 
 
-def _joined(pilot: "TraceEstimate", found: "Traces", tolerance: float) -> "tuple[TraceEstimate, list[Array]]":
-    """Return the Frobenius norm of the one, and the traces of the other."""
-    if pilot.status is Status.NONFINITE or not np.isfinite(found.trace):
-        return replace(pilot, status=Status.NONFINITE, blocks=np.full(len(found.blocks), np.nan)), []
-    close = found.error <= tolerance * max(abs(found.trace), pilot.frobenius)
-    joined = replace(
-        pilot,
-        trace=found.trace,
+def _joined(
+    pilot: "TraceEstimate | None", found: "Traces", problem: "Problem", *, close: bool
+) -> "tuple[TraceEstimate, list[Array]]":
+    """Return the Frobenius norm of the one, if there is one, and the traces of the other."""
+    import torch
+
+    from gapscope.measure.solvers.hutchinson import TraceEstimate
+
+    finite = np.isfinite(found.trace) and (pilot is None or pilot.status is not Status.NONFINITE)
+    converged = Status.CONVERGED if close else Status.BUDGET_SPENT
+    joined = TraceEstimate(
+        trace=found.trace if finite else np.nan,
         trace_error=found.error,
-        blocks=found.blocks,
+        frobenius=np.nan if pilot is None else pilot.frobenius,
+        frobenius_error=np.nan if pilot is None else pilot.frobenius_error,
+        blocks=found.blocks if finite else np.full(len(found.blocks), np.nan),
         blocks_error=found.blocks_error,
         probes=2 * found.passes,
+        sketch=0,
+        matvecs=0 if pilot is None else pilot.matvecs,
         method="gradients",
-        status=Status.CONVERGED if close else Status.BUDGET_SPENT,
+        status=converged if finite else Status.NONFINITE,
+        # squares of entries, each off by some epsilons, of which none is taken away from another
+        rounding=10 * torch.finfo(problem.dtype).eps * found.trace if pilot is None else pilot.rounding,
     )
-    return joined, list(found.shares)
+    return joined, list(found.shares) if finite else []
 
 
 def _listening(operator: "Operator", problem: "Problem", along: list[Array], probes: int) -> "Operator":

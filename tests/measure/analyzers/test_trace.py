@@ -84,6 +84,18 @@ def test_a_piecewise_linear_network_needs_ten_products_and_a_smooth_one_more_and
     assert "the network is piecewise linear in every parameter: the trace is that of Gauss-Newton" in straight.notes
 
 
+@pytest.mark.parametrize(("kind", "products"), [("relu mlp", 0), ("tanh mlp", 10)])
+def test_without_the_frobenius_norm_a_piecewise_linear_network_needs_no_product(kind, products):
+    given = ZOO[kind].problem()
+    result, both = (measure(Trace(frobenius=asked), given) for asked in (False, True))
+    assert result.frobenius is None
+    assert result.matvecs >= products
+    assert (result.matvecs == 0) == (products == 0)
+    assert abs(result.trace.value - np.trace(dense_hessian(given))) <= 5 * result.trace.numerical_error
+    assert result.trace.numerical_error <= 0.05 * max(result.trace.value, both.frobenius.value)
+    assert result.trace.sampling_error > 0
+
+
 def test_a_loss_that_is_not_convex_in_the_outputs_is_probed():
     bumpy = Loss("bumpy", lambda outputs, _: outputs.cos().sum(1))
     given = problem(nn.Linear(6, 3).double(), torch.randn(40, 6).double(), torch.zeros(40), bumpy)
