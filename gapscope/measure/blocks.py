@@ -68,8 +68,8 @@ class Blocks:
     problem: "Problem"
 
     @cached_property
-    def _kept(self) -> Kept[products.Cut]:
-        return Kept(self.problem, self.problem.derivatives.ways.hessian)
+    def _kept(self) -> Kept[products.Hessian]:
+        return self.problem.graphs()
 
     @cached_property
     def _which(self) -> dict[str, slice]:

@@ -44,15 +44,40 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Hessian(Difference):
+    """A Hessian known by its gradients, and along a direction by the losses of every sample."""
+
+    losses: Callable[[Leaves], Tensor]  # theta, cut -> (B,)
+
+    def curvature_along(self, v: Leaves) -> tuple[list[Tensor], Tensor]:
+        """Return H v for the sum of losses, and v' H_i v for every sample (B,), from their losses at three points.
+
+        Three losses want a longer step than two gradients, eps^(1/4): kinks between the points count as curvature.
+        """
+        longer = torch.finfo(self.point[0].dtype).eps ** 0.25 * norm(self.point)
+        share = max(self.step, longer) / (norm(v) or 1.0)
+        with torch.no_grad():
+            ahead, here, behind = (self.losses(moved(self.point, v, ALL, s * share)) for s in (1, 0, -1))
+        return self(v), (ahead - 2 * here + behind) / share**2
+
+
+@dataclass(frozen=True)
 class Differences:
     """The ways of `products`, by central differences with steps of the length `step` in `dtype`."""
 
     step: float
     dtype: torch.dtype
 
-    def hessian(self, micro: Micro, parameters: Leaves, which: slice = ALL) -> Difference:
+    def hessian(self, micro: Micro, parameters: Leaves, which: slice = ALL) -> Hessian:
         """Return v -> H v, or H[which, which] v, for the sum of losses; costs two gradients a product."""
-        return Difference(lambda leaves: products.gradient(micro, leaves)[0], self._in(parameters), self.step, which)
+        point = self._in(parameters)
+        return Hessian(
+            lambda leaves: products.gradient(micro, leaves)[0],
+            point,
+            self.step,
+            which,
+            lambda leaves: micro.losses(micro.outputs(leaves)),
+        )
 
     def gauss_newton(self, micro: Micro, parameters: Leaves) -> products.Product:
         """Return v -> J' (loss Hessian) J v for the sum of losses; costs three passes forward and one back a product.
@@ -93,15 +118,6 @@ class Differences:
         share = self.step / (norm(v) or 1.0)
         ahead, behind = (self._losses(micro, parameters, v, s * share) for s in (1, -1))
         return (ahead - behind) / (2 * share)
-
-    def curvature_along(self, micro: Micro, parameters: Leaves, v: Leaves) -> tuple[list[Tensor], Tensor]:
-        """Return H v for the sum of losses, and v' H_i v for every sample (B,), from their losses at three points.
-
-        Three losses want a longer step than two gradients, eps^(1/4): kinks between the points count as curvature.
-        """
-        share = max(self.step, torch.finfo(self.dtype).eps ** 0.25 * norm(parameters)) / (norm(v) or 1.0)
-        ahead, here, behind = (self._losses(micro, parameters, v, s * share) for s in (1, 0, -1))
-        return self.hessian(micro, parameters)(v), (ahead - 2 * here + behind) / share**2
 
     def _losses(self, micro: Micro, parameters: Leaves, v: Leaves, share: float) -> Tensor:
         with torch.no_grad():

@@ -7,10 +7,11 @@ buffers, mode and requires_grad flags are as before after every call, also after
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.losses import Loss
 from gapscope.measure.monitor import Monitor
 from gapscope.measure.operators import Operator, Share
+from gapscope.measure.origin import Origin as Origin  # part of a problem
 from gapscope.measure.parameters import Parameters
 from gapscope.measure.samples import Samples
 from gapscope.results import CHUNKS, Array
@@ -41,19 +43,6 @@ CHUNK_SEED = 0
 # one micro-batch's graph: on a CPU larger ones leave the cache (ResNet-20: 32 samples, 96 MB, are a quarter faster per
 # sample than 128); an accelerator wants them large
 _MICRO_BYTES_CPU = 100_000_000
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Origin:
-    """Where a problem comes from: what its checkpoint is called and recorded, and the problem on its other split."""
-
-    split: str = "train"
-    identity: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)  # untrusted: whatever the checkpoint recorded
-    initial: Mapping[str, Tensor] | None = None  # the state_dict before training
-    optimizer: Mapping[str, Any] | None = None  # the optimizer's state_dict
-    limit_seed: int = 0
-    other: "Problem | None" = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -79,6 +68,7 @@ class Problem:
     origin: Origin = field(default_factory=Origin)
     examined: Derivatives | None = None  # by an earlier problem of this model: not probed again
     share: Share | None = None  # what this process holds of theta and of every vector like it: see `sharded`
+    _graphs: "list[weakref.ref[Kept[products.Hessian]]]" = field(default_factory=list, init=False)  # one at most
     repaired: set[str] = field(default_factory=set, init=False)  # of `differentiable.NOTES`: what was met so far
 
     def __post_init__(self) -> None:
@@ -279,7 +269,18 @@ class Problem:
 
     def hessian(self) -> Operator:
         """Return the Hessian of L at the checkpoint's theta; gradient graphs are kept as far as the budget goes."""
-        return Kept(self, self.derivatives.ways.hessian).operator()
+        return self.graphs().operator()
+
+    @property
+    def living_graphs(self) -> Kept[products.Hessian] | None:
+        """Return the Hessian's graphs that something alive keeps; a product is the same to the bit without them."""
+        return self._graphs[0]() if self._graphs else None
+
+    def graphs(self) -> Kept[products.Hessian]:
+        """Return the Hessian's graphs, living ones if there are."""
+        found = self.living_graphs or Kept(self, self.derivatives.ways.hessian)
+        self._graphs[:] = [weakref.ref(found)]
+        return found
 
     def hessian_blocks(self) -> Blocks:
         """Return the Hessian together with its diagonal blocks by layer, over the same kept graphs."""

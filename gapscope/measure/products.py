@@ -41,11 +41,18 @@ class Cut(Protocol):
         """Return A[which, which] v."""
 
 
+class Hessian(Cut, Protocol):
+    """The Hessian of a micro-batch, of which also every sample's part can be asked."""
+
+    def curvature_along(self, v: Leaves) -> tuple[list[Tensor], Tensor]:
+        """Return H v for the sum of losses, and v' H_i v for every sample of the micro-batch, shape (B,)."""
+
+
 class Ways(Protocol):
     """How second derivatives are taken: by the functions of this file, or by `differences.Differences`."""
 
     @property
-    def hessian(self) -> Callable[..., Cut]:
+    def hessian(self) -> Callable[..., Hessian]:
         """Return micro, parameters -> the product of H."""
 
     @property
@@ -59,10 +66,6 @@ class Ways(Protocol):
     @property
     def slopes_along(self) -> Callable[[Micro, Leaves, Leaves], Tensor]:
         """Return micro, parameters, v -> g_i'v."""
-
-    @property
-    def curvature_along(self) -> Callable[[Micro, Leaves, Leaves], tuple[list[Tensor], Tensor]]:
-        """Return micro, parameters, v -> H v and v'H_i v."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,23 @@ class Graph:
         whole product 2.8.
         """
         return _pull(self.slopes[which], self.leaves[which], v)
+
+
+@dataclass(frozen=True)
+class Weighted(Graph):
+    """The kept graph of g(w) = sum_i w_i g_i at w = 1, whose products are those of H."""
+
+    weights: Tensor  # (B,)
+
+    def curvature_along(self, v: Leaves) -> tuple[list[Tensor], Tensor]:
+        """Return H v for the sum of losses, and v' H_i v for every sample of the micro-batch, shape (B,).
+
+        h(w) = v' H(w) v is linear in w, and its derivative by w is what is asked for.
+        """
+        with sdpa_kernel(SDPBackend.MATH), Twice():
+            product = _grad(_dot(self.slopes, v), self.leaves, create_graph=True)
+            (along,) = _grad(_dot(product, v), [self.weights], retain_graph=True)
+        return [part.detach() for part in product], along.detach()
 
 
 def leaves_of(parameters: Leaves) -> list[Tensor]:
@@ -117,14 +137,19 @@ def slopes_along(micro: Micro, parameters: Leaves, v: Leaves) -> Tensor:
         return _grad(_dot(slopes, v), [weights])[0]
 
 
-def hessian(micro: Micro, parameters: Leaves, which: slice = ALL) -> Graph:
-    """Return v -> H v, or H[which, which] v, for the sum of losses, with the graph of the gradient kept."""
+def hessian(micro: Micro, parameters: Leaves, which: slice = ALL) -> Weighted:
+    """Return v -> H v, or H[which, which] v, for the sum of losses, with the graph of the gradient kept.
+
+    The weights on the samples cost a product nothing.
+    """
     leaves = leaves_of(parameters[which])
     everything = [p.detach() for p in parameters]
     everything[which] = _seen(leaves)
     with sdpa_kernel(SDPBackend.MATH), Twice():  # the fused attention kernels have no second derivative
-        slopes = _grad(micro.losses(micro.outputs(everything)).sum(), leaves, create_graph=True)
-    return Graph(slopes, leaves)
+        losses = micro.losses(micro.outputs(everything))
+        weights = torch.ones_like(losses, requires_grad=True)
+        slopes = _grad((weights * losses).sum(), leaves, create_graph=True)
+    return Weighted(slopes, leaves, weights)
 
 
 def residual(micro: Micro, parameters: Leaves) -> Graph:
@@ -159,23 +184,6 @@ def gauss_newton(micro: Micro, parameters: Leaves) -> Product:
         return _grad(outputs, leaves, _pull(slope, [point], pushed)[0], retain_graph=True)
 
     return product
-
-
-def curvature_along(micro: Micro, parameters: Leaves, v: Leaves) -> tuple[list[Tensor], Tensor]:
-    """Return H v for the sum of losses, and v' H_i v for every sample of the micro-batch, shape (B,).
-
-    With weights w on the samples, h(w) = v' H(w) v is linear in w, and its derivative by w is what is asked for.
-    """
-    leaves = leaves_of(parameters)
-    with sdpa_kernel(SDPBackend.MATH):
-        losses = micro.losses(micro.outputs(leaves))
-        weights = torch.ones_like(losses, requires_grad=True)
-        slopes = _grad((weights * losses).sum(), leaves, create_graph=True)
-        along = _dot(slopes, v)
-        if not along.requires_grad:
-            return [torch.zeros_like(x) for x in leaves], torch.zeros_like(losses)
-        product = _grad(along, leaves, create_graph=True)
-        return [part.detach() for part in product], _grad(_dot(product, v), [weights])[0]
 
 
 def graph_bytes(build: Callable[[], object]) -> int:

@@ -85,7 +85,7 @@ def tools(task: str, asked: Sequence[str], *, full: bool) -> list[str]:
     """Return the tools of a task whose names begin as asked, or all; not `full`: but those that others stand for."""
     if asked:
         return [tool for tool in ASKED[task] if any(tool.lower().startswith(one.lower()) for one in asked)]
-    return [tool for tool in ASKED[task] if full or not tool.endswith(("loosest", "power"))]
+    return [tool for tool in ASKED[task] if full or not tool.endswith("power")]
 
 
 def shown(row: Row) -> Row:
@@ -120,7 +120,7 @@ def ratios(rows: Sequence[Row]) -> list[Row]:
     found = []
     for key in dict.fromkeys((row["problem"], row["batches"]) for row in rows):
         here = [row for row in rows if (row["problem"], row["batches"]) == key and not row.get("failed")]
-        own = next((row for row in here if row["tool"] == "gapscope"), None)
+        own = _own(here)
         fit = [row for row in here if not row["tool"].startswith("gapscope") and row["reached"] is not False]
         peers = [row for row in fit if row["rule"]] or fit
         if own is None:
@@ -140,6 +140,12 @@ def ratios(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
+def _own(rows: Iterable[Row]) -> Row | None:
+    """Return gapscope's row: at the loosest setting that reaches the tolerance, as of all others, if it was asked."""
+    named = {row["tool"]: row for row in rows if not row.get("failed")}
+    return named.get("gapscope, loosest", named.get("gapscope"))
+
+
 def geometric(values: Iterable[float | None]) -> float | None:
     """Return the geometric mean of those that are known."""
     known = [value for value in values if value is not None]
@@ -154,8 +160,10 @@ def verdicts(task: str, rows: Sequence[Row]) -> list[str]:
     peer, rival = geometric(row["over fastest peer"] for row in each), geometric(row["over PyHessian"] for row in each)
     worst = max((row["over fastest peer"] for row in each if row["over fastest peer"] is not None), default=None)
     if task in ("top", "top5"):
-        own = [row for row in rows if row["tool"] == "gapscope" and not row["failed"]]
-        misses = [row["problem"] for row in own if not row["reached"]]
+        keys = dict.fromkeys((row["problem"], row["batches"]) for row in rows)
+        found = [_own(row for row in rows if (row["problem"], row["batches"]) == key) for key in keys]
+        own = [row for row in found if row is not None]
+        misses = [r["problem"] for r in rows if r["tool"].startswith("gapscope") and r.get("reached") is False]
         steps = {(r["problem"], r["batches"]): r["products"] for r in rows if r["tool"] == ORACLE and not r["failed"]}
         above = [row["products"] - steps[key] for row in own if (key := (row["problem"], row["batches"])) in steps]
         return [

@@ -32,7 +32,7 @@ def test_differences_are_the_products_of_autograd(name):
             assert error(getattr(WIDE, build)(micro, theta)(v), getattr(products, build)(micro, theta)(v)) < 10 * BOUND
         along, true = WIDE.slopes_along(micro, theta, v), products.slopes_along(micro, theta, v)
         assert (along - true).norm() <= BOUND * true.norm()
-        (product, bends), (_, expected) = (w.curvature_along(micro, theta, v) for w in (WIDE, products))
+        (product, bends), (_, expected) = (w.hessian(micro, theta).curvature_along(v) for w in (WIDE, products))
         assert error(product, products.hessian(micro, theta)(v)) < BOUND
         assert (bends - expected).norm() <= 1e-5 * expected.norm()
 
@@ -65,7 +65,7 @@ def test_the_zero_vector_has_a_zero_product():
     for build in (WIDE.hessian, WIDE.gauss_newton, WIDE.residual):
         assert norm(build(micro, theta)(zero)) == 0
     assert not WIDE.slopes_along(micro, theta, zero).any()
-    assert not WIDE.curvature_along(micro, theta, zero)[1].any()
+    assert not WIDE.hessian(micro, theta).curvature_along(zero)[1].any()
 
 
 def test_outputs_that_do_not_move_have_no_gauss_newton():

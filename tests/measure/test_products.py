@@ -110,7 +110,7 @@ def test_a_loss_linear_in_theta_has_zero_curvature_every_way():
     v = [torch.randn(3, dtype=torch.float64)]
     for build in (products.hessian, products.gauss_newton, products.residual):
         assert torch.equal(build(micro, parameters)(v)[0], torch.zeros(3, dtype=torch.float64))
-    product, along = products.curvature_along(micro, parameters, v)
+    product, along = products.hessian(micro, parameters).curvature_along(v)
     assert not product[0].any()
     assert torch.equal(along, torch.zeros(5, dtype=torch.float64))
 
@@ -124,7 +124,7 @@ def test_a_loss_that_does_not_know_theta_has_zero_derivatives():
     assert not products.hessian(micro, theta)(v)[0].any()
     assert not products.gauss_newton(micro, theta)(v)[0].any()
     assert not products.residual(micro, theta)(v)[0].any()
-    product, along = products.curvature_along(micro, theta, v)
+    product, along = products.hessian(micro, theta).curvature_along(v)
     assert not product[0].any()
     assert not along.any()
 
