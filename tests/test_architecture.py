@@ -26,14 +26,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # halves that meet at `results`: only measure/session knows the report's types.
 LAYERS = (
     ("gapscope.errors", ()),
+    ("gapscope.replacing", ()),
     ("gapscope.results", ("gapscope.errors",)),
-    ("gapscope.report", ("gapscope.errors", "gapscope.results")),
+    ("gapscope.report", ("gapscope.errors", "gapscope.results", "gapscope.replacing")),
     ("gapscope.measure.monitor", ()),
     ("gapscope.measure.batches", ()),
     ("gapscope.measure.parameters", ("gapscope.errors", "gapscope.results")),
     ("gapscope.measure.operators", ("gapscope.errors", "gapscope.results", "gapscope.measure.parameters")),
     ("gapscope.measure.solvers", ("gapscope.errors", "gapscope.results", "gapscope.measure.operators")),
-    ("gapscope.measure.loading", ("gapscope.errors", "gapscope.results", "gapscope.measure.batches")),
+    (
+        "gapscope.measure.loading",
+        ("gapscope.errors", "gapscope.results", "gapscope.measure.batches", "gapscope.replacing"),
+    ),
 )
 NEVER = {  # folder or file -> what it must not import, first match wins
     "gapscope.measure": ("gapscope.cli", "gapscope.training", "gapscope.callbacks"),
@@ -121,6 +125,7 @@ def test_the_package_holds_only_what_the_design_lists():
         "__init__.py",
         "__main__.py",
         "errors.py",
+        "replacing.py",
         "results.py",
         "callbacks",
         "cli",

@@ -40,7 +40,8 @@ def baseline(
 
 def accept(path: Path, output: Path, reason: str) -> None:
     """Copy a report to the baseline, byte by byte, and write the text beside it."""
-    from gapscope.report.atomic import replace
+    from gapscope.replacing import in_turn
+    from gapscope.report.atomic import replace_together
     from gapscope.report.file import read_report
     from gapscope.report.sidecar import sidecar
 
@@ -48,10 +49,10 @@ def accept(path: Path, output: Path, reason: str) -> None:
     if beside == output:
         raise UsageError(f"`--output {output}` is the name of the text. Expected one such as baseline.h5. Mend it.")
     report = read_report(path)
-    old = read_report(output) if output.exists() else None
-    text = sidecar(report, old, reason=reason, date=datetime.datetime.now(datetime.UTC).date().isoformat())
-    replace(output, path.read_bytes())
-    replace(beside, text.encode())
+    with in_turn(output):
+        old = read_report(output) if output.exists() else None
+        text = sidecar(report, old, reason=reason, date=datetime.datetime.now(datetime.UTC).date().isoformat())
+        replace_together({output: path.read_bytes(), beside: text.encode()})
     print(f"baseline: {output}, {beside}")
 
 

@@ -175,23 +175,30 @@ class Job:
 
     def written(self, records: "Mapping[str, Record]") -> Measured:
         """Write what was measured, keeping what the file already held of the same subject."""
+        from gapscope.replacing import in_turn
+
+        report = self.session.report(records)
+        try:
+            with in_turn(self.path):
+                return self._added(report)
+        except ReportError as failure:  # hours of work must not go unseen because the disk is full
+            return Measured(report, self.path, (), failure)
+
+    def _added(self, report: "Report") -> Measured:
         from gapscope.report.file import merge, read_report, write
         from gapscope.results import Status
 
-        report = self.session.report(records)
         said: tuple[str, ...] = ()
-        try:
-            if self.path.exists():
-                old = read_report(self.path)
-                # what was measured earlier says more than that it was not measured now
-                skipped = [name for name, record in records.items() if record.status is Status.SKIPPED]
-                kept = [n for n in skipped if n in old.results and old.results[n].status is not Status.SKIPPED]
-                report = replace(report, results={k: r for k, r in records.items() if k not in kept})
-                report, said = merge(old, report)
-                said += tuple(f"kept the earlier {name}: {'; '.join(records[name].notes)}" for name in kept)
-            write(report, self.path)
-        except ReportError as failure:  # hours of work must not go unseen because the disk is full
-            return Measured(report, self.path, (), failure)
+        records = report.results
+        if self.path.exists():
+            old = read_report(self.path)
+            # what was measured earlier says more than that it was not measured now
+            skipped = [name for name, record in records.items() if record.status is Status.SKIPPED]
+            kept = [n for n in skipped if n in old.results and old.results[n].status is not Status.SKIPPED]
+            report = replace(report, results={k: r for k, r in records.items() if k not in kept})
+            report, said = merge(old, report)
+            said += tuple(f"kept the earlier {name}: {'; '.join(records[name].notes)}" for name in kept)
+        write(report, self.path)
         return Measured(report, self.path, said, None)
 
 

@@ -29,7 +29,7 @@ def measure_together_and_print(
     ranks().first(lambda: refuse_unwritable(output))
     sessions = [load(path, common) for path in paths]
     refuse_unlike(sessions)
-    old = ranks().first(lambda: _existing(output, sessions))
+    ranks().first(lambda: _existing(output, sessions))
     missed(output, common)
     parts = new_parts(quiet=common.quiet)
     further = configured(needed(analyzers), configuration)
@@ -45,7 +45,7 @@ def measure_together_and_print(
     failure: ReportError | None = None
     said: tuple[str, ...] = ()
     try:
-        found, said = _written(found, old, output)
+        found, said = _written(found, sessions, output)
         parts.forget()
     except ReportError as error:  # the work must not go unseen because the disk is full
         failure = error
@@ -125,11 +125,15 @@ def _existing(output: Path, sessions: "Sequence[Session]") -> "Comparison | None
     return old
 
 
-def _written(found: "Comparison", old: "Comparison | None", output: Path) -> "tuple[Comparison, tuple[str, ...]]":
+def _written(found: "Comparison", sessions: "Sequence[Session]", output: Path) -> "tuple[Comparison, tuple[str, ...]]":
+    """Add to what is there by now: another process may have written during the work."""
+    from gapscope.replacing import in_turn
     from gapscope.report.file import merge_comparison, write
 
     said: tuple[str, ...] = ()
-    if old is not None:
-        found, said = merge_comparison(old, found)
-    write(found, output)
+    with in_turn(output):
+        old = _existing(output, sessions)
+        if old is not None:
+            found, said = merge_comparison(old, found)
+        write(found, output)
     return found, said

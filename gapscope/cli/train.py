@@ -222,6 +222,7 @@ class _Job:
     def alone(self, recipe: "Recipe", path: Path) -> None:
         """Train one run."""
         from gapscope.training.regimes import state_path
+        from gapscope.training.state import forget
         from gapscope.training.trainer import train
 
         refuse_unwritable(path)
@@ -233,7 +234,7 @@ class _Job:
             trained = train(task.build, task.data, task.loss, recipe, check_every=every, running=running)
         if self.first:
             task.save(trained, path)
-            state.unlink(missing_ok=True)
+            forget(state)
         self._tell_of(trained, path)
 
     def several(self, recipe: "Recipe") -> int:

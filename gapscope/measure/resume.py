@@ -8,6 +8,8 @@ depend on beside their keys (versions, device, threads, sizes); the others are a
 off.  Nothing in it is executable.
 """
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -95,7 +97,11 @@ class Parts:
             value = compute()
         finally:
             self._inside = False
-        fresh = _encoded(value)
+        try:
+            fresh = _encoded(value)
+        except MemoryError:
+            self._give_up("out of memory")
+            return value
         if stored is None:
             self._append(mark + fresh)
         elif stored == fresh:  # one part is computed again: other code or another machine would show here
@@ -118,10 +124,12 @@ class Parts:
         return np.stack([row(index) for index in range(points)])
 
     def forget(self) -> None:
-        """Remove the file, also one of an earlier run: the report holds everything now."""
+        """Remove the file, also one of an earlier run, unless another process is at it: the report holds everything."""
         self.close()
         if self.path is not None and not ranks().rank:
-            _unlink(self.path)
+            with contextlib.suppress(OSError), self.path.open("r+b") as file:
+                if _locked(file):
+                    self.path.unlink()
 
     def close(self) -> None:
         """Keep no more parts, and what is kept."""
@@ -144,35 +152,55 @@ class Parts:
         if ranks().rank:
             return
         try:
-            self._file = self.path.open("w+b", buffering=0)
-            self._file.write(MAGIC)
+            file = self.path.open("a+b", buffering=0)
+            if not self._is_mine(file):
+                return
+            self._file = file
+            file.truncate(0)
+            if file.write(MAGIC) != len(MAGIC):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            self._give_up(error)
+            self._give_up(error.strerror)
             return
         self._append(self._facts)
+
+    def _is_mine(self, file: BinaryIO) -> bool:
+        """Say whether no other process keeps parts in this file; where one does, it is closed, and none is made."""
+        if _locked(file):
+            return True
+        assert self.path is not None
+        file.close()
+        self._begun = math.inf
+        self.say(
+            f"{self.path.name} is kept by another process that measures for the same report: this one keeps no "
+            "finished parts."
+        )
+        return False
 
     def _open(self) -> bool:
         """Find the records of an earlier run, if it measured the same, and cut off a torn end."""
         assert self.path is not None
         try:
             file = self.path.open("r+b", buffering=0)
+            if not self._is_mine(file):
+                return False
+            self._file = file
+            places, end = _scanned(file)
+            found = _at(file, places[0]) if places else None
+            if found != self._facts:
+                self._drop()
+                self.say(f"{self.path.name} was left aside: {_apart(found, self._facts)}. Everything is measured anew.")
+                return False
+            file.truncate(end)
+            for start, size in places[1:]:
+                file.seek(start)
+                self._known[file.read(_KEY)] = (start, size)
         except FileNotFoundError:
             return False
         except OSError as error:
+            self._drop()
             self.say(f"{self.path.name} cannot be read ({error.strerror}): everything is measured anew.")
             return False
-        places, end = _scanned(file)
-        found = _at(file, places[0]) if places else None
-        if found != self._facts:
-            file.close()
-            self.say(f"{self.path.name} was left aside: {_apart(found, self._facts)}. Everything is measured anew.")
-            return False
-        file.truncate(end)
-        self._file = file
-        for start, size in places[1:]:
-            file.seek(start)
-            self._known[file.read(_KEY)] = (start, size)
-        file.seek(end)
         self.say(f"resumed: {len(self._known)} finished parts are in {self.path.name}")
         return True
 
@@ -180,8 +208,10 @@ class Parts:
         """Return the value of a key, or None; a record that was damaged is none."""
         if self._file is None or mark not in self._known:
             return None
-        found = _at(self._file, self._known[mark])
-        self._file.seek(0, os.SEEK_END)
+        try:
+            found = _at(self._file, self._known[mark])
+        except OSError:
+            return None
         return None if found is None else found[_KEY:]
 
     def _append(self, record: bytes) -> None:
@@ -190,25 +220,29 @@ class Parts:
         try:
             # one write: a kill tears at most the last record
             whole = _HEAD.pack(len(record), _digest(record)) + record
+            self._file.seek(0, os.SEEK_END)
             if self._file.write(whole) != len(whole):
-                raise OSError(28, "No space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if time.monotonic() - self._synced > SAVE_SECONDS:
                 os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
         except OSError as error:
-            self._give_up(error)
+            self._give_up(error.strerror)
+        except MemoryError:
+            self._give_up("out of memory")
 
-    def _give_up(self, error: OSError) -> None:
+    def _give_up(self, why: str | None) -> None:
         """Go on without a file: a full disk must not end the work, and the report will want the room."""
         assert self.path is not None
         self._drop()
         self._begun = math.inf  # no other file; what other ranks ask this one for is not there
         _unlink(self.path)
-        self.say(f"{self.path.name} cannot be written ({error.strerror}): the work goes on, but cannot be resumed.")
+        self.say(f"{self.path.name} cannot be written ({why}): the work goes on, but cannot be resumed.")
 
     def _drop(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
         self._file = None
         self._known.clear()
 
@@ -216,6 +250,19 @@ class Parts:
 def state_path(report: Path) -> Path:
     """Return where the parts of a report are kept."""
     return report.with_name(f"{report.name}.state")
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Keep other processes from this file until it is closed; False where one has it already."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # no locks here
+        return True
+    return True
 
 
 def _unlink(path: Path) -> None:

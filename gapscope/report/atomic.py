@@ -1,12 +1,12 @@
-"""Replace a file in one step: a reader, a crash or a full disk finds the old file or the new one, never a part."""
+"""Write the files of the reporting half in one step, or say why not."""
 
 import contextlib
 import os
-import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gapscope.errors import ReportError
+from gapscope.replacing import replacing, settle
 
 _withheld = [False]  # the innermost last
 
@@ -22,10 +22,7 @@ def withheld(yes: bool) -> Iterator[None]:
 
 
 def replace(path: str | os.PathLike[str], content: bytes, *, option: str = "--output") -> None:
-    """Write under a temporary name in the same folder, fsync, rename over `path`, fsync the folder.
-
-    A symbolic link is followed.  A kill may leave a `.*.gapscope.tmp` behind; everything else cleans up after itself.
-    `option` is what names the place, for messages.
+    """Replace a file in one step; `option` is what names the place, for messages.
 
     Raises: ReportError if the place cannot be written; what was there is then unchanged.
     """
@@ -34,30 +31,46 @@ def replace(path: str | os.PathLike[str], content: bytes, *, option: str = "--ou
     path = Path(os.path.realpath(path))
     if os.path.exists(path) and not os.path.isfile(path):  # renaming onto /dev/null would delete the device
         raise ReportError(f"{path} is not a regular file. Expected a regular file. Name one with `{option}`.")
-    temporary = path.with_name(f".{secrets.token_hex(8)}.gapscope.tmp")
     try:
-        with open(temporary, "xb") as stream:
+        with replacing(path) as stream:
             stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        _discard(temporary)
-        raise ReportError(
-            f"{path} cannot be written: {error.strerror or error}. Nothing was lost: what was there is unchanged. "
-            f"Make room or mend the folder, or name another place with `{option}`."
-        ) from error
-    except BaseException:
-        _discard(temporary)
+        raise _unwritable(path, error, option) from error
+
+
+def replace_together(contents: Mapping[Path, bytes], *, option: str = "--output") -> None:
+    """Replace files that only make sense together; the first of them last, after all are on the disk.
+
+    A kill between two renamings leaves them apart, all but the first new; anything else puts the old ones back.
+
+    Raises: ReportError if a place cannot be written; what was there is then unchanged.
+    """
+    before = {path: path.read_bytes() if path.exists() else None for path in contents}
+    first = next(iter(contents))
+    try:
+        with contextlib.ExitStack() as streams:
+            for path, content in contents.items():
+                stream = streams.enter_context(replacing(path))
+                stream.write(content)
+                settle(stream)
+    except BaseException as error:
+        if not first.exists() or first.read_bytes() != contents[first]:
+            _put_back(before)
+        if isinstance(error, OSError):
+            raise _unwritable(first, error, option) from error
         raise
-    with contextlib.suppress(OSError):  # the file is in place, and some file systems cannot sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
-def _discard(temporary: Path) -> None:
-    with contextlib.suppress(OSError):
-        temporary.unlink()
+def _put_back(before: Mapping[Path, bytes | None]) -> None:
+    for path, content in before.items():
+        if content is None:
+            path.unlink(missing_ok=True)
+        elif path.read_bytes() != content:
+            replace(path, content)
+
+
+def _unwritable(path: Path, error: OSError, option: str) -> ReportError:
+    return ReportError(
+        f"{path} cannot be written: {error.strerror or error}. Nothing was lost: what was there is unchanged. "
+        f"Make room or mend the folder, or name another place with `{option}`."
+    )

@@ -94,6 +94,17 @@ def write(content: Report | Comparison, path: str | os.PathLike[str]) -> None:
 
     Raises: ReportError if the place cannot be written; ValueError if the content breaks the format's rules.
     """
+    try:
+        image = _image(content)
+    except MemoryError as error:
+        raise ReportError(
+            f"{path} cannot be written: out of memory. Nothing was lost: what was there is unchanged. Free memory, and "
+            "run the same command again."
+        ) from error
+    replace(path, image)
+
+
+def _image(content: Report | Comparison) -> bytes:
     # Built in memory: HDF5 notices a full disk while closing, when nothing can be saved any more.
     with h5py.File(secrets.token_hex(8), "w", driver="core", backing_store=False) as file:
         kind = REPORT if isinstance(content, Report) else COMPARISON
@@ -104,8 +115,7 @@ def write(content: Report | Comparison, path: str | os.PathLike[str]) -> None:
             _put_comparison(file, content)
         file.attrs["complete"] = 1
         file.flush()
-        image = bytes(file.id.get_file_image())
-    replace(path, image)
+        return bytes(file.id.get_file_image())
 
 
 def _put_report(file: h5py.File, report: Report) -> None:

@@ -18,7 +18,7 @@ from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.losses import Loss
 from gapscope.measure.loading.trust import Trust
 from gapscope.training.recipe import Recipe
-from gapscope.training.state import code_digest, settings_digest
+from gapscope.training.state import code_digest, forget, settings_digest
 from gapscope.training.trainer import QUIETLY, Running, Trained, save, train
 
 Equal = Literal["loss", "samples", "steps"]
@@ -98,7 +98,7 @@ def make_run(
     trained = train(task.build, task.data, task.loss, recipe, check_every=check_every, running=running)
     if running.ranks.rank == 0:
         task.save(trained, path, made={"digest": digest, "gapscope": gapscope.__version__})
-        state_path(path).unlink(missing_ok=True)
+        forget(state_path(path))
     return trained
 
 

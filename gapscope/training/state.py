@@ -7,11 +7,10 @@ does not count: a longer one goes on from a shorter one.
 import contextlib
 import hashlib
 import json
-import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import gapscope
 from gapscope.errors import UsageError
 from gapscope.measure.loading.datasets.data import Data
 from gapscope.measure.loading.losses import Loss
+from gapscope.replacing import replacing
 from gapscope.training.recipe import Recipe
 
 ELSEWHERE = "name another `--output`, or delete that file to start anew."
@@ -107,28 +107,28 @@ class Kept:
             )
         return found
 
-    def write(self, state: Mapping[str, Any]) -> None:
+    def write(self, state: Callable[[], Mapping[str, Any]]) -> None:
         """Replace the file in one step: a kill at any moment leaves a whole one.
 
-        A full disk must not end the work that the file was to protect.
+        A full disk or memory must not end the work that the file was to protect.
         """
         assert self.path is not None
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        with contextlib.suppress(OSError, RuntimeError):  # torch reports a full disk as a RuntimeError
-            with temporary.open("wb") as file:
-                torch.save({"digest": self.digest, "settings": dict(self.settings), **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, RuntimeError, MemoryError):  # torch reports both as a RuntimeError
+            content = {"digest": self.digest, "settings": dict(self.settings), **state()}
+            with replacing(self.path) as file:
+                torch.save(content, file)
         self._written = time.monotonic()
 
     def forget(self) -> None:
         """Remove the file: the training is over."""
         if self.path is not None:
-            with contextlib.suppress(OSError):
-                self.path.unlink(missing_ok=True)
+            forget(self.path)
+
+
+def forget(path: Path) -> None:
+    """Remove the state of a training that is over; one that stays is refused by the next, or gone on from."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -275,7 +275,7 @@ class _Loop:
         if (now or self.kept.due) and self.running.ranks.rank == 0:
             order = self.order if progress.place else self.shuffle.get_state()
             self.kept.write(
-                {
+                lambda: {
                     "progress": asdict(progress),
                     "model": on_cpu(self.model.state_dict()),
                     "optimizer": self.optimizer.state_dict(),

@@ -125,7 +125,7 @@ def test_a_state_of_other_settings_is_refused_and_kept(data, loss, tmp_path, oth
 
 
 def test_other_initial_weights_are_another_training(tmp_path):
-    Kept(tmp_path / "x.state", "one", 0.0, {"seed": 1}).write({})
+    Kept(tmp_path / "x.state", "one", 0.0, {"seed": 1}).write(dict)
     with pytest.raises(UsageError, match=r"of other settings: initial weights\. Expected"):
         Kept(tmp_path / "x.state", "two", 0.0, {"seed": 1}).read()
 
@@ -241,7 +241,7 @@ def test_a_state_is_written_when_it_is_due_and_forgotten_at_the_end(tmp_path):
     assert not Kept(path, "digest", 3600.0).due
     kept = Kept(path, "digest", 0.0)
     assert kept.due
-    kept.write({"steps": 3})
+    kept.write(lambda: {"steps": 3})
     assert kept.read() == {"digest": "digest", "settings": {}, "steps": 3}
     assert [one.name for one in tmp_path.iterdir()] == ["x.state"]
     kept.forget()

@@ -26,6 +26,7 @@ from gapscope.measure.loading.checkpoints.formats import sniff
 from gapscope.measure.loading.checkpoints.torchfile import NOTHING_RUNS, read_torch_file
 from gapscope.measure.loading.networks import NETWORKS
 from gapscope.measure.loading.trust import Trust
+from gapscope.replacing import replacing
 
 FORMAT_VERSION = 1
 SHADOW = "shadow_params"  # averaged parameters without names, in the model's order
@@ -297,18 +298,11 @@ def _described(value: object) -> str:
 
 
 def _write_atomically(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             torch.save(content, file)  # to a file object: by path the archive, and so the bytes, would hold its name
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise UsageError(
             f"Cannot write {path}: {reason}. Choose a folder that exists, is writable and has room."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

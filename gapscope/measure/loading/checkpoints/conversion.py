@@ -1,8 +1,5 @@
 """Write one state_dict of a checkpoint as safetensors: a format that holds tensors and can run nothing."""
 
-import contextlib
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from gapscope.errors import LoadError, UsageError, did_you_mean
 from gapscope.measure.loading.checkpoints.checkpoint import ROOT, Checkpoint, read_checkpoint
 from gapscope.measure.loading.checkpoints.fitting import is_averaged
 from gapscope.measure.loading.trust import Trust, one_line
+from gapscope.replacing import replacing
 
 _EXPANSION = 50  # an expanded view may be this much larger than its storage; more is no weight
 
@@ -100,17 +98,11 @@ def _apart(name: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
 
 
 def _write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], out: Path) -> None:
-    temporary = out.with_name(f".{secrets.token_hex(8)}.gapscope.tmp")
     try:
-        safetensors.torch.save_file(dict(tensors), temporary, metadata=dict(metadata))
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
+        with replacing(out) as file:
+            safetensors.torch.save_file(dict(tensors), file.name, metadata=dict(metadata))
     except (OSError, safetensors.SafetensorError, ValueError) as error:
         raise UsageError(
             f"{out} cannot be written: {one_line(error)}. What was there is unchanged. Choose a folder that is "
             "writable and has room."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

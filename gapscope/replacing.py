@@ -1,0 +1,77 @@
+"""Replace files in one step: a reader, a crash or a full disk finds the old file or the new one, never a part."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+SUFFIX = ".gapscope.tmp"
+ABANDONED = 3600.0  # seconds; a file that is still written to is younger
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Yield a stream under a temporary name in the same folder; then fsync, rename over `path`, fsync the folder.
+
+    A symbolic link is followed.  Whatever is raised before the renaming removes the temporary file; what a kill left
+    of earlier ones is removed after an hour.
+
+    Raises: OSError if the place cannot be written; what was there is then unchanged.
+    """
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{secrets.token_hex(8)}{SUFFIX}")
+    try:
+        with open(temporary, "xb") as stream:
+            _remove_abandoned(path.parent, os.fstat(stream.fileno()).st_mtime)
+            yield stream
+            settle(stream)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    with contextlib.suppress(OSError):  # the file is in place, and some file systems cannot sync a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            _close(folder)
+
+
+def settle(stream: BinaryIO) -> None:
+    """Wait until all that was written is on the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def in_turn(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let one process at a time read, merge and replace the files of a folder: none loses what another has written.
+
+    Only where the file system can lock a folder; elsewhere (Windows, some network drives) nobody waits.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            folder = os.open(Path(os.path.realpath(path)).parent, os.O_RDONLY)
+            held.callback(_close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+
+
+def _close(file: int) -> None:
+    with contextlib.suppress(OSError):  # nothing was written through it
+        os.close(file)
+
+
+def _remove_abandoned(folder: Path, now: float) -> None:
+    """Remove temporary files of killed processes; `now` by the clock of the file system."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") and entry.name.endswith(SUFFIX):
+                with contextlib.suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_mtime < now - ABANDONED:
+                        os.unlink(entry)
