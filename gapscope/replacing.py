@@ -28,9 +28,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield stream
             settle(stream)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        # torch closes its archive whatever happened, and then complains that it is not whole
+        reason = error.__context__
+        if isinstance(error, RuntimeError) and isinstance(reason, OSError | KeyboardInterrupt | SystemExit):
+            raise reason from None
         raise
     with contextlib.suppress(OSError):  # the file is in place, and some file systems cannot sync a folder
         folder = os.open(path.parent, os.O_RDONLY)
