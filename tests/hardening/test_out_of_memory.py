@@ -14,7 +14,7 @@ ERRORS = {
 
 @pytest.mark.parametrize("kind", ERRORS)
 def test_the_kth_pass_runs_out_of_memory(run, small, tmp_path, monkeypatch, kind):
-    words = ("trace", small, "--limit", 40, "--threads", 1, "--max-matvecs", 8, "-q", "-o", "r.h5")
+    words = ("trace", small, "--limit", 40, "--threads", 1, "--max-matvecs", 10, "-q", "-o", "r.h5")
     assert run("gap", small, "--limit", 40, "--threads", 1, "-q", "-o", "r.h5").code == 0
     before = (tmp_path / "r.h5").read_bytes()
     mean, left = Problem.mean, [0]
