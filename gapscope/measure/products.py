@@ -192,8 +192,10 @@ def graph_bytes(build: Callable[[], object]) -> int:
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = (storage.nbytes(), tensor)  # holding the tensor keeps its address its own
-        return tensor
+        # without its graph: a node that keeps its own output would keep itself, for ever and unseen by the collector
+        kept = tensor.detach()
+        seen[storage.data_ptr()] = (storage.nbytes(), kept)  # holding the tensor keeps its address its own
+        return kept
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         build()
