@@ -73,8 +73,9 @@ def plain(model: nn.Module, repaired: set[str]) -> Iterator[None]:
         held.enter_context(_swapped(checkpoint, "_checkpoint_without_reentrant_generator", generator))
         held.enter_context(_fast_path_off())
         owners, switch, off = _tf32()
-        for owner in owners:
-            held.enter_context(_swapped(owner, switch, off))
+        for owner in owners:  # outer ones first: what follows them is not set itself, or it would follow them no more
+            if getattr(owner, switch) != off:
+                held.enter_context(_swapped(owner, switch, off))
         if any(isinstance(module, nn.RNNBase) for module in modules):
             held.enter_context(_swapped(torch.backends.cudnn, "enabled", False))
         if "torch._dynamo" in sys.modules:  # else nothing was compiled, and importing it takes seconds
@@ -126,10 +127,12 @@ def _fast_path_off() -> Iterator[None]:
 def _tf32() -> tuple[list[Any], str, Any]:
     """Return what is told of TF32 (on a CPU, of bfloat16), under which name, and the value that means float32."""
     known: Any = torch.backends
-    cudnn, matmul, mkldnn = known.cudnn, known.cuda.matmul, known.mkldnn
-    if hasattr(getattr(cudnn, "conv", None), "fp32_precision"):  # since torch 2.9, which warns of the older switches
-        return [cudnn.conv, cudnn.rnn, matmul, mkldnn.conv, mkldnn.matmul], "fp32_precision", "ieee"
-    return [cudnn, matmul], "allow_tf32", False
+    if hasattr(
+        getattr(known.cudnn, "conv", None), "fp32_precision"
+    ):  # since torch 2.9, which warns of the older switches
+        outer, inner = [known, known.cudnn, known.mkldnn], [known.cudnn.conv, known.cudnn.rnn, known.cuda.matmul]
+        return [*outer, *inner, known.mkldnn.conv, known.mkldnn.matmul], "fp32_precision", "ieee"
+    return [known.cudnn, known.cuda.matmul], "allow_tf32", False
 
 
 def _run(function: Callable[..., Any], _: bool, *args: Any) -> Any:
