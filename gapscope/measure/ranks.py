@@ -7,6 +7,7 @@ loses nothing: the smaller side times their own eps lies above its floor.  The f
 choice: LAPACK's bound for eigenvalues of k x k matrices.
 """
 
+import contextlib
 import ctypes
 import math
 import re
@@ -309,9 +310,9 @@ def _from_gram(gram: Tensor, rank: int, columns: int, dead: float, *, streamed: 
         return _spectra(np.full(rank, np.nan), np.full(rank, np.nan), math.nan, columns, dead)
     size = len(gram) - 1
     if gram.device.type == "cpu":
-        _as_many_threads_as_torch()
         work = int(lapack.dsytrd_lwork(size + 1, lower=1)[0])
-        _, diagonal, beside, _, _ = lapack.dsytrd(gram.numpy().T, lower=1, lwork=work, overwrite_a=1)
+        with _as_many_threads_as_torch():
+            _, diagonal, beside, _, _ = lapack.dsytrd(gram.numpy().T, lower=1, lwork=work, overwrite_a=1)
         plain = _tridiagonal(diagonal[1:], beside[1:])
         if streamed:
             diagonal[1] -= beside[0] ** 2 / columns
@@ -324,16 +325,26 @@ def _from_gram(gram: Tensor, rank: int, columns: int, dead: float, *, streamed: 
     return _spectra(plain, centred, gram_floor(size), columns, dead)
 
 
-def _as_many_threads_as_torch() -> None:
-    """Tell the OpenBLAS of SciPy's wheels, which would take every core whatever `--threads` says.
+@contextlib.contextmanager
+def _as_many_threads_as_torch() -> Iterator[None]:
+    """Hold the OpenBLAS of SciPy's wheels, which would take every core whatever `--threads` says.
 
     On a busy machine of two cores that took 0.7 to 1.8 s where one thread takes 0.17 s (k = 1,024).
     """
     compiled = getattr(lapack, "_flapack", None)  # SciPy's own: another version may have none
     library = ctypes.CDLL(compiled.__file__) if compiled else None
-    for name in ("scipy_openblas_set_num_threads", "openblas_set_num_threads"):
-        if (told := getattr(library, name, None)) is not None:
-            told(torch.get_num_threads())
+    names = (f"{prefix}openblas_{{}}_num_threads" for prefix in ("scipy_", ""))
+    name = next((name for name in names if hasattr(library, name.format("set"))), None)
+    if name is None:
+        yield
+        return
+    asked, told = getattr(library, name.format("get")), getattr(library, name.format("set"))
+    before = asked()
+    told(torch.get_num_threads())
+    try:
+        yield
+    finally:
+        told(before)
 
 
 def _tridiagonal(diagonal: Array, beside: Array) -> Array:

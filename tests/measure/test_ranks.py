@@ -61,7 +61,7 @@ def test_what_rounding_leaves_of_a_singular_gram_matrix_lies_under_the_floor(uni
     assert (spectra(Gram, column @ matrix(1, 50, 3)).plain.values[1:] == 0).all()
 
 
-def test_scipys_blas_takes_the_threads_of_torch():
+def test_scipys_blas_takes_the_threads_of_torch_and_has_its_own_back():
     library = ctypes.CDLL(lapack._flapack.__file__)
     told, asked = (getattr(library, f"scipy_openblas_{verb}_num_threads", None) for verb in ("set", "get"))
     if told is None or asked is None:
@@ -69,8 +69,10 @@ def test_scipys_blas_takes_the_threads_of_torch():
     before = asked()
     try:
         told(torch.get_num_threads() + 1)
+        with ranks._as_many_threads_as_torch():
+            assert asked() == torch.get_num_threads()
         spectra(Gram, matrix(3, 5))
-        assert asked() == torch.get_num_threads()
+        assert asked() == torch.get_num_threads() + 1
     finally:
         told(before)
 
