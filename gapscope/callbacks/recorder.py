@@ -1,22 +1,21 @@
 """What the callbacks of all frameworks share: measure every k steps, write a report, return its numbers."""
 
-import contextlib
-import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 import gapscope
 from gapscope.errors import GapscopeError, UsageError
 from gapscope.measure.loading import Data, Loss, Trust, as_classes, build_loss, check_fit, data_of, infer_loss
 from gapscope.measure.loading.sources import taken_out
+from gapscope.measure.loading.trust import one_line
 from gapscope.measure.problem import Origin, Problem
+from gapscope.measure.surroundings import apart
 
 
 class Recorder:
@@ -61,12 +60,13 @@ class Recorder:
             return {}
         self._last = step
         try:
-            with _undisturbed():
+            with apart():
                 report = gapscope.measure(self._problem(taken_out(model)[0], step), self._analyzers)
             self.folder.mkdir(parents=True, exist_ok=True)
             gapscope.write(report, self.folder / f"step-{step:06d}.report.h5")
-        except (GapscopeError, OSError, RuntimeError) as error:
-            warnings.warn(f"gapscope: step {step} was not measured. {error}", stacklevel=2)
+        except Exception as error:  # a model's forward can raise anything
+            said = str(error) if isinstance(error, GapscopeError) else one_line(error)
+            warnings.warn(f"gapscope: step {step} was not measured. {said}", stacklevel=2)
             return {}
         return {
             f"gapscope/{name}/{quantity}": float(found.value)
@@ -93,21 +93,3 @@ class Recorder:
             made = Problem(model=model, data=data, loss_function=self._loss, origin=origin)
         assert made is not None
         return made
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Measure with gradients and full precision, whatever the framework is in, and put all random states back."""
-    python, state = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    try:
-        with (
-            torch.random.fork_rng(devices),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast("cuda" if devices else "cpu", enabled=False),
-        ):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(state)

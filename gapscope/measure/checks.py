@@ -83,7 +83,7 @@ def _refuse_company(problem: Problem) -> None:
 
 
 def _losses(problem: Problem, batch: Batch) -> Array:
-    with torch.no_grad(), problem.measuring():
+    with problem.measuring(), torch.no_grad():
         micro = problem._micro(batch)
         return np.asarray(micro.losses(micro.outputs(problem._split(None))).double().cpu().numpy())
 

@@ -123,7 +123,7 @@ def bent(problem: "Problem") -> tuple[str, ...]:
 def outputs_of_a_sample(problem: "Problem") -> int:
     """Return how many numbers the model returns for one sample."""
     batch = problem._batch(0, 1)
-    with torch.no_grad(), problem.measuring():
+    with problem.measuring(), torch.no_grad():
         return problem._micro(batch).outputs(problem.parameters.split(problem.theta)).numel()
 
 
@@ -216,7 +216,7 @@ def _alone(samples: Samples, x: Inputs, y: Tensor, weights: Tensor, cotangents: 
 
 def _trial(samples: Samples) -> Parts:
     x, y = samples._trial
-    with torch.no_grad(), samples.problem.measuring():
+    with samples.problem.measuring(), torch.no_grad():
         outputs = samples._micro(x, y).outputs(samples._leaves)
     with samples.problem.measuring():
         return _together(samples, x, y, outputs.new_ones(len(y), 1), torch.ones_like(outputs).unsqueeze(1))

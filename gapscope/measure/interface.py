@@ -1,10 +1,12 @@
 """The Python interface, in the command line's words: load a problem, measure it."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+import torch
 from torch import nn
 
 from gapscope.errors import GapscopeError, UsageError
@@ -26,6 +28,7 @@ from gapscope.measure.loading.sources import completed, taken_out
 from gapscope.measure.problem import DEFAULT_MEMORY_BUDGET, BatchNorm, Hvp, Origin, Problem
 from gapscope.measure.resume import Parts
 from gapscope.measure.session import Execution, Session, open_session, record, together
+from gapscope.measure.surroundings import apart
 from gapscope.report.comparison import arranged
 from gapscope.report.records import Comparison, Report
 
@@ -89,7 +92,10 @@ def load(
         batch_size=batch_size,
         memory_budget=memory_budget,
     )
-    return open_session(request, execution).problem
+    before = torch.get_num_threads()
+    with apart():
+        loaded, chosen = open_session(request, execution).problem, torch.get_num_threads()
+    return loaded if chosen == before else dataclasses.replace(loaded, threads=chosen)
 
 
 def problem(
@@ -111,10 +117,22 @@ def problem(
     `data` and `test_data`: a Dataset, a DataLoader, an iterable of (x, y), or two arrays; they are read once.  `loss`:
     a built-in name (default: from the targets), `pkg.mod:attr`, or a `Loss`.  `training` holds batch_size, lr,
     momentum, weight_decay, optimizer, as far as known.  `parameters`: patterns of the names that make up theta
-    (default: all that require a gradient).  The model keeps its device, and is not changed.
+    (default: all that require a gradient).  The model keeps its device, and is not changed; nor are random states.
 
     Raises: LoadError where model, data and loss do not fit; ProblemError where there is nothing to differentiate.
     """
+    with apart():
+        return _problem(
+            model, data, test_data, loss, Origin(identity={"checkpoint": name}, training=dict(training or {})),
+            chosen=tuple(parameters), batchnorm=batchnorm, hvp_method=hvp, batch_size=batch_size,
+            memory_budget=memory_budget,
+        )  # fmt: skip
+
+
+def _problem(
+    model: nn.Module, data: Any, test_data: Any, loss: str | Loss | None, origin: Origin, **settings: Any
+) -> Problem:
+    name = str(origin.identity["checkpoint"])
     model = taken_out(model)[0]
     splits: dict[str, Data] = {} if test_data is None else {"test": data_of(test_data, f"test data of {name}")}
     splits["train"] = data_of(data, f"data of {name}")
@@ -133,12 +151,8 @@ def problem(
             model=model,
             data=part,
             loss_function=found,
-            batch_size=batch_size,
-            memory_budget=memory_budget,
-            batchnorm=batchnorm,
-            chosen=tuple(parameters),
-            hvp_method=hvp,
-            origin=Origin(split=split, identity={"checkpoint": name}, training=dict(training or {}), other=built),
+            origin=dataclasses.replace(origin, split=split, other=built),
+            **settings,
         )
         # copies, so that training may go on
         _ = built.theta, built.constants
@@ -155,17 +169,22 @@ def measure(
 ) -> Report | Comparison:
     """Measure a problem, or what analyzers of several subjects (`Path`, `Plane`, `Escape`) say of several.
 
+    Gradients are on meanwhile, and autocast off; models, random states and the number of threads are as before, also
+    after an exception.
+
     Raises: UsageError where an analyzer takes another number of problems; ProblemError, if L is not finite, repeatable
     and twice differentiable.
     """
     if isinstance(problem, Problem):
         _refuse_count(analyzers, 1)
-        return Session(problem, seed).measure(analyzers)
+        with apart(problem.threads):
+            return Session(problem, seed).measure(analyzers)
     if len(problem) < 2:
         raise UsageError(f"There are {len(problem)} problems in the list. Expected two or more, or one without a list.")
     problems = list(problem)
     _refuse_count(analyzers, len(problems))
-    return measure_together([Session(one, seed) for one in problems], analyzers)
+    with apart(problems[0].threads):
+        return measure_together([Session(one, seed) for one in problems], analyzers)
 
 
 def measure_together(

@@ -33,6 +33,7 @@ from gapscope.measure.operators import Operator, Share
 from gapscope.measure.origin import Origin as Origin  # part of a problem
 from gapscope.measure.parameters import Parameters
 from gapscope.measure.samples import Samples
+from gapscope.measure.surroundings import with_gradients
 from gapscope.results import CHUNKS, Array
 
 BatchNorm = Literal["eval", "batch", "re-estimated"]
@@ -40,8 +41,7 @@ Hvp = Literal["auto", "exact", "differences"]
 
 DEFAULT_MEMORY_BUDGET = 4_000_000_000
 CHUNK_SEED = 0
-# one micro-batch's graph: on a CPU larger ones leave the cache (ResNet-20: 32 samples, 96 MB, are a quarter faster per
-# sample than 128); an accelerator wants them large
+# one micro-batch's graph: a larger one leaves a CPU's cache (ResNet-20: 32 samples, 96 MB, are 25 % faster than 128)
 _MICRO_BYTES_CPU = 100_000_000
 
 
@@ -67,6 +67,7 @@ class Problem:
     monitor: Monitor = field(default_factory=Monitor)
     origin: Origin = field(default_factory=Origin)
     examined: Derivatives | None = None  # by an earlier problem of this model: not probed again
+    threads: int | None = None  # of torch while `gapscope.measure` is at it (none: as many as then)
     share: Share | None = None  # what this process holds of theta and of every vector like it: see `sharded`
     _graphs: "list[weakref.ref[Kept[products.Hessian]]]" = field(default_factory=list, init=False)  # one at most
     repaired: set[str] = field(default_factory=set, init=False)  # of `differentiable.NOTES`: what was met so far
@@ -77,19 +78,18 @@ class Problem:
         self.repaired.update({"compile"} if compiled else ())
         if self.parameters.size == 0:
             raise ProblemError(
-                "The model has no trainable parameter. Expected at least one with requires_grad=True. "
-                "Do not freeze the whole model in its factory."
+                "The model has no trainable parameter. Expected at least one with requires_grad=True. Do not freeze "
+                "the whole model in its factory."
             )
         if self.batch_size is not None and self.batch_size < 1:
             raise ProblemError(f"The batch size is {self.batch_size}. Expected 1 or more. Give `--batch-size auto`.")
-        layers = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
         if self.depends_on_batches and self.batch_size is None:
             raise ProblemError(
                 "BatchNorm in batch mode (or without running statistics) makes L depend on the micro-batches, and no "
                 "size was given. Expected a fixed size. Add for example `--batch-size 128`."
             )
         alone = self.batch_size is not None and self.samples % self.batch_size == 1 != self.batch_size
-        if self.depends_on_batches and layers and alone:
+        if self.depends_on_batches and alone and any(isinstance(one, _BatchNorm) for one in self.model.modules()):
             raise ProblemError(
                 f"The last of the micro-batches of {self.batch_size} has 1 of the {self.samples} samples: BatchNorm "
                 "has no statistics there. Expected 2 or more. Give another `--batch-size`."
@@ -328,7 +328,7 @@ class Problem:
 
     @cached_property
     def _samples(self) -> Samples:
-        return Samples(self)
+        return Samples(weakref.proxy(self))  # in a cycle, theta and the data would wait for the collector
 
     @cached_property
     def constants(self) -> dict[str, Tensor]:
@@ -341,8 +341,8 @@ class Problem:
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
-        """Hold the model in the mode of this problem, and give it back as it was."""
-        with differentiable.plain(self.model, self.repaired):
+        """Hold the model in the mode of this problem, and give it back as it was; gradients are on meanwhile."""
+        with with_gradients(), differentiable.plain(self.model, self.repaired):
             modes = [(module, module.training) for module in self.model.modules()]
             try:
                 for module, _ in modes:

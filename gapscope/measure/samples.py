@@ -182,7 +182,7 @@ class Samples:
     def _company(self) -> str:
         """Return what is wrong with a sample by itself, or an empty string: asked of two samples' outputs."""
         inputs, targets = self._trial
-        with torch.no_grad(), self.problem.measuring():
+        with self.problem.measuring(), torch.no_grad():
             whole = self._micro(inputs, targets).outputs(self._leaves)
             singles = [self._micro(x, y).outputs(self._leaves) for x, y in pieces(inputs, targets, 1)]
         demand = "Expected a model that maps every sample by itself: the gradient of one sample has no meaning here."

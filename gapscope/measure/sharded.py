@@ -99,7 +99,7 @@ class Sharded(Problem):
         """Return losses (N,), and 1.0 or 0.0 where predictions are right or wrong (None: neither), from one pass."""
         judge = self.bound.correct
         rows: dict[int, Tensor] = {}
-        with torch.no_grad(), self._at(theta):
+        with self._at(theta), torch.no_grad():
             for batch, counts in self._parts():
                 micro = self._micro(batch)
                 outputs = micro.outputs([])
@@ -324,7 +324,7 @@ def _runs(problem: Problem, dtype: torch.dtype) -> bool:
     }
     state |= {name: in_dtype(buffer, dtype) for name, buffer in problem.model.named_buffers()}
     few = placed(taken(problem.data.inputs, slice(0, 2)), device, dtype)
-    with contextlib.suppress(*UNKNOWN), torch.no_grad(), problem.measuring():
+    with contextlib.suppress(*UNKNOWN), problem.measuring(), torch.no_grad():
         scores(called(problem.model, few, state))
         return True
     return False
