@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import platform
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,8 @@ class Session:
         known = dict(problem.origin.identity)
         known.setdefault("checkpoint", "model")
         known.setdefault("model", type(problem.model).__name__)
-        return known | {"parameters": problem.size, "data": problem.data.name}
+        known |= {"parameters": problem.size, "data": problem.data.name}
+        return known | {name: without_folders(str(known[name])) for name in ("checkpoint", "model", "data")}
 
     def training(self) -> dict[str, Any]:
         """Return the scalars that the checkpoint recorded of its training."""
@@ -108,7 +110,7 @@ class Session:
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         found |= {"sharded_parameters": True} if problem.share is not None else {}
-        found |= {"notes": "; ".join(self.notes)} if self.notes else {}
+        found |= {"notes": "; ".join(map(without_folders, self.notes))} if self.notes else {}
         return found | ({"written_out": " ".join(sorted(problem.repaired))} if problem.repaired else {})
 
     def repairs(self) -> tuple[str, ...]:
@@ -141,6 +143,11 @@ class Session:
         """Check the problem, run the analyzers in order, and return their report."""
         context = self.context(analyzers)
         return self.report({a.name: record(a, context.run(a.name), context.seed) for a in analyzers})
+
+
+def without_folders(text: str) -> str:
+    """Return a text with the file's name alone in the place of an absolute path: a report may be published."""
+    return re.sub(r"(?<![^\s:`=])(?:[A-Za-z]:)?[/\\](?=\S)(?:[^:`]*[/\\])?(?=[^/\\])", "", text)
 
 
 def together(contexts: Sequence[Context], analyzers: Sequence[Analyzer], parts: Parts | None = None) -> Context:

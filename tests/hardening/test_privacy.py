@@ -1,0 +1,93 @@
+"""What gapscope writes can be published: no folder, home, user or host name in it, however the files were named."""
+
+import socket
+import zipfile
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from gapscope.measure.session import without_folders
+from tests.hardening.telling import FOLDER, HOME, HOST, USER, telling_folder
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+TELLING = [FOLDER, HOME, USER, HOST, *([socket.gethostname()] if len(socket.gethostname()) > 5 else [])]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Run every command that writes, in a folder that tells, with all inputs named by absolute paths."""
+    return telling_folder(tmp_path_factory.mktemp("work"))
+
+
+def everything(path):
+    """Yield what a file holds, by place: its bytes, and all that is packed or kept in attributes."""
+    whole = path.read_bytes()
+    yield "bytes", whole
+    if h5py.is_hdf5(path):
+        with h5py.File(path) as file:
+            found = [("/", file)]
+            file.visititems(lambda name, one: found.append((name, one)))
+            for name, one in found:
+                yield name, repr(dict(one.attrs)).encode()
+                if isinstance(one, h5py.Dataset):
+                    yield name, repr(np.asarray(one[()]).tolist()).encode()
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                yield name, name.encode() + archive.read(name)
+    elif whole.startswith(b"\x89PNG"):
+        at = 8
+        while at < len(whole):
+            size, kind = int.from_bytes(whole[at : at + 4]), whole[at + 4 : at + 8]
+            chunk, at = whole[at + 8 : at + 8 + size], at + 12 + size
+            yield kind.decode(), zlib.decompress(chunk.split(b"\0", 2)[2]) if kind == b"zTXt" else chunk
+
+
+def forms(word):
+    """Return how a name can stand in a file."""
+    return {word.encode(), word.encode("utf-16-le"), word.encode("unicode_escape"), word.encode("latin-1", "replace")}
+
+
+def test_no_file_tells_where_or_by_whom_it_was_made(written):
+    # a checkpoint records the model and data of its training as they were typed: they must be found again
+    files = [path for path in written.rglob("*") if path.is_file() and path.name != "trained.pt"]
+    kinds = {path.suffix for path in files}
+    assert {".h5", ".html", ".svg", ".png", ".pdf", ".csv", ".json", ".xml", ".md", ".txt", ".safetensors"} <= kinds
+    told = [
+        f"{path.name} {where}: {word}"
+        for path in files
+        for where, content in everything(path)
+        for word in TELLING
+        if any(form in content for form in forms(word))
+    ]
+    assert told == []
+
+
+def test_a_name_that_is_there_would_be_found(tmp_path):
+    """The search itself, on a checkpoint and a report that do tell."""
+    torch.save({"note": f"/srv/{FOLDER}/x"}, tmp_path / "a.pt")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", data=np.array([f"{USER}".encode()]), chunks=True, compression="gzip")
+        file["x"].attrs["where"] = HOME
+    for name, word in (("a.pt", FOLDER), ("a.h5", HOME), ("a.h5", USER)):
+        assert any(form in content for _, content in everything(tmp_path / name) for form in forms(word))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("/srv/a b/Köln/net.py:build", "net.py:build"),
+        ("hf:/srv/models/bert", "hf:bert"),
+        ("C:\\Users\\me\\data.npz", "data.npz"),
+        ("data: /srv/x/data.npz: the labels", "data: data.npz: the labels"),
+        ("models/net.py:build", "models/net.py:build"),
+        ("teacher:samples=100", "teacher:samples=100"),
+        ("loss 3 / 4", "loss 3 / 4"),
+    ],
+)
+def test_of_an_absolute_path_the_last_name_is_left(name, told):
+    assert without_folders(name) == told
