@@ -30,7 +30,8 @@ class Derivatives:
     """How products are taken, and how far they are known.
 
     `error` is |A v - H v| for a unit vector v, and `relative_error` that over |H w| for a sharp direction w; both as
-    two steps disagree, 0 for exact products, whose rounding the solvers know, and NaN where the gradient is not finite.
+    two steps disagree.  Of exact products, `error` is the rounding of the model, as float32 and float64 disagree on the
+    micro-batch (0 in float64: the solvers know their own), and NaN where the gradient is not finite.
     """
 
     method: Literal["exact", "differences"] = "exact"
@@ -66,7 +67,8 @@ def examine(problem: "Problem") -> Derivatives:
             "Face models: attn_implementation='eager'), or take `--hvp differences`."
         )
     if not fault and problem.hvp_method != "differences":
-        return Derivatives()
+        with problem.measuring():
+            return Derivatives(error=probe.rounding())
 
     def product(v: Tensor, step: float) -> Tensor:
         ways, cut = Differences(step, probe.theta.dtype), problem.parameters.split(v.to(problem.dtype))

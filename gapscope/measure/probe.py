@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -131,13 +131,14 @@ class Probe(Slopes):
     micro: products.Micro
     leaves: list[Tensor]
     own_dtype: torch.dtype | None = None  # of the products to come, where it is another
+    samples: int = 1
 
     @classmethod
     def of(cls, problem: "Problem", dtype: torch.dtype) -> "Probe":
         """Return the problem on samples spread over the data."""
         batch = micro_batch(problem)
         own = None if dtype == problem.dtype else problem.dtype
-        return cls(problem._micro(batch), problem.parameters.split(problem.theta.to(dtype)), own)
+        return cls(problem._micro(batch), problem.parameters.split(problem.theta.to(dtype)), own, len(batch.targets))
 
     @cached_property
     def theta(self) -> Tensor:  # type: ignore[override]  # computed when asked
@@ -152,7 +153,7 @@ class Probe(Slopes):
         """Return what is wrong with the exact second derivative, or an empty string."""
         u, v = self.directions
         try:
-            product = products.hessian(self.micro, self.leaves)
+            product = self._product
             hu, hv = (_flat(product(self._cut(w))) for w in (u, v))
             narrow = self._in_own_dtype(v)
         except UNKNOWN as error:
@@ -180,6 +181,25 @@ class Probe(Slopes):
             f"The Hessian-vector product in {str(self.own_dtype)[6:]} differs from that in {str(hv.dtype)[6:]} by "
             f"{gap:.2g} (its norm is {length:.2g})."
         )
+
+    def rounding(self) -> float:
+        """Return |A w - H w| of a sharp unit vector w, A the products in the problem's dtype, 0 where it is this one.
+
+        A layer norm on few samples, trained: 3.9e-4, where A was off by 4.3e-4 and 10 epsilons of |A| are 2.2e-4.
+        """
+        image = _flat(self._product(self._cut(self.directions[1])))
+        length = float(image.norm())
+        if self.own_dtype is None or not length > 0:
+            return 0.0
+        sharp = image / length
+        narrow = self._in_own_dtype(sharp)
+        assert narrow is not None
+        gap = float((narrow.to(sharp) - _flat(self._product(self._cut(sharp)))).norm()) / self.samples
+        return gap if math.isfinite(gap) else 0.0  # what overflows shows wherever it is measured
+
+    @cached_property
+    def _product(self) -> Callable[[list[Tensor]], list[Tensor]]:
+        return products.hessian(self.micro, self.leaves)
 
     def _in_own_dtype(self, v: Tensor) -> Tensor | None:
         """Return H v (n,) in the problem's dtype, which may have kernels of its own; None where that is this one."""
