@@ -198,6 +198,8 @@ def _probed(
 
 def _entries(problem: "Problem", found: DiagonalEstimate, said: tuple[str, str, str]) -> Entries:
     blocks, (method, doc, cure) = problem.parameters.blocks(), said
+    rounding = ROUNDING * torch.finfo(problem.dtype).eps
+    sizes = np.asarray([float(found.entries[where].double().abs().sum()) for where in blocks.values()])
     notes = [f"diagonal: {method}"]
     loud = [name for name, share in zip(blocks, found.noise_share, strict=True) if share > 1]
     if found.status is Status.NOISE_DOMINATED:
@@ -208,12 +210,12 @@ def _entries(problem: "Problem", found: DiagonalEstimate, said: tuple[str, str, 
         found.quartiles,
         found.zero_fraction,
         f"{doc}; numerical error: half of an interval that held the median of 92 % of runs or more, the lift by noise "
-        "included",
-        errors=found.quartile_errors,
+        "included, and rounding",
+        errors=np.hypot(found.quartile_errors, rounding * found.quartiles[:, 2:]),
         noise_share=found.noise_share,
         traces=found.traces,
-        trace_errors=found.trace_errors,
-        trace_doc="from the same probes; numerical error: standard error",
+        trace_errors=np.hypot(found.trace_errors, rounding * sizes),
+        trace_doc="from the same probes; numerical error: standard error, and rounding",
         matvecs=found.matvecs,
         status=found.status,
         notes=tuple(notes),
