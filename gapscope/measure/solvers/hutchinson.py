@@ -284,7 +284,9 @@ def _by_block(entries: Tensor, blocks: Mapping[str, slice]) -> Array:
 
 
 def _square(vector: Tensor) -> float:
-    return float(torch.linalg.vector_norm(vector, dtype=_wide(vector))) ** 2
+    square = float(torch.linalg.vector_norm(vector, dtype=_wide(vector))) ** 2
+    # below, float64 knows no squares: not 0, but unknown
+    return square if square > 1e-280 or not bool(vector.any()) else math.nan
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

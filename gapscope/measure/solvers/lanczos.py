@@ -25,6 +25,7 @@ from gapscope.measure.solvers.bounds import Reach, log_tau
 from gapscope.results import Array, Status
 
 _ROUNDING = 10  # epsilons: a Krylov space closes at this much of |A|, and no eigenvalue is stated more exactly
+_LEAST = 1e-140  # a vector this short has squares that vanish in float64
 _ENOUGH = 64  # vectors that nearly every run does with
 _SPARE = 8  # rows beside the k wanted ones, under which restarts would hardly move
 
@@ -128,6 +129,8 @@ class _Iteration:
         numbers = [self.operator.total(torch.dot(q, image)), length(image), length(self.rest)]
         # one wait for the device a step
         alpha, before, beta = torch.stack([one.to(self.rest.device, numbers[1].dtype) for one in numbers]).tolist()
+        if before < _LEAST and float(self.operator.total(torch.count_nonzero(image).to(numbers[1].dtype))):
+            beta = math.nan  # its square is not known, and neither is where the space closes
         scale = max(before, abs(alpha), *map(abs, self.alpha), *self.beta, *np.abs(self.heads))
         self.alpha.append(alpha)
         self.beta.append(beta)
@@ -288,13 +291,15 @@ def _verified(iteration: _Iteration, k: int, verify: Verify | None, delta: float
     reach, rounding = iteration.reach(values, inner, delta), iteration.rounding(values)
     # where the start was one of the delta, the value's own second-order error still shows
     upper = max(reach.upper(), float(values[-1]) + _off(values, residuals[0]))
+    left = float(iteration.beta[-1] * abs(inner[-1, 0]))
+    lower = min(reach.lower(), float(values[0]) - _off(-values[::-1], left))
     return Eigenpairs(
         values=values[::-1][:count],
         vectors=vectors,
         residuals=np.asarray(residuals),
         upper=upper + rounding + off,
         bottom=float(values[0]),
-        lower=reach.lower() - rounding - off,
+        lower=lower - rounding - off,
         matvecs=count,
         status=Status.CONVERGED,
         rounding=rounding,
