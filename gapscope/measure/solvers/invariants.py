@@ -58,7 +58,7 @@ def relative_flatness(
         sizes.append([float(a.norm() * b.norm()) for a, b in pairs])
     table = np.asarray(found)  # (probes, layers)
     rounding = _ROUNDING * torch.finfo(operator.dtype).eps * np.mean(sizes, axis=0)
-    return Flatness(table.mean(0), np.hypot(table.std(0, ddof=1) / math.sqrt(probes), rounding), probes)
+    return Flatness(table.mean(0), np.hypot([error_of_mean(each) for each in table.T], rounding), probes)
 
 
 def matrices(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, tuple[slice, Tensor]]:
