@@ -114,7 +114,11 @@ class Noise:
         del hessian  # with it go the kept graphs
         recorded, notes = recorded_sgd(context, problem.data.total)
         covariance, bend = float(found.apart.mean()), float(curvature.mean())
-        noise_error = math.hypot(trace.trace_error, found.rounding * math.sqrt(problem.samples) * trace.frobenius)
+        # |tr(Sigma E)| <= |E| tr(Sigma) where products are off by E
+        inexact = problem.derivatives.error * covariance
+        noise_error = math.hypot(
+            trace.trace_error, found.rounding * math.sqrt(problem.samples) * trace.frobenius, inexact
+        )
         finite = math.isfinite(covariance + found.square + trace.trace + bend)
         statuses = [trace.status] if pairs is None else [trace.status, pairs.status]
         critical = trace.trace / bend if bend > 0 and trace.trace > 0 else None
@@ -122,6 +126,7 @@ class Noise:
             notes.append(f"no critical batch: tr(Sigma H) is {trace.trace:.3g} and G'HG {bend:.3g}, not both positive")
         # what rounding of G, as large as that of single gradients, does to G'HG
         lost = 2 * found.rounding * float(pulled.norm()) * math.sqrt(found.square + covariance) / (bend or math.nan)
+        lost += problem.derivatives.error * found.square / (bend or math.nan)
         if critical is not None and not lost < 1:
             critical = None
             notes.append("no critical batch: rounding of the gradient, at its minimum, is as large as what it bends")

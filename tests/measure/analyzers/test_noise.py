@@ -363,3 +363,18 @@ def test_a_gradient_that_cannot_be_told_from_zero_is_said():
     given = train(ZOO["tanh mlp"].problem(), 300)
     assert any("largely their own luck" in note for note in measure(Noise(), given).notes)
     assert not any("own luck" in note for note in measure(Noise(), pulled(400)).notes)
+
+
+def test_what_vanishes_in_float32_is_not_zero():
+    # gradients of 1e-16 and second derivatives along them: products of two would be 1e-46
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        given = ZOO["regression"].problem(0, dtype)
+        with torch.no_grad():
+            for parameter in given.model.parameters():
+                parameter.mul_(1e-15)
+        given = problem(given.model, given.data.inputs, torch.zeros_like(given.data.targets), "mse")
+        found.append(measure(Noise(nonuniformity="no"), given).curvature_noise)
+    single, double = found
+    assert double.value > 0
+    assert abs(single.value - double.value) <= single.numerical_error + double.numerical_error
