@@ -141,26 +141,32 @@ class Path:
             return _Barrier(float("nan"), 0.0, 0.0, ends, float("nan"), None, None, None)
         best = int(np.argmax(excess))
         each = {a: _losses(scape, shape, a) for a in (0.0, 1.0)}
-        if excess[best] <= 0 and values.max() <= ends.max():
-            return _Barrier(0.0, 0.0, 0.0, ends, float(ends.max()), None, None, _rise_errors(each))
+        rounding, step = _rounding(scape.first, losses), float(grid[1] - grid[0])
 
         def height(a: float) -> float:
             each[a] = _losses(scape, shape, a)
             return float((each[a] - (1 - a) * each[0.0] - a * each[1.0]).mean())
 
-        step = float(grid[1] - grid[0])
-        place, value, missed = _refined(height, float(at[best]), float(excess[best]), step)
+        place, value = float(at[best]), float(excess[best])
+        if value <= 0:  # a hump before the first point of the grid, or behind the last, rises from an end
+            rises = {end: height(abs(end - STEP * step)) for end in (0.0, 1.0)}
+            end = max(rises, key=lambda end: rises[end])
+            if rises[end] > 0:
+                place, value = end, 0.0
+            elif values.max() <= ends.max():
+                hidden = _between(np.r_[0.0, excess, 0.0]) + rounding
+                return _Barrier(0.0, 0.0, hidden, ends, float(ends.max()), None, None, _rise_errors(each))
+        place, value, missed = _refined(height, place, value, step)
         if place not in each:
             height(place)
         problem, top = scape.first, each[place]
         difference = evened(problem, top - (1 - place) * each[0.0] - place * each[1.0])
-        rounding = float(np.finfo(np.float64 if problem.theta.element_size() == 8 else np.float32).eps) * top.mean()
         highest = float(at[np.argmax(values)])  # the highest loss stands beside the top of the excess, or at an end
         each.setdefault(highest, _losses(scape, shape, highest))
         return _Barrier(
             max(0.0, value),
             place,
-            missed + float(rounding),
+            missed + rounding,
             ends,
             max(float(one.mean()) for one in each.values()),
             _standard_error(difference),
@@ -187,6 +193,22 @@ class _Barrier:
     sampling: Any
     chunks: Array | None
     rise_sampling: Array | None  # (2,)
+
+
+def _rounding(problem: "Problem", losses: Array) -> float:
+    """Return what rounding does to a difference of mean losses: some ten eps of scores about 1 or of the losses."""
+    import torch
+
+    return 10 * torch.finfo(problem.dtype).eps * (1 + float(np.abs(losses).max())) / float(np.sqrt(problem.samples))
+
+
+def _between(heights: Array) -> float:
+    """Return how far above 0 a parabola through three neighbours on the grid rises."""
+    before, here, after = heights[:-2], heights[1:-1], heights[2:]
+    bend, slope = before - 2 * here + after, (after - before) / 2
+    top = np.where(bend < 0, here + slope**2 / np.where(bend < 0, -2 * bend, 1.0), 0.0)
+    inside = np.abs(slope) < -bend
+    return float(np.where(inside, top, 0.0).max(initial=0.0))
 
 
 def _place(scape: "Landscape", shape: str, a: float) -> tuple[Any, tuple[float, float]]:

@@ -53,6 +53,27 @@ def test_no_barrier_where_the_loss_is_convex():
     assert line.rise.value == pytest.approx([8.0, 0.0])
 
 
+@pytest.mark.parametrize("at", [0.02, 0.98])
+def test_a_hump_between_an_end_and_the_grid_is_found(at):
+    def per_sample(outputs, targets):
+        x = outputs[:, 0]
+        return x.square() - x + 2 * (0.02 - (x - at).abs()).relu()  # below 0 at all points of the grid
+
+    zeros = torch.zeros(4, 1, dtype=torch.float64)
+    first, last = (
+        problem(Well(torch.tensor([x], dtype=torch.float64)), zeros, zeros, Loss("hump", per_sample))
+        for x in (0.0, 1.0)
+    )
+    found = measured(first, last).barrier
+    assert abs(found.value - (0.04 - 0.02 * 0.98)) <= found.numerical_error
+
+
+def test_where_there_is_no_barrier_rounding_is_stated():
+    found = measured(double_well([0.0, 1.0]), double_well([0.0, 3.0]))
+    assert 0 < found.barrier.numerical_error < 1e-12
+    assert (found.rise.numerical_error > 0).all()
+
+
 def trained_pair(kind="tanh mlp", **more):
     torch.manual_seed(1)
     first, last = ZOO[kind].problem(samples=40, **more), ZOO[kind].problem(samples=40, **more)
