@@ -183,13 +183,13 @@ def _table(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of whole numbers, tomllib raises Python's own errors
         raise UsageError(f"{path.name} cannot be read: {error}. Expected TOML. Mend or move it.") from error
 
 
 def parse_bytes(text: str) -> int:
     """Read `500MB`, `4GB`, `2GiB` or a plain number of bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([kMGT]?)(i?)B?\s*", text, re.ASCII)
     size = 0
     if match:
         number, prefix, binary = match.groups()
@@ -201,7 +201,7 @@ def parse_bytes(text: str) -> int:
 
 def parse_seconds(text: str, name: str = "time budget") -> float:
     """Read `90s`, `10min`, `1.5h` or a plain number of seconds; `name` is the option's, in words."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*(s|m|min|h)?\s*", text, re.ASCII)
     seconds = float(match.group(1)) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match.group(2) or "s"] if match else 0.0
     if seconds <= 0:
         option = f"--{name.replace(' ', '-')}"
@@ -213,6 +213,6 @@ def parse_batch_size(text: str) -> int | None:
     """Read `auto` (None) or a positive number."""
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) < 1:
+    if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or int(text) < 1:
         raise UsageError(f"The batch size is `{text}`. Expected a positive number or auto. Mend `--batch-size`.")
     return int(text)

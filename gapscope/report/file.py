@@ -273,8 +273,10 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     try:
         with open(path, "rb") as stream:
             start = stream.read(8)
-        if start != b"\x89HDF\r\n\x1a\n":
-            raise _foreign(path, "not HDF5" if start else "empty")
+            if start != b"\x89HDF\r\n\x1a\n":
+                raise _foreign(path, "not HDF5" if start else "empty")
+            with _at(path, "/"):
+                hdf5.check_heaps(start + stream.read())
         file = h5py.File(path, "r", locking=False)  # reports are replaced, never changed: nothing to lock
     except (OSError, RuntimeError) as error:
         raise ReportError(
@@ -347,7 +349,8 @@ def _get_record(path: Path, group: h5py.Group, seconds: float) -> Record:
 
 def _get_quantity(group: h5py.Group, name: str) -> Quantity:
     data = hdf5.member(group, name, h5py.Dataset)
-    dims = tuple(axis.label for axis in data.dims)
+    # h5py's own `dims` hands whatever DIMENSION_LABELS is to C as texts: numbers there end the process
+    dims = hdf5.get_texts(data, "DIMENSION_LABELS") if data.ndim else ()
     return Quantity(
         value=hdf5.get_array(group, name),
         numerical_error=hdf5.get_optional(group, f"{name}__numerical_error"),

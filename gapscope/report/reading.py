@@ -294,7 +294,7 @@ def _moving(report: Report) -> str | None:
         return None
     if top <= 0:
         return f"is not in a minimum: its largest eigenvalue is {number(top, 2)}"
-    said, step = [], slope**2 / (2 * top)
+    said, step = [], slope * slope / (2 * top)
     if step > SLOPE * loss:
         promised = f"{number(100 * step / loss, 2)} % of its loss" if loss > 0 else number(step, 2)
         said.append(f"is still on a slope: a gradient step promises {promised}")

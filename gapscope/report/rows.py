@@ -58,6 +58,11 @@ def get_rows(table: h5py.Group, sizes: Sequence[int]) -> tuple[Row, ...]:
     for name in NUMBERS:
         numbers = hdf5.get_array(table, name).tolist()
         columns[name] = numbers if name == "estimate" else [tuple(row) for row in numbers]
+        wanted = () if name == "estimate" else (2,) if name == "interval" else (len(sizes),)
+        if any(np.shape(entry) != wanted for entry in columns[name]):
+            raise ValueError(f"`{name}` does not hold one entry for each row and subject")
+    if any(len(dims) != len(entries) for dims, entries in zip(columns["dims"], columns["entries"], strict=True)):
+        raise ValueError("`dims` and `entries` are not as many")
     if hdf5.has(table, "runs"):
         columns["runs"] = [_dealt(values, sizes) for values in hdf5.get_array(table, "runs").tolist()]
         columns["p"] = hdf5.get_array(table, "p").tolist()

@@ -66,6 +66,13 @@ def printable(text: str) -> str:
     return "".join(c for c in spaced if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 
+def shortened(line: str, most: int = 1500) -> str:
+    """Return a line without its middle where it quotes a name of thousands of characters; its ends say what to do."""
+    if len(line) <= most:
+        return line
+    return f"{line[: 2 * most // 3]} [{len(line) - most:,} characters left out] {line[len(line) - most // 3 :]}"
+
+
 def render(document: Document, console: Console) -> None:
     """Draw the blocks with an empty line between them."""
     for position, block in enumerate(part for part in document.blocks if part):

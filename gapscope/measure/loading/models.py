@@ -107,7 +107,7 @@ def _toml_value(value: str, text: str) -> Any:
         raise UsageError(f"`{text}` is Python's spelling. Write `{text.replace(value, value.lower())}`.")
     try:
         parsed = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # of too long a number or too deep a list, tomllib raises Python's own errors
         parsed = {}
     if list(parsed) == ["value"] and not isinstance(parsed["value"], datetime.date | datetime.time):
         return parsed["value"]

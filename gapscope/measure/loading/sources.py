@@ -6,6 +6,7 @@ They are only ever built, never downloaded: the weights come from the checkpoint
 import contextlib
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -38,7 +39,7 @@ def named_source(spec: str, folder: Path | None) -> Factory:
     """
     library, _, name = spec.partition(":")
     if library == "hf":
-        is_folder = Path(name).is_dir() and name
+        is_folder = os.path.isdir(name) and name
         return partial(_hugging_face, Path(name) if is_folder else folder, "" if is_folder else name)
     if library == "timm":
         timm = _library("timm", "timm", spec)

@@ -13,6 +13,7 @@ import fnmatch
 import hashlib
 import importlib.util
 import inspect
+import os
 import pathlib
 import pkgutil
 import re
@@ -166,7 +167,7 @@ def _load_file(path: Path) -> types.ModuleType:
     try:
         source = path.read_bytes()
     except OSError as error:
-        beside = [str(other) for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        beside = [str(other) for other in path.parent.glob("*.py")] if os.path.isdir(path.parent) else []
         raise LoadError(
             f"Cannot read `{path}`: {error.strerror}.{did_you_mean(str(path), beside)} Expected `path/file.py:attr`."
         ) from None

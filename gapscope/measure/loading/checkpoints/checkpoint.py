@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gapscope.errors import LoadError, UsageError
 from gapscope.measure.loading.checkpoints import formats
 from gapscope.measure.loading.checkpoints.distributed import read_distributed
-from gapscope.measure.loading.checkpoints.folders import read_folder
+from gapscope.measure.loading.checkpoints.folders import DEEPEST, read_folder
 from gapscope.measure.loading.checkpoints.formats import sniff
 from gapscope.measure.loading.checkpoints.torchfile import NOTHING_RUNS, read_torch_file
 from gapscope.measure.loading.networks import NETWORKS
@@ -220,6 +220,9 @@ def _state_dicts(
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield every mapping that is mostly named tensors; optimizers' and schedulers' are left out."""
     tensors = {key: v for key, v in content.items() if isinstance(v, Tensor) and isinstance(key, str)}
+    ragged = next((key for key, tensor in tensors.items() if tensor.is_nested), None)
+    if ragged is not None:
+        raise LoadError(f"`{ragged}` is a nested tensor. Expected tensors of one shape each. Save its parts by name.")
     if tensors and len(tensors) > len(content) / 2:
         yield location or ROOT, tensors
     for key, value in content.items():
@@ -249,14 +252,18 @@ def _training_hints(content: Mapping[str, Any], optimizer: Mapping[str, Any] | N
     return hints
 
 
-def _plain(value: Any, key: str) -> Any:
+def _plain(value: Any, key: str, levels: int = DEEPEST) -> Any:
     """Return a copy made of plain types only, or say which key is not."""
+    if levels == 0:
+        raise LoadError(
+            f"`{key[:60]}...` is nested {DEEPEST} levels deep. Expected lists and tables of few levels. Flatten it."
+        )
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{key}[{i}]") for i, item in enumerate(value)]
+        return [_plain(item, f"{key}[{i}]", levels - 1) for i, item in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return {name: _plain(item, f"{key}.{name}") for name, item in value.items()}
+        return {name: _plain(item, f"{key}.{name}", levels - 1) for name, item in value.items()}
     raise LoadError(
         f"`{key}` is {_described(value)}. Expected plain values only (text, numbers, true or false, lists and tables "
         "of them), so that the file loads without running code. Convert it, for example with `float(...)`."

@@ -16,6 +16,7 @@ from gapscope.measure.loading.checkpoints import formats
 from gapscope.measure.loading.checkpoints.torchfile import NOTHING_RUNS, read_torch_file
 from gapscope.measure.loading.trust import Trust, one_line
 
+DEEPEST = 32  # levels of settings
 _LONGEST = 200_000_000  # bytes of an index: a million names
 
 
@@ -87,6 +88,13 @@ def inside(folder: Path, name: object) -> Path:
     return path
 
 
+def is_too_deep(value: object, levels: int = DEEPEST) -> bool:
+    """Return whether lists and tables lie in each other deeper than settings do; what walks them is recursive."""
+    if levels == 0 or not isinstance(value, dict | list):
+        return levels == 0
+    return any(is_too_deep(one, levels - 1) for one in (value.values() if isinstance(value, dict) else value))
+
+
 def _index(folder: Path) -> Path | None:
     candidates = [folder / name for name in formats.INDEXES[:1]] + [folder / formats.WHOLE[0]]
     candidates += [*sorted(folder.glob("*.safetensors.index.json")), folder / formats.INDEXES[1]]
@@ -114,6 +122,8 @@ def _json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > _LONGEST:
             raise ValueError("it is too long")
         found = json.loads(path.read_text(encoding="utf-8"))
+        if is_too_deep(found):
+            raise ValueError("its lists or tables are nested too deep")
     except (OSError, ValueError, RecursionError) as error:
         raise LoadError(f"{path} is no readable JSON ({one_line(error)}). Expected a table. Copy it again.") from None
     if not isinstance(found, dict):

@@ -1,5 +1,6 @@
 """Tell what a file or folder is from its first bytes and the names inside: nothing is unpickled, no suffix believed."""
 
+import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def sniff(path: Path) -> Format:
 
     Raises: LoadError if nothing readable is there.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # of a name too long for the system, Path raises
         return _folder(path)
     head = _first_bytes(path)
     if head.startswith(b"PK"):
@@ -118,7 +119,7 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             head = file.read(512)
     except FileNotFoundError:
-        beside = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        beside = [str(p) for p in path.parent.iterdir()] if os.path.isdir(path.parent) else []
         raise LoadError(
             f"{path} does not exist.{did_you_mean(str(path), beside)} Expected a checkpoint file."
         ) from None

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -159,7 +160,7 @@ BUILT_IN: Mapping[str, Callable[[str, Split, str], Pair]] = {"digits": _digits, 
 
 def _is_misspelt(place: Place, name: str) -> bool:
     """Return whether a name with options was meant for built-in data, and is no file: `techer:samples=9`."""
-    is_word = bool(place.options) and name.isidentifier() and not place.paths[0].exists()
+    is_word = bool(place.options) and name.isidentifier() and not os.path.exists(place.paths[0])
     return is_word and bool(did_you_mean(name, BUILT_IN))
 
 

@@ -1,5 +1,6 @@
 """Which reader a data file or folder takes: by what it starts with, else by its suffix or layout."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,9 +47,9 @@ def find_place(spec: str) -> Place | None:
     path, _, rest = spec.partition("::")
     if rest:
         return Place((Path(path),), members=tuple(name.strip() for name in rest.split(",")))
-    if "," in spec and not Path(spec).exists() and all(part.endswith(".npy") for part in spec.split(",")):
+    if "," in spec and not os.path.exists(spec) and all(part.endswith(".npy") for part in spec.split(",")):
         return Place(tuple(Path(part) for part in spec.split(",")))
-    if Path(spec).exists() and not spec.endswith(".py"):
+    if os.path.exists(spec) and not spec.endswith(".py"):
         return Place((Path(spec),))
     path, _, rest = spec.rpartition(":")
     if path and _OPTIONS.fullmatch(rest):
@@ -59,8 +60,8 @@ def find_place(spec: str) -> Place | None:
 def read_place(place: Place, spec: str, split: Split, keys: Keys, *, whole: bool, trust: Trust) -> Pair | None:
     """Return one split, or None for the test split of a source that has none."""
     for path in place.paths:
-        if not path.exists():
-            beside = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        if not os.path.exists(path):  # of a name too long for the system, Path raises
+            beside = [str(p) for p in path.parent.iterdir()] if os.path.isdir(path.parent) else []
             raise LoadError(f"{path} does not exist.{did_you_mean(str(path), beside)} Expected a data file.")
     path = place.paths[0]
     unsplit = split == "test" and not whole

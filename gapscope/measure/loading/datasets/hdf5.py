@@ -39,6 +39,8 @@ def read_dataset(path: Path, name: str) -> Tensor:
                 )
             if data.external or (data.is_virtual and any(s.file_name != "." for s in data.virtual_sources())):
                 raise LoadError(f"{where} keeps its values in other files, which are never followed. {_COPY}")
+            if data.dtype.hasobject:  # texts and lists lie in heaps, which a damaged file makes HDF5 walk for ever
+                raise LoadError(f"{where} holds texts or lists. Expected numbers, one by one. Write it again as such.")
             check_size(data.nbytes, where)
             return to_tensor(data[()], where)
     except LoadError:
