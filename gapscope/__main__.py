@@ -94,9 +94,9 @@ def _trace(words: list[str]) -> None:
 
 def _fail(message: str) -> int:
     """Print an error; it may quote a file, so nothing in it reaches the terminal as a control character."""
-    from gapscope.report.terminal import printable, shortened
+    from gapscope.report.terminal import error_lines
 
-    print("\n".join(shortened(printable(line)) for line in f"error: {message}".splitlines()), file=sys.stderr)
+    print("\n".join(error_lines(f"error: {message}")), file=sys.stderr)
     return 2
 
 

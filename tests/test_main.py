@@ -31,7 +31,7 @@ def test_a_command_s_own_code_is_passed_on(monkeypatch, code):
     ("error", "code", "message"),
     [
         (GapscopeError("seen. Expected. Do this."), 2, "error: seen. Expected. Do this.\n"),
-        (GapscopeError("a\x1b[2Jb\nc\u202ed"), 2, "error: a[2Jb\ncd\n"),
+        (GapscopeError("a\x1b[2Jb\n  c\u202ed\nerror: e"), 2, "error: a[2Jb\n  cd error: e\n"),
         (ValueError("odd\nmore"), 2, "error: Unexpected ValueError: odd. This is a bug in gapscope or a model that it"),
         (RuntimeError(""), 2, "Unexpected RuntimeError: "),
         (RuntimeError("CUDA out of memory: 3 GB"), 2, "error: Out of memory. Expected the work to fit. Lower"),

@@ -121,13 +121,13 @@ def run(words: Sequence[str]) -> int:
         if not words:
             error.show()  # the help
             return 2
-        from gapscope.report.terminal import printable, shortened
+        from gapscope.report.terminal import error_lines
 
         context = getattr(error, "ctx", None)
         asked = context.command_path if context else "gapscope"
         said = error.format_message().rstrip(".")
         stop = "" if said.endswith("?") else "."
-        print(shortened(printable(f"error: {said}{stop} See `{asked} --help`.")), file=sys.stderr)
+        print("\n".join(error_lines(f"error: {said}{stop} See `{asked} --help`.")), file=sys.stderr)
         return 2
     if code == INTERRUPTED:  # Typer turns a KeyboardInterrupt into this, older ones into Abort
         raise KeyboardInterrupt

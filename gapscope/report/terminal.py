@@ -66,8 +66,16 @@ def printable(text: str) -> str:
     return "".join(c for c in spaced if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 
-def shortened(line: str, most: int = 1500) -> str:
-    """Return a line without its middle where it quotes a name of thousands of characters; its ends say what to do."""
+def error_lines(message: str) -> list[str]:
+    """Return the message of an error, which may quote a file, as lines that are safe to print.
+
+    Its own lines after the first begin with two spaces: any other break belongs to a name.  Of a line that quotes
+    thousands of characters the middle is left out, for its ends say what was observed and what to do.
+    """
+    return [_shortened(printable(line)) for line in re.sub(r"\n(?!  )", " ", message).split("\n")]
+
+
+def _shortened(line: str, most: int = 1500) -> str:
     if len(line) <= most:
         return line
     return f"{line[: 2 * most // 3]} [{len(line) - most:,} characters left out] {line[len(line) - most // 3 :]}"

@@ -1,8 +1,8 @@
 """The mutation fuzzer: `python -m tests.hardening.fuzz [--inputs 50000] [--console 200] [--only TARGET] [--first I]`.
 
 Input I of a target is made from `random.Random("SEED TARGET I")` alone, so every failure is made again by
-`--only TARGET --first I --inputs 1`.  The targets run in a process of their own, with a bound on its address space and a
-watchdog of 10 s on each input; a process that dies is started again after the input that killed it.  An input may do
+`--only TARGET --first I --inputs 1`.  The targets run in a process of their own, its address space bounded, under a
+watchdog of 10 s for each input; a process that dies is started again after the input that killed it.  An input may do
 three things: be read, be refused by a `GapscopeError` whose message is sound, or fail.  Failing is any other exception,
 a signal, 10 s, a control character or markup in what is drawn, a file or process that the input started, and a message
 that does not say what to do.
@@ -28,14 +28,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gapscope.errors import GapscopeError
-from gapscope.report.terminal import printable, shortened
+from gapscope.report.terminal import error_lines
 
 SEED = 2026
 BOUND = 10  # seconds for one input
 ROOM = 4 * 2**30  # bytes of address space beyond what the imports take
 # by what an input costs: the whole takes minutes
 SHARES = {"hostile picture": 0.02, "hostile names": 0.2, "report tree": 0.7, "checkpoint .pt (zip)": 0.7}
-SHARES |= {"checkpoint program": 0.5, "data specs": 3, "thresholds": 4, "KEY=VALUE": 8, "TOML": 3, "checkpoint safetensors": 2}
+SHARES |= {
+    "checkpoint program": 0.5,
+    "data specs": 3,
+    "thresholds": 4,
+    "KEY=VALUE": 8,
+    "TOML": 3,
+    "checkpoint safetensors": 2,
+}
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect", "os.startfile")
 ADVICE = re.compile(
     r"expected|(copy|save|name|give|mend|check|upgrade|write|choose|fetch|convert|install|make|remove|run|move|try|set)\b",
@@ -67,7 +74,7 @@ def sound(message: str) -> str:
     """Return what is wrong with the message of an error, or an empty string."""
     if "Traceback" in message:
         return "a traceback"
-    lines = [shortened(printable(line)) for line in message.splitlines()]  # as the command line prints it
+    lines = error_lines(message)
     return "" if ADVICE.search(" ".join(lines)) and len(lines) < 8 else "no advice, or more than a few lines"
 
 
@@ -191,13 +198,20 @@ def dealt(inputs: int, names: list[str]) -> dict[str, int]:
 
 def table(tallies: list[Tally]) -> str:
     """Return the figures as Markdown."""
-    lines = ["| target | inputs | read | refused, by kind | failed | slowest s | MB grown | MB peak |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| target | inputs | read | refused, by kind | failed | slowest s | MB grown | MB peak |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for one in tallies:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(one.refused.items())) or "none"
         figures = f"{len(one.failures)} | {one.slowest:.2f} | {one.grown:.1f} | {one.peak:.0f}"
         lines.append(f"| {one.target} | {one.inputs:,} | {one.read:,} | {kinds} | {figures} |")
-    total, failed = sum(one.inputs for one in tallies), sum(len(one.failures) for one in tallies)
-    return "\n".join([*lines, f"| all | {total:,} | {sum(t.read for t in tallies):,} | | {failed} | {max(t.slowest for t in tallies):.2f} | | |"])
+    total, read, failed = (
+        sum(one) for one in zip(*((t.inputs, t.read, len(t.failures)) for t in tallies), strict=True)
+    )
+    return "\n".join(
+        [*lines, f"| all | {total:,} | {read:,} | | {failed} | {max(t.slowest for t in tallies):.2f} | | |"]
+    )
 
 
 def main(words: list[str] | None = None) -> int:

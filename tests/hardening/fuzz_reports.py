@@ -38,15 +38,75 @@ LIMITS = (
     threshold("*/*[*]", {"min": 0.0, "claim": "population"}, "the fuzzer"),
 )
 ELEMENTS = frozenset(
-    "html head meta link title style body header main footer section div h1 h2 h3 h4 p ul li dl dt dd table caption thead"
-    " tbody tr th td pre span a nav figure figcaption details summary svg g path line rect circle polyline polygon text"
-    " tspan desc strong em small code b i br hr abbr sup sub".split()
+    [
+        "html",
+        "head",
+        "meta",
+        "link",
+        "title",
+        "style",
+        "body",
+        "header",
+        "main",
+        "footer",
+        "section",
+        "div",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "p",
+        "ul",
+        "li",
+        "dl",
+        "dt",
+        "dd",
+        "table",
+        "caption",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "pre",
+        "span",
+        "a",
+        "nav",
+        "figure",
+        "figcaption",
+        "details",
+        "summary",
+        "svg",
+        "g",
+        "path",
+        "line",
+        "rect",
+        "circle",
+        "polyline",
+        "polygon",
+        "text",
+        "tspan",
+        "desc",
+        "strong",
+        "em",
+        "small",
+        "code",
+        "b",
+        "i",
+        "br",
+        "hr",
+        "abbr",
+        "sup",
+        "sub",
+    ]
 )
 
 
 def small_report() -> Report:
-    """Return a report with single numbers, arrays, labels, chunks and samples, small enough to be read 300 times a second."""
-    return examples.report(examples.eigenvalues(chunks=False), examples.curvature(layers=3), examples.gap(samples=20, wrong=(1, 2)))
+    """Return a report with single numbers, arrays, labels and samples, small enough to be read 300 times a second."""
+    return examples.report(
+        examples.eigenvalues(chunks=False), examples.curvature(layers=3), examples.gap(samples=20, wrong=(1, 2))
+    )
 
 
 def drawn(content: Report | Comparison, rng: Random, *, most: int = 3) -> list[str]:
@@ -160,7 +220,9 @@ def report_bytes(folder: Path) -> Attempt:
     seeds = tuple((folder / name).read_bytes() for name in ("a.h5", "b.h5"))
 
     def attempt(rng: Random) -> Any:
-        (folder / "x.h5").write_bytes(damaged(rng.choice(seeds), rng, seeds, (b"TREE", b"SNOD", b"OHDR", b"GCOL", b"HEAP")))
+        (folder / "x.h5").write_bytes(
+            damaged(rng.choice(seeds), rng, seeds, (b"TREE", b"SNOD", b"OHDR", b"GCOL", b"HEAP"))
+        )
         return drawn(file.read(folder / "x.h5"), rng)
 
     return attempt
@@ -225,7 +287,9 @@ def _replace(opened: h5py.File, where: str, attribute: str, rng: Random) -> None
     elif way == 7:
         shape = rng.choice(((0,), (1,), (2**27,), (2**40,), (2**20, 2**20), (1,) * 30, (3, 3)))
         kind = rng.choice(("f8", "i1", "u8", "f2", "c16", "S5", "V3", "b1", h5py.string_dtype()))
-        opened.create_dataset(where, shape=shape, dtype=kind, chunks=True if rng.random() < 0.5 and 0 not in shape else None)
+        opened.create_dataset(
+            where, shape=shape, dtype=kind, chunks=True if rng.random() < 0.5 and 0 not in shape else None
+        )
     elif way == 8:
         opened[where] = _odd_stored(rng)
 
@@ -237,8 +301,12 @@ def _odd_stored(rng: Random) -> Any:
     if value is None:
         return h5py.Empty("f8")
     if isinstance(value, list | dict):
-        return rng.choice((np.zeros((2, 2)), np.array([1, 2, 3]), np.array([b"a", b"\xff\xfe"]), np.bool_(True), 1 + 2j))
-    return value.replace("\0", "").encode("utf-8", "replace") if isinstance(value, str) and rng.random() < 0.5 else value
+        return rng.choice(
+            (np.zeros((2, 2)), np.array([1, 2, 3]), np.array([b"a", b"\xff\xfe"]), np.bool_(True), 1 + 2j)
+        )
+    return (
+        value.replace("\0", "").encode("utf-8", "replace") if isinstance(value, str) and rng.random() < 0.5 else value
+    )
 
 
 def names(folder: Path) -> Attempt:
@@ -292,9 +360,18 @@ def hostile_report(rng: Random) -> Report:
 def _hostile_quantity(quantity: Quantity, word: Any, rng: Random) -> Quantity:
     value = np.array(quantity.value)
     if rng.random() < 0.2:
-        value.flat[rng.randrange(value.size)] = rng.choice((np.nan, np.inf, -np.inf, -1e308, 5e-324, 0, *map(float, NUMBERS)))
+        value.flat[rng.randrange(value.size)] = rng.choice(
+            (np.nan, np.inf, -np.inf, -1e308, 5e-324, 0, *map(float, NUMBERS))
+        )
     labels = {dim: tuple(word(one) for one in names) for dim, names in quantity.labels.items()}
-    return replace(quantity, value=value, labels=labels, unit=word(quantity.unit), doc=word(quantity.doc), higher_is=word(quantity.higher_is))
+    return replace(
+        quantity,
+        value=value,
+        labels=labels,
+        unit=word(quantity.unit),
+        doc=word(quantity.doc),
+        higher_is=word(quantity.higher_is),
+    )
 
 
 def pictures(folder: Path) -> Attempt:

@@ -48,9 +48,24 @@ on-unsure = "3"
 "near-rank/near_rank[fc1,*]" = { min = 10, claim = "population" }
 
 [compare]
-labels = ["a", "b"]
+labels = "a,b"
 """
-TOKENS = ("[[", "]]", "{}", "[", "'''", '"""', "nan", "-inf", "1979-05-27T07:32:00Z", "0x7fff", "true", "a.b.c", "[measure]", "= {")
+TOKENS = (
+    "[[",
+    "]]",
+    "{}",
+    "[",
+    "'''",
+    '"""',
+    "nan",
+    "-inf",
+    "1979-05-27T07:32:00Z",
+    "0x7fff",
+    "true",
+    "a.b.c",
+    "[measure]",
+    "= {",
+)
 
 
 def configuration(folder: Path) -> Attempt:
@@ -80,17 +95,28 @@ def configuration(folder: Path) -> Attempt:
 def limits(folder: Path) -> Attempt:
     """Selectors, limits and tables of thresholds, judged on a report."""
     report, known = small_report(), quantities()
-    selectors = ("eigenvalues/top", "eigenvalues/values[1]", "curvature/median[transformer.*]", "*/*", "gap/train_?oss", "a/b[c]")
+    selectors = (
+        "eigenvalues/top",
+        "eigenvalues/values[1]",
+        "curvature/median[transformer.*]",
+        "*/*",
+        "gap/train_?oss",
+        "a/b[c]",
+    )
     pieces = ("*", "?", "[", "]", "/", "*" * 40, "*a" * 25, "(", "\\", ".*", "[!a]", "=", "%", "e9", "25%", "x/y")
 
     def attempt(rng: Random) -> Any:
         selector = changed_text(rng.choice(selectors), rng, pieces) if rng.random() < 0.7 else rng.choice(selectors)
         if rng.random() < 0.5:
             flag = rng.choice(("max", "min", "max-increase", "max-decrease"))
-            selector, table = parsed(flag, changed_text(f"{selector}={rng.choice(('50', '25%', '-1e3', '.5'))}", rng, pieces))
+            selector, table = parsed(
+                flag, changed_text(f"{selector}={rng.choice(('50', '25%', '-1e3', '.5'))}", rng, pieces)
+            )
         else:
             keys = ("max", "min", "max_increase", "max_decrease", "min_delta", "level", "claim", *HOSTILE[:4])
-            table = {rng.choice(keys): rng.choice((1, 1.5, "25%", "warn", odd_value(rng))) for _ in range(rng.randrange(4))}
+            table = {
+                rng.choice(keys): rng.choice((1, 1.5, "25%", "warn", odd_value(rng))) for _ in range(rng.randrange(4))
+            }
         built = threshold(selector, rng.choice((table, table, table, odd_value(rng))), "the fuzzer")
         analyzers(selector, known)
         checks = judge({"a": report}, [built], baseline=report, known=known)
@@ -105,16 +131,48 @@ def data_names(folder: Path) -> Attempt:
     np.savez(folder / "a.npz", x=np.ones((4, 2), np.float32), y=np.arange(4) % 2)
     (folder / "t.csv").write_text("a,b,target\n1,2,0\n3,4,1\n")
     specs = (
-        *("digits", "digits:size=9", "teacher:samples=20,inputs=3,outputs=2,seed=1,noise=.1", "teacher:samples=9,tokens=3"),
-        *("a.npz", "t.csv", "a.npz::x,y", "nothing.h5::/x,/y", "teacher:samples=9,image=1x2x2", "torchvision:MNIST:root=."),
+        *(
+            "digits",
+            "digits:size=9",
+            "teacher:samples=20,inputs=3,outputs=2,seed=1,noise=.1",
+            "teacher:samples=9,tokens=3",
+        ),
+        *(
+            "a.npz",
+            "t.csv",
+            "a.npz::x,y",
+            "nothing.h5::/x,/y",
+            "teacher:samples=9,image=1x2x2",
+            "torchvision:MNIST:root=.",
+        ),
         *("a.npy,b.npy", "no_such_module_:factory", "no/such_file_.py:factory", "t.csv:target=b", "t.csv:a=1,b=2"),
     )
-    pieces = (":", ",", "=", "::", "..", "/", "./", "x", "x1x", "~", "size=", "samples=", "digits", "teacher:", "a.npz", "%", "*")
+    pieces = (
+        ":",
+        ",",
+        "=",
+        "::",
+        "..",
+        "/",
+        "./",
+        "x",
+        "x1x",
+        "~",
+        "size=",
+        "samples=",
+        "digits",
+        "teacher:",
+        "a.npz",
+        "%",
+        "*",
+    )
     readings = (None, None, "x", "y", "a,b", "-1", "2,1", "scale", "mnist", "0.5/0.5", "1,2,3/4,5,6", *HOSTILE)
 
     def attempt(rng: Random) -> Any:
         spec = changed_text(rng.choice(specs), rng, pieces) if rng.random() < 0.8 else rng.choice(specs)
-        asked = [changed_text(one, rng, pieces) if one and rng.random() < 0.3 else one for one in rng.choices(readings, k=4)]
+        asked = [
+            changed_text(one, rng, pieces) if one and rng.random() < 0.3 else one for one in rng.choices(readings, k=4)
+        ]
         reading = Reading(x_key=asked[0], y_key=asked[1], reshape=asked[2], normalize=asked[3])
         split, recorded = rng.choice(("train", "test")), rng.random() < 0.4
         if not recorded and _runs(spec):
@@ -127,15 +185,70 @@ def data_names(folder: Path) -> Attempt:
 
 def _runs(spec: str) -> bool:
     """Return whether a name may import something that is there: only names that exist nowhere are tried."""
-    return ":" in spec and not spec.startswith(("digits", "teacher", "a.npz", "t.csv", "torchvision:", "no_such_module_", "no/such_"))
+    return ":" in spec and not spec.startswith(
+        ("digits", "teacher", "a.npz", "t.csv", "torchvision:", "no_such_module_", "no/such_")
+    )
 
 
 def arguments(folder: Path) -> Attempt:
     """KEY=VALUE, sizes, times, names of models and losses as typed and as recorded."""
-    pairs = ("hidden=[8]", "bias=true", "activation=relu", 'norm="batch"', "inputs=4", "outputs=2", "depth=1", "width=1.5")
-    pieces = ("=", "[", "]", "{", "}", '"', "true", "True", "-1", "nan", "inf", "[1,2]", "\n", "#", "0x", "1_000", "1e3", "a.b")
-    quantities_ = ("500MB", "4GB", "2GiB", "1.5h", "10min", "90s", "auto", "32", "1e3", "\u00b2", "\u0663", "9" * 5000, "1" * 400 + "T")
-    names_ = ("mlp", "resnet", "hf", "timm:x", "torchvision:y", "pkg.mod:attr", "os:system", "a/b.py:c", "cross-entropy", "mse")
+    pairs = (
+        "hidden=[8]",
+        "bias=true",
+        "activation=relu",
+        'norm="batch"',
+        "inputs=4",
+        "outputs=2",
+        "depth=1",
+        "width=1.5",
+    )
+    pieces = (
+        "=",
+        "[",
+        "]",
+        "{",
+        "}",
+        '"',
+        "true",
+        "True",
+        "-1",
+        "nan",
+        "inf",
+        "[1,2]",
+        "\n",
+        "#",
+        "0x",
+        "1_000",
+        "1e3",
+        "a.b",
+    )
+    quantities_ = (
+        "500MB",
+        "4GB",
+        "2GiB",
+        "1.5h",
+        "10min",
+        "90s",
+        "auto",
+        "32",
+        "1e3",
+        "\u00b2",
+        "\u0663",
+        "9" * 5000,
+        "1" * 400 + "T",
+    )
+    names_ = (
+        "mlp",
+        "resnet",
+        "hf",
+        "timm:x",
+        "torchvision:y",
+        "pkg.mod:attr",
+        "os:system",
+        "a/b.py:c",
+        "cross-entropy",
+        "mse",
+    )
 
     def attempt(rng: Random) -> Any:
         way = rng.randrange(4)

@@ -9,7 +9,26 @@ import zipfile
 from random import Random
 from typing import Any
 
-NUMBERS = (0, 1, -1, 2, 7, 127, 128, 255, 256, 32767, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**48, 2**63 - 1, 2**64)
+NUMBERS = (
+    0,
+    1,
+    -1,
+    2,
+    7,
+    127,
+    128,
+    255,
+    256,
+    32767,
+    65535,
+    65536,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**48,
+    2**63 - 1,
+    2**64,
+)
 HOSTILE = (
     "",
     "\0",
@@ -40,8 +59,18 @@ GLOBALS = (
     *("os system", "posix system", "builtins eval", "builtins exec", "builtins getattr", "subprocess Popen"),
     *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_sparse_tensor", "torch._utils _rebuild_parameter"),
     *("torch LongStorage", "torch BoolStorage", "torch ComplexDoubleStorage", "torch float16", "torch Size"),
-    *("collections OrderedDict", "argparse Namespace", "numpy dtype", "numpy ndarray", "torch.nn.modules.linear Linear"),
-    *("torch.storage _load_from_bytes", "numpy._core.multiarray scalar", "torch._utils _rebuild_device_tensor_from_numpy"),
+    *(
+        "collections OrderedDict",
+        "argparse Namespace",
+        "numpy dtype",
+        "numpy ndarray",
+        "torch.nn.modules.linear Linear",
+    ),
+    *(
+        "torch.storage _load_from_bytes",
+        "numpy._core.multiarray scalar",
+        "torch._utils _rebuild_device_tensor_from_numpy",
+    ),
 )
 SONG = b"cos\nsystem\n(S'touch sang'\ntR."  # a pickle that leaves a file `sang`
 
@@ -122,12 +151,16 @@ def changed_text(text: str, rng: Random, words: tuple[str, ...]) -> str:
         at = rng.randrange(len(text) + 1)
         word = rng.choice((*words, *HOSTILE, *map(str, NUMBERS)))
         end = {1: at, 2: at + 1, 3: at + rng.choice((1, 3, 10, 100)), 4: _end_of_word(text, at), 5: at}[way]
-        text = text[:at] + ("" if way == 3 else word if way != 5 else chr(rng.choice((0, 9, 10, 27, 34, 39, 61, 91)))) + text[end:]
+        text = (
+            text[:at]
+            + ("" if way == 3 else word if way != 5 else chr(rng.choice((0, 9, 10, 27, 34, 39, 61, 91))))
+            + text[end:]
+        )
     return text
 
 
 def _end_of_word(text: str, at: int) -> int:
-    while at < len(text) and text[at] not in " =,\n\"[]{}":
+    while at < len(text) and text[at] not in ' =,\n"[]{}':
         at += 1
     return at
 
@@ -188,7 +221,9 @@ def changed_pickle(data: bytes, rng: Random) -> bytes:
         operations = list(pickletools.genops(data))
     except Exception:  # several pickles in a row, or one already damaged
         return damaged(data, rng)
-    parts = [data[at : end] for (_, _, at), end in zip(operations, [*(o[2] for o in operations[1:]), len(data)], strict=True)]
+    parts = [
+        data[at:end] for (_, _, at), end in zip(operations, [*(o[2] for o in operations[1:]), len(data)], strict=True)
+    ]
     for _ in range(rng.choice((1, 1, 2, 3))):
         at = rng.randrange(len(operations))
         like = [i for i, one in enumerate(operations) if one[0].name == operations[at][0].name]
@@ -209,7 +244,9 @@ def _other_opcode(operation: Any, parts: list[bytes], rng: Random) -> bytes:
     if name == "GLOBAL" and rng.random() < 0.9:
         return b"c" + rng.choice(GLOBALS).replace(" ", "\n").encode() + b"\n"
     if "UNICODE" in name and rng.random() < 0.8:
-        text = rng.choice((*HOSTILE, str(argument) + "x", "storage", "cuda:0", "cpu", "meta", "0")).encode("utf-8", "replace")
+        text = rng.choice((*HOSTILE, str(argument) + "x", "storage", "cuda:0", "cpu", "meta", "0")).encode(
+            "utf-8", "replace"
+        )
         return b"X" + struct.pack("<I", len(text)) + text
     way = rng.randrange(5)
     if way == 0:
@@ -237,7 +274,10 @@ def changed_archive(data: bytes, rng: Random, change: Any) -> bytes:
     elif way == 1:
         members.append(members[at])
     elif way == 2:
-        members[at] = (rng.choice((*HOSTILE, members[rng.randrange(len(members))][0])).encode("utf-8", "replace").decode(), content)
+        members[at] = (
+            rng.choice((*HOSTILE, members[rng.randrange(len(members))][0])).encode("utf-8", "replace").decode(),
+            content,
+        )
     elif way == 3:
         members[at] = (name, members[rng.randrange(len(members))][1])
     else:

@@ -5,6 +5,7 @@ The digest of a folder is the SHA-256 over one line `NAME SHA256` for every file
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,7 +77,7 @@ def inside(folder: Path, name: object) -> Path:
             "an attack. Nothing was read; fetch the folder again from its maker."
         )
     path = folder / name
-    if not path.is_file():
+    if not os.path.isfile(path):  # of a name too long for the system, Path raises
         raise LoadError(f"{folder} lacks the shard `{name}`. Expected all files of the save. Copy the folder again.")
     home, real = folder.resolve(), path.resolve()
     homes = [home] + ([home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [])

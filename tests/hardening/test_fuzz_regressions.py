@@ -1,0 +1,162 @@
+"""What the fuzzer found, each made small: what ended in a traceback, a hang or the end of the process is one error."""
+
+import json
+import struct
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from gapscope.cli.settings import parse_batch_size, parse_bytes, parse_seconds, read_configuration
+from gapscope.errors import LoadError, ReportError, UsageError
+from gapscope.measure.loading import Trust, load_data, parse_args, read_checkpoint, save_checkpoint
+from gapscope.measure.loading.checkpoints.inspection import inspect
+from gapscope.report import file, hdf5
+from gapscope.report.comparison import compare
+from gapscope.report.reading import reading
+from gapscope.report.terminal import error_lines
+from tests.hardening.fuzz_reports import small_report
+from tests.report import example_reports as examples
+
+
+@pytest.fixture
+def stored(tmp_path):
+    path = tmp_path / "a.h5"
+    file.write(small_report(), path)
+    return path
+
+
+@pytest.mark.parametrize("head", [struct.pack("<HHIQ", 0, 0, 0, 0), struct.pack("<HHIQ", 1, 1, 0, 2**64 - 1)])
+def test_a_heap_that_hdf5_walks_for_ever_is_refused(stored, head):
+    data = bytearray(stored.read_bytes())
+    at = data.index(b"GCOL\1") + 16
+    data[at : at + 16] = head
+    stored.write_bytes(data)
+    with pytest.raises(ReportError, match=r"its heap at byte \d+ does not add up. Expected what gapscope wrote"):
+        file.read(stored)
+
+
+def test_other_sizes_than_of_8_bytes_are_refused():
+    with pytest.raises(ValueError, match=r"offsets or lengths that are not of 8 bytes"):
+        hdf5.check_heaps(b"\x89HDF\r\n\x1a\n\0\0\0\0\0\4\4\0")
+
+
+def test_the_heaps_of_reports_add_up(stored):
+    hdf5.check_heaps(stored.read_bytes())
+    file.write(compare([small_report(), examples.large(examples.eigenvalues(0.3))]), stored)
+    hdf5.check_heaps(stored.read_bytes())
+
+
+def test_labels_of_axes_that_are_numbers_do_not_end_the_process(stored):
+    with h5py.File(stored, "r+") as opened:
+        opened["results/curvature/median"].attrs["DIMENSION_LABELS"] = np.array([7.5])
+    with pytest.raises(ReportError, match=r"damaged at /results/curvature/median"):
+        file.read(stored)
+
+
+@pytest.mark.parametrize("name", ["median", "layer"])
+def test_values_that_nobody_stored_take_no_memory(stored, name):
+    with h5py.File(stored, "r+") as opened:
+        group = opened["results/curvature"]
+        kind = group[name].dtype
+        del group[name]
+        group.create_dataset(name, shape=(2**27,), dtype=kind)
+    with pytest.raises(ReportError, match=r"damaged at /results/curvature"):
+        file.read(stored)
+
+
+def test_a_row_of_other_subjects_than_there_are_is_damage(stored):
+    file.write(compare([small_report(), examples.large(examples.eigenvalues(0.3))]), stored)
+    with h5py.File(stored, "r+") as opened:
+        del opened["subjects/1"]
+    with pytest.raises(ReportError, match=r"`values` does not hold one entry for each row and subject"):
+        file.read(stored)
+
+
+def test_entries_without_their_dims_are_damage(stored):
+    file.write(compare([small_report(), examples.large(examples.eigenvalues(0.3))]), stored)
+    with h5py.File(stored, "r+") as opened:
+        entries = opened["results/comparison/entries"]
+        entries[0] = json.dumps(["a", "b", "c"])
+    with pytest.raises(ReportError, match=r"`dims` and `entries` are not as many"):
+        file.read(stored)
+
+
+def test_a_gradient_norm_whose_square_overflows_is_still_a_slope():
+    steep = examples.report(examples.eigenvalues(gradient_norm=1e200), examples.gap())
+    compared = compare([steep, steep])
+    sides = [[steep], [steep]]
+    assert "still on a slope" in " ".join(reading(sides, compared.subjects, compared.rows, blocked="", forced=()))
+
+
+@pytest.mark.parametrize("text", ["9" * 400 + "GB", "9" * 5000, "\u0663MB"])
+def test_sizes_beyond_reason_are_no_sizes(text):
+    with pytest.raises(UsageError, match=r"Expected bytes, like 500MB or 4GB"):
+        parse_bytes(text)
+    with pytest.raises(UsageError, match=r"Expected a time, like 90s, 10min or 2h"):
+        parse_seconds(text)
+    with pytest.raises(UsageError, match=r"Expected a positive number or auto"):
+        parse_batch_size(text)
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 5000])
+def test_numbers_too_long_and_lists_too_deep_are_no_toml(tmp_path, value):
+    (tmp_path / "gapscope.toml").write_text(f"limit = {value}\n")
+    with pytest.raises(UsageError, match=r"gapscope.toml cannot be read: .* Expected TOML. Mend or move it."):
+        read_configuration(tmp_path)
+    with pytest.raises(UsageError, match=r"is not a TOML value") if "[" in value else pytest.raises(AssertionError):
+        assert parse_args([f"hidden={value}"]) != {"hidden": value}
+
+
+def test_settings_nested_too_deep_are_refused(tmp_path):
+    nested = []
+    for _ in range(600):
+        nested = [nested]
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {}, "metadata": nested}))
+    with pytest.raises(LoadError, match=r"nested too deep.* Expected a table. Copy it again."):
+        read_checkpoint(tmp_path, Trust())
+    with pytest.raises(
+        LoadError, match=r"is nested 32 levels deep. Expected lists and tables of few levels. Flatten it."
+    ):
+        save_checkpoint(tmp_path / "a.pt", torch.nn.Linear(2, 2), training={"note": nested})
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+def test_nested_tensors_are_no_weights(tmp_path):
+    torch.save({"w": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}, tmp_path / "a.pt")
+    with pytest.raises(LoadError, match=r"`w` is a nested tensor. Expected tensors of one shape each."):
+        read_checkpoint(tmp_path / "a.pt", Trust())
+
+
+def test_names_too_long_for_the_system_do_not_exist(tmp_path):
+    index = {"weight_map": {"w": "x" * 5000}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(LoadError, match=r"lacks the shard"):
+        read_checkpoint(tmp_path, Trust())
+    with pytest.raises(LoadError, match=r"cannot be read: File name too long"):
+        inspect(tmp_path / ("x" * 5000))
+    with pytest.raises(LoadError, match=r"is no data that gapscope knows"):
+        load_data("x" * 5000, "train", recorded=False, trust=Trust())
+    with pytest.raises(LoadError, match=r"does not exist"):
+        load_data("x" * 5000 + ".npz", "train", recorded=False, trust=Trust())
+
+
+def test_data_of_texts_are_refused_before_they_are_read(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as opened:
+        opened["x"] = np.array([b"a", b"b"], dtype=h5py.string_dtype())
+        opened["y"] = np.arange(2)
+    with pytest.raises(LoadError, match=r"`x` holds texts or lists. Expected numbers"):
+        load_data(str(tmp_path / "a.h5"), "train", recorded=False, trust=Trust())
+
+
+def test_a_long_line_keeps_what_was_observed_and_what_to_do():
+    (said,) = error_lines("It is " + "x" * 20_000 + ". Expected less. Mend it.")
+    assert len(said) < 1600
+    assert said.startswith("It is x")
+    assert said.endswith("Expected less. Mend it.")
+    assert "[18,531 characters left out]" in said
+
+
+def test_a_name_with_ends_of_lines_makes_no_lines_of_its_own():
+    assert error_lines("`a\nerror: b\r\nc` is odd.\n  Mend it.") == ["`a error: b  c` is odd.", "  Mend it."]
