@@ -182,5 +182,13 @@ def _matches(selector: str, path: str) -> bool:
 
 
 def _glob(text: str, character: str) -> str:
-    """Write `*` and `?` as a regular expression; fnmatch would read `[fc1]` as one of three characters."""
-    return re.escape(text).replace(r"\*", f"{character}*").replace(r"\?", character)
+    """Write `*` and `?` as a regular expression; fnmatch would read `[fc1]` as one of three characters.
+
+    Every star but the last takes as little as it can and gives nothing back, which finds whatever there is to find:
+    six stars that may give back took 20 s over a label of 80 letters.
+    """
+    first, *others = (re.escape(part).replace(r"\?", character) for part in text.split("*"))
+    if not others:
+        return first
+    *between, last = others
+    return f"{first}{''.join(f'(?>{character}*?{part})' for part in between)}{character}*{last}"

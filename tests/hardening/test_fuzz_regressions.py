@@ -1,6 +1,8 @@
 """What the fuzzer found, each made small: what ended in a traceback, a hang or the end of the process is one error."""
 
+import fnmatch
 import json
+import random
 import struct
 
 import h5py
@@ -16,6 +18,7 @@ from gapscope.report import file, hdf5
 from gapscope.report.comparison import compare
 from gapscope.report.reading import reading
 from gapscope.report.terminal import error_lines
+from gapscope.report.thresholds import analyzers
 from tests.hardening.fuzz_reports import small_report
 from tests.report import example_reports as examples
 
@@ -160,3 +163,20 @@ def test_a_long_line_keeps_what_was_observed_and_what_to_do():
 
 def test_a_name_with_ends_of_lines_makes_no_lines_of_its_own():
     assert error_lines("`a\nerror: b\r\nc` is odd.\n  Mend it.") == ["`a error: b  c` is odd.", "  Mend it."]
+
+
+@pytest.mark.timeout(20)
+def test_a_selector_of_many_stars_gives_nothing_back():
+    known = {"a": ["a" * 200]}
+    assert analyzers("a/" + "*a" * 50, known) == ["a"]
+    assert analyzers("a/" + "*a" * 50 + "c", known) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stars_find_what_a_search_of_all_ways_finds(seed):
+    rng = random.Random(seed)
+    for _ in range(100):
+        selector = "".join(rng.choices("ab*?", k=rng.randrange(1, 8)))
+        name = "".join(rng.choices("ab", k=rng.randrange(1, 10)))
+        expected = ["x"] if fnmatch.fnmatchcase(name, selector) else []
+        assert analyzers(f"x/{selector}", {"x": [name]}) == expected
