@@ -14,7 +14,7 @@ from gapscope.report.drawing import draw
 from gapscope.report.terminal import printable
 
 CANVAS = Canvas(width=100, colours=True)
-POWER = re.compile(r"[^\s<>&;]*\de-\d+")
+POWER = re.compile(r"[^\s<>&;]{0,40}\de-\d+")  # without a bound a name of 10,000 letters takes seconds
 WIDE = 4  # columns that fit beside another table
 LONG = 60  # letters of a table that fill half a page
 RIGHT = ' style="text-align:right"'

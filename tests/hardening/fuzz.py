@@ -163,9 +163,11 @@ def run(counts: dict[str, int], first: int) -> list[Tally]:
         ended = {line["target"] for line in lines if "end" in line}
         plan = [part for part in plan if part[0] not in ended]
         if plan:  # its process died
-            (target, begun, count), reached = plan[0], max(line.get("at", 0) for line in lines)
+            target, begun, count = plan[0]
+            reached = max((line["at"] for line in lines if line["target"] == target and "at" in line), default=begun)
             slow = "Timeout" in done.stderr
-            frames = [part.strip() for part in done.stderr.splitlines() if "/gapscope/" in part] or [done.stderr[-300:]]
+            ended_with = re.split("Timeout|Fatal", done.stderr)[-1]  # warnings of libraries come before
+            frames = [part.strip() for part in ended_with.splitlines() if "/gapscope/" in part] or [ended_with[-300:]]
             said = f"{f'more than {BOUND} s' if slow else f'exit {done.returncode}'} at {frames[0]}"
             tallies[target].failures.append((reached, said))
             _count(tallies, {"target": target, "end": {"not counted": reached - begun}, "slowest": BOUND * slow})

@@ -14,7 +14,7 @@ from gapscope.cli.settings import parse_batch_size, parse_bytes, parse_seconds, 
 from gapscope.errors import LoadError, ReportError, UsageError
 from gapscope.measure.loading import Trust, load_data, parse_args, read_checkpoint, save_checkpoint
 from gapscope.measure.loading.checkpoints.inspection import inspect
-from gapscope.report import file, hdf5
+from gapscope.report import file, hdf5, html
 from gapscope.report.comparison import compare
 from gapscope.report.reading import reading
 from gapscope.report.terminal import error_lines
@@ -180,3 +180,9 @@ def test_stars_find_what_a_search_of_all_ways_finds(seed):
         name = "".join(rng.choices("ab", k=rng.randrange(1, 10)))
         expected = ["x"] if fnmatch.fnmatchcase(name, selector) else []
         assert analyzers(f"x/{selector}", {"x": [name]}) == expected
+
+
+@pytest.mark.timeout(20)
+def test_a_header_of_any_length_is_searched_in_one_pass():
+    assert html._head("x" * 300_000) == "x" * 300_000
+    assert html._head("x 1e-3") == 'x <span style="white-space:nowrap">1e-3</span>'
