@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pickle
+import pickletools
 import shutil
 import struct
 import warnings
@@ -142,10 +143,8 @@ _ODD_TENSORS: tuple[Callable[[torch.Tensor], Any], ...] = (
     lambda t: t * torch.nan,
     lambda t: t * torch.inf,
     lambda t: t * 1e-42,
-    lambda t: t * 1e30,
     lambda t: torch.as_strided(t.clone(), t.shape, [0] * t.ndim),
     lambda t: t.numpy(),
-    lambda t: nn.Parameter(t),
     lambda t: [t, t],
     lambda t: {"w": t},
     lambda t: "text",
@@ -164,7 +163,7 @@ def torch_legacy(folder: Path) -> Attempt:
     cuts = [0]
     for _ in range(4):
         unread = io.BytesIO(data[cuts[-1] :])
-        for _operation in __import__("pickletools").genops(unread):
+        for _operation in pickletools.genops(unread):
             pass
         cuts.append(cuts[-1] + unread.tell())
 
