@@ -114,6 +114,8 @@ def get_facts(group: h5py.Group) -> Facts:
 
 
 def _scalar(key: str, value: Any) -> Scalar:
+    if not isinstance(key, str):
+        raise ValueError(f"the name {key!r} is not UTF-8")
     if isinstance(value, np.generic):
         value = value.item()
     if not isinstance(value, str | int | float | bool):

@@ -28,7 +28,7 @@ def read_delimited(path: Path, keys: Keys) -> Pair:
             raise LoadError(f"{path} has two columns of one name: {', '.join(names[:12])}. Expected different names.")
         target = keys.target or target_name(dict.fromkeys(names)) or names[-1]
         columns = _columns(path, names, sample[header:], header, target)
-    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+    except (UnicodeDecodeError, csv.Error, ValueError, IndexError) as error:
         raise LoadError(
             f"{path} cannot be read as a table ({one_line(error)}). Expected UTF-8 with a number in every cell of a "
             "column of numbers: repair or remove that line."
