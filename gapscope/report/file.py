@@ -275,8 +275,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             start = stream.read(8)
             if start != b"\x89HDF\r\n\x1a\n":
                 raise _foreign(path, "not HDF5" if start else "empty")
-            with _at(path, "/"):
-                hdf5.check_heaps(start + stream.read())
+            content = start + stream.read()
         file = h5py.File(path, "r", locking=False)  # reports are replaced, never changed: nothing to lock
     except (OSError, RuntimeError) as error:
         raise ReportError(
@@ -284,6 +283,8 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             "Copy it again, or move it away and measure again."
         ) from error
     with file:
+        with _at(path, "/"):
+            hdf5.check_heaps(content)
         yield file
 
 
