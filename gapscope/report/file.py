@@ -351,7 +351,8 @@ def _get_record(path: Path, group: h5py.Group, seconds: float) -> Record:
 def _get_quantity(group: h5py.Group, name: str) -> Quantity:
     data = hdf5.member(group, name, h5py.Dataset)
     # h5py's own `dims` hands whatever DIMENSION_LABELS is to C as texts: numbers there end the process
-    dims = hdf5.get_texts(data, "DIMENSION_LABELS") if data.ndim else ()
+    labelled = data.ndim and "DIMENSION_LABELS" in data.attrs
+    dims = hdf5.get_texts(data, "DIMENSION_LABELS") if labelled else ("",) * data.ndim
     return Quantity(
         value=hdf5.get_array(group, name),
         numerical_error=hdf5.get_optional(group, f"{name}__numerical_error"),
