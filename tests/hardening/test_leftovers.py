@@ -14,7 +14,6 @@ from gapscope.measure.loading.checkpoints import checkpoint
 from gapscope.measure.resume import Parts
 from gapscope.replacing import ABANDONED, SUFFIX, replacing
 from gapscope.report.file import write
-from gapscope.training.state import Kept, forget
 from tests.report.example_reports import report
 
 
@@ -74,6 +73,8 @@ def test_too_little_memory_for_a_report_leaves_the_old_one_and_shows_the_numbers
 
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError("CUDA out of memory"), OSError(28, "full")])
 def test_no_memory_for_the_state_of_a_training_ends_no_training(tmp_path, error):
+    from gapscope.training.state import Kept
+
     kept = Kept(tmp_path / "x.pt.state", "digest", 0.0)
     kept.write(lambda: {"steps": 1})
 
@@ -86,6 +87,8 @@ def test_no_memory_for_the_state_of_a_training_ends_no_training(tmp_path, error)
 
 
 def test_a_state_that_cannot_be_removed_ends_nothing(tmp_path):
+    from gapscope.training.state import forget
+
     (tmp_path / "x.pt.state").mkdir()
     forget(tmp_path / "x.pt.state")
     assert (tmp_path / "x.pt.state").is_dir()

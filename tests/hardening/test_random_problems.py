@@ -1,4 +1,4 @@
-"""Stated errors of random problems are honest; `python -m tests.hardening.numbers` asks the same of many more."""
+"""Stated errors of random problems are honest; `python -m tests.hardening.many_problems` asks the same of many more."""
 
 import subprocess
 import sys

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 MALICIOUS, TRUST, STATE = (
     "tests/test_malicious.py",
     "tests/measure/loading/test_trust.py",
-    "tests/hardening/test_state.py",
+    "tests/hardening/test_process_state.py",
 )
 HERE = "tests/hardening/test_trust_model.py"
 

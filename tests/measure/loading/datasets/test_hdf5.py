@@ -60,7 +60,7 @@ def test_links_inside_the_file_are_followed(path):
         ("train/z", "`train/z` is not there."),
         ("train/x/y", "is not there. Expected the path of a dataset, like `file.h5::/x,/y`"),
         ("bomb", "`bomb` takes 8.19e+03 GiB. Expected at most 16 GiB"),
-        ("text", "is numpy.ndarray, not numbers"),
+        ("text", "`text` holds texts or lists"),
     ],
 )
 def test_what_cannot_be_read_says_why(path, name, message):

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import gapscope
 from gapscope.callbacks.recorder import Recorder
 from gapscope.measure.analyzers import analyzer_class, names
-from gapscope.training import LayerCurvature, make_optimizer
 from tests.hardening.process import changed, picture
 
 X = torch.randn(80, 5, generator=torch.Generator().manual_seed(0))
@@ -278,6 +277,8 @@ def test_an_interrupt_passes_through_a_callback(tmp_path):
 
 @pytest.mark.parametrize("at", [0, 2, 20])
 def test_curvature_for_an_optimizer_changes_nothing_but_the_optimizer(at):
+    from gapscope.training import LayerCurvature, make_optimizer
+
     model = net(Drawing, fails_at=at, error=KeyboardInterrupt())
     optimizer = make_optimizer("mclr", model, lr=0.1, momentum=0.0, weight_decay=0.0, options={})
     curvature = LayerCurvature(model, "cross-entropy")

@@ -1,4 +1,4 @@
-"""Are stated errors honest?  `python -m tests.hardening.numbers --problems 300` prints a table by quantity."""
+"""Are stated errors honest?  `python -m tests.hardening.many_problems --problems 300` prints a table by quantity."""
 
 import argparse
 import collections
