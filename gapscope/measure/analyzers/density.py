@@ -1,7 +1,7 @@
 """Spectral density of the Hessian."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
@@ -45,19 +45,19 @@ class _Masses:
 class Density:
     """Spectral density of the Hessian of the loss, by stochastic Lanczos quadrature, with the masses near and below 0.
 
-    1/n sum_i delta(t - lambda_i), each delta broadened to a Gaussian of a stated width.  The error of a mass is its
-    standard error over probes, widened where they are few, and twice what the last third of the Lanczos steps moved
-    it.  Probes are added until both masses are known to the tolerance.
+    1/n sum_i delta(t - lambda_i), each delta broadened to a Gaussian of a stated width.  What a first run finds weighs
+    1/n each, and probes tell what all else weighs.  The error of a mass is its standard error over probes, widened
+    where they are few, its standard deviation over the last third of their Lanczos steps, and one eigenvalue at each
+    edge.  Probes are added until both masses are known to the tolerance.
     """
 
     name: ClassVar[str] = "density"
-    version: ClassVar[str] = "2"  # "1": always all probes, and errors without the t of so few
+    version: ClassVar[str] = "3"  # "2": no first run taken out, and the last of the Gauss rules alone
     arity: ClassVar[int] = 1
     incidental: ClassVar[tuple[str, ...]] = ()
 
-    probes: Annotated[int, "random starting vectors, at most: three are enough where they agree"] = 8
-    steps: Annotated[int, "Lanczos steps, one product each, from every probe"] = 30
-    kind: Annotated[Literal["sign", "gaussian"], "distribution of the probes"] = "sign"
+    probes: Annotated[int, "random vectors after the first, at most: three are enough where they agree"] = 8
+    steps: Annotated[int, "Lanczos steps, one product each, from every vector"] = 20
     cut: Annotated[float, "near zero means |lambda| <= this times the largest |Ritz value|"] = 1e-2
     broadening: Annotated[float, "width of the Gaussians over the range of the Ritz values"] = 1e-2
     points: Annotated[int, "points of the grid"] = 201
@@ -66,14 +66,14 @@ class Density:
 
     def passes(self, problem: "Problem") -> dict[str, float]:
         """Return how many passes over the data this takes, if three probes are enough."""
-        return {"product": min(self.probes, PROBES) * min(self.steps, problem.size)}
+        return {"product": self._products(problem, min(self.probes, PROBES))}
 
     def memory(self, problem: "Problem") -> int:
-        """Return about how many bytes this takes above the loaded model: basis, kept graphs, that of a micro-batch."""
+        """Return about how many bytes this takes above the loaded model: two bases, kept graphs, a micro-batch's."""
         vector = problem.size * problem.theta.element_size()
         graphs = min(problem.memory_budget // 2, problem.samples * problem.graph_bytes_per_sample)
         graphs += problem.micro_batch * problem.graph_bytes_per_sample
-        return graphs + (min(self.steps, problem.size) + 8) * vector
+        return graphs + (2 * min(self.steps, problem.size) + 8) * vector
 
     def __call__(self, context: "Context") -> DensityResult:
         """Run Lanczos from every probe on the measured split."""
@@ -82,13 +82,12 @@ class Density:
 
         self._refuse_nonsense()
         problem, monitor = context.problem(), context.monitor
-        monitor.begin("density", self.probes * min(self.steps, problem.size))
+        monitor.begin("density", self._products(problem, self.probes))
         found = spectral_density(
             problem.gauss_newton() if self.gauss_newton else problem.hessian(),
             context.generator("density"),
             probes=self.probes,
             steps=self.steps,
-            kind=self.kind,
             basis_bytes=problem.memory_budget // 2,
             enough=lambda found: found.finite and max(self._masses(found).errors) <= self.tolerance,
             watch=lambda spent, largest, _: monitor.say(f"product {spent}  largest Ritz value {largest:.4g}"),
@@ -102,15 +101,15 @@ class Density:
         masses = self._masses(found)
         cut = masses.cut
         grid = np.linspace(smallest - REACH * width, largest + REACH * width, self.points)
-        density, density_error = found.broadened(grid, width)
-        density_error = density_error * caution(len(found.nodes) - 1)
+        density, noise, moved = found.broadened(grid, width)
         close = max(masses.errors) <= self.tolerance
         notes = list(self._notes(problem))
         if not close:
             remedy = "probes" if masses.noise >= masses.moved else "steps"
             notes.insert(0, f"not converged: the masses are not that well known; raise `--{remedy}`")
         how = (
-            f"; error: standard error over {len(found.nodes)} probes, and twice what the last third of the steps moved"
+            f"; error: standard error over {len(found.nodes)} probes, deviation over the last third of their steps, "
+            "and one eigenvalue at each edge"
         )
         return DensityResult(
             status=Status.CONVERGED if close else Status.BUDGET_SPENT,
@@ -118,12 +117,13 @@ class Density:
             notes=tuple(notes),
             density=Quantity(
                 value=density,
-                numerical_error=density_error,
+                numerical_error=np.hypot(caution(len(found.nodes) - 1) * noise, moved),
                 drawn="bars",
                 contrast="difference",
                 dims=("grid",),
                 labels={"grid": tuple(f"{t:.12g}" for t in grid)},
-                doc=f"spectral density at each lambda, Gaussians of width {width:.4g}; standard error over probes",
+                doc=f"spectral density at each lambda, Gaussians of width {width:.4g}; error: standard error over "
+                f"{len(found.nodes)} probes, and deviation over the last third of their steps",
             ),
             mass_near_zero=Quantity(
                 value=scalar(masses.near),
@@ -141,20 +141,24 @@ class Density:
                 value=scalar(largest),
                 bound="lower",
                 drawn="detail",
-                doc="largest Ritz value of all probes: a lower bound on the top eigenvalue, not converged",
+                doc="largest Ritz value: a lower bound on the top eigenvalue, not converged",
             ),
             smallest=Quantity(
                 value=scalar(smallest),
                 contrast="difference",
                 bound="upper",
                 drawn="detail",
-                doc="smallest Ritz value of all probes: an upper bound on the smallest eigenvalue, not converged",
+                doc="smallest Ritz value: an upper bound on the smallest eigenvalue, not converged",
             ),
             width=Quantity(
                 value=scalar(width), drawn="detail", doc="standard deviation of the Gaussians of the density"
             ),
             cut=Quantity(value=scalar(cut), drawn="detail", doc="|lambda| up to this is near zero"),
         )
+
+    def _products(self, problem: "Problem", probes: int) -> int:
+        first = min(self.steps, problem.size)
+        return first + probes * min(self.steps, problem.size - first)
 
     def _masses(self, found: "SpectralDensity") -> _Masses:
         from gapscope.measure.solvers.hutchinson import caution

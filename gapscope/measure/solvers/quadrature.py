@@ -1,46 +1,56 @@
-"""The spectral density of an operator by stochastic Lanczos quadrature.
+"""The spectral density of an operator by stochastic Lanczos quadrature, after a deflation.
 
-1/n tr f(A) = E[v'f(A)v] for a random unit v (a Gaussian or sign vector, normalised), and m Lanczos steps from v
-give the Gauss quadrature of v'f(A)v: nodes are the eigenvalues theta_j of the tridiagonal T, weights the squared first
-entries of its eigenvectors.  Exact for polynomials of degree 2m - 1.  A density is then
+1/n tr f(A) = E[v'f(A)v] for a random unit v (Gaussian, normalised), and m Lanczos steps from v give the Gauss
+quadrature of v'f(A)v: nodes are the eigenvalues theta_j of the tridiagonal T, weights the squared first entries of its
+eigenvectors.  Exact for polynomials of degree 2m - 1.  A density is then
 
     phi(t) = 1/p sum over probes, j of w_j N(t; theta_j, width^2).
 
-Source: Golub & Welsch 1969; Ubaru, Chen, Saad 2017; Ghorbani, Krishnan, Xiao 2019.  The errors are ours.
+A probe gives an eigenvalue the weight 1/n, give or take 1.4/n.  So the Ritz pairs T, Y of a first run whose residuals
+are small are taken out: they weigh 1/n each, and the probes are drawn in the complement, P = I - YY', where all else,
+every further copy of an eigenvalue too, has its unbiased weight.  The residuals have one direction: A = YTY' + PAP + E,
+and two eigenvalues of E are not 0, rho and -rho with rho^2 the sum of the squared residuals.  Below no point do the
+numbers of eigenvalues of A and of YTY' + PAP differ by more than one (Weyl), and each moves by rho at most.
+
+A Gauss rule puts what lies between two nodes at one of them, and most eigenvalues of a trained network are nearer to 0
+than its nodes to each other: where they go changes from step to step.  So a rule here is the mean of the Gauss rules of
+the last third of the steps, at no product (exact for degree 4m/3 - 1); how they differ tells what more steps may move.
+On an MLP of 669,706 parameters one probe's Wasserstein distance over the mean |eigenvalue| is 1.0 / 0.55 / 0.38 after
+12 / 20 / 30 steps without that mean, and 0.40 / 0.26 / 0.17 with it (0.53 / 0.45 / 0.38 with a node put at 0).
+
+Source: Golub & Welsch 1969; Ubaru, Chen, Saad 2017; Ghorbani, Krishnan, Xiao 2019; the deflation as in
+Hutch++ (Meyer, Musco, Musco, Woodruff 2020).  The mean over steps and the errors are ours.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from gapscope.errors import ProblemError
 from gapscope.measure.operators import Operator
 from gapscope.measure.solvers.lanczos import Lanczos, decompose, gaussian_start
 from gapscope.results import Array
 
-Kind = Literal["gaussian", "sign"]
 FEWEST = 3  # probes before a spread is believed: its t makes 6.4 standard errors of one
+_CLOSE = 0.01  # of the largest |Ritz value|: the residuals of what is taken out, see `spectral_density`
 _ROUNDING = 10  # epsilons of |A|, as in lanczos
 
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """One quadrature per probe, padded with weights of 0 where a Krylov space closed early.
+    """Per probe the Gauss rules of the last third of its steps; the first k nodes of each are what was taken out.
 
-    `coarse_*` is the same from two thirds of the steps: the leading part of each T, at no product.  Where the space
-    closed there is no quadrature error, and it repeats the full one.
+    Padded with weights of 0.  Where a Krylov space closed there is no quadrature error, and its rules are all the same.
     """
 
-    nodes: Array  # (p, m)
-    weights: Array  # (p, m), rows sum to 1
-    coarse_nodes: Array  # (p, m)
-    coarse_weights: Array  # (p, m)
+    nodes: Array  # (p, rules, k + m), p = probes
+    weights: Array  # (p, rules, k + m), the last axis sums to 1
+    one: float  # 1/n, an eigenvalue, where what was taken out is coupled to the rest; else 0
     matvecs: int
     rounding: float  # of a node
 
@@ -51,36 +61,37 @@ class SpectralDensity:
 
     @property
     def largest(self) -> float:
-        """Return the largest Ritz value over all probes."""
+        """Return the largest Ritz value."""
         return float(self.nodes.max())
 
     @property
     def smallest(self) -> float:
-        """Return the smallest Ritz value over all probes."""
+        """Return the smallest Ritz value."""
         return float(self.nodes.min())
 
-    def moment(self, power: int) -> tuple[float, float]:
-        """Return 1/n tr A^power and its standard error over probes (no quadrature error below 2m)."""
-        return _over_probes((self.weights * self.nodes**power).sum(1))
-
     def mass(self, low: float, high: float) -> tuple[float, float, float]:
-        """Return the share of eigenvalues in [low, high], its standard error over probes, and what more steps may
-        move it.
+        """Return the share of eigenvalues in [low, high], its standard error over probes, and what else it may be off.
 
-        At an edge inside a dense bulk the error of m steps falls as 1/m: what is left is twice what the last third
-        moved.
+        At an edge inside a dense bulk the error of m steps falls as 1/m and swings from step to step: what is left is
+        the standard deviation over the last third of them.  The deflation adds up to one eigenvalue at each edge.
         """
-        full = (self.weights * ((self.nodes >= low) & (self.nodes <= high))).sum(1)
-        coarse = (self.coarse_weights * ((self.coarse_nodes >= low) & (self.coarse_nodes <= high))).sum(1)
-        return *_over_probes(full), 2 * abs(float((full - coarse).mean()))
+        inside = (self.nodes >= low) & (self.nodes <= high)
+        masses = (self.weights * inside).sum(2)  # (p, rules)
+        full = masses.mean(1)
+        moved = float(masses.mean(0).std()) + self.one * int(np.isfinite([low, high]).sum())
+        return float(full.mean()), float(full.std(ddof=1)) / math.sqrt(len(full)), moved
 
-    def broadened(self, grid: Array, width: float) -> tuple[Array, Array]:
-        """Return the density (points,) with each node a Gaussian of this width, and its standard error."""
-        values = np.empty((len(self.nodes), len(grid)))
-        for row, nodes, weights in zip(values, self.nodes, self.weights, strict=True):
-            bells = np.exp(-0.5 * ((grid[:, None] - nodes) / width) ** 2)
-            row[:] = bells @ weights / (width * math.sqrt(2 * math.pi))
-        return values.mean(0), values.std(0, ddof=1) / math.sqrt(len(values))
+    def broadened(self, grid: Array, width: float) -> tuple[Array, Array, Array]:
+        """Return the density (points,), each node a Gaussian of this width, with its errors as those of a mass.
+
+        But for the deflation, which moves them by rho at most.
+        """
+        values = np.empty((*self.nodes.shape[:2], len(grid)))
+        for at in np.ndindex(values.shape[:2]):
+            bells = np.exp(-0.5 * ((grid[:, None] - self.nodes[at]) / width) ** 2)
+            values[at] = bells @ self.weights[at] / (width * math.sqrt(2 * math.pi))
+        full = values.mean(1)
+        return full.mean(0), full.std(0, ddof=1) / math.sqrt(len(full)), values.mean(0).std(0)
 
 
 def spectral_density(
@@ -88,59 +99,95 @@ def spectral_density(
     rng: Generator,
     *,
     probes: int = 8,
-    steps: int = 30,
-    kind: Kind = "sign",
+    steps: int = 20,
     basis_bytes: int | None = None,
     enough: Callable[[SpectralDensity], bool] = lambda _: False,
     watch: Callable[[int, float, float], None] = lambda *_: None,
 ) -> SpectralDensity:
-    """Run Lanczos from each of `probes` >= 2 random vectors, and keep the quadratures.
+    """Run Lanczos from a random vector, take out what it found, and run it from each of `probes` >= 2 in the rest.
 
-    Stops before that where `enough` says so of those of three or more.
+    Stops before that where `enough` says so of those of three or more.  What was found is what has a residual of 1 % of
+    the largest |Ritz value|: of 0.1 %, errors are half as large again (nine networks of 65 to 159 parameters); of all,
+    4 % of the errors of a density lie beyond 3 of those stated, instead of 0.1 %.
 
-    Shapes: p = probes, m = min(steps, n).  Cost: p m matvecs; one basis of m x n at a time.
-    Raises ProblemError where the basis does not fit `basis_bytes`.
+    Shapes: p = probes, m = min(steps, n).  Cost: (p + 1) m matvecs, n where m = n; two bases of m x n at a time.
+    Raises ProblemError where the bases do not fit `basis_bytes`.
     """
-    steps = min(steps, operator.size)
-    need = steps * operator.size * torch.finfo(operator.dtype).bits // 8
-    if basis_bytes is not None and need > basis_bytes:
-        raise ProblemError(
-            f"A Krylov basis of {steps} vectors of {operator.size:,} entries needs {need / 1e9:.2g} GB; "
-            f"{basis_bytes / 1e9:.2g} GB are allowed for it, where {basis_bytes * steps // need} vectors fit. "
-            f"Raise `--memory-budget` to {math.ceil(20 * need / 1e9) / 10:.1f}GB, or take fewer `--steps`."
-        )
-    eps = torch.finfo(operator.dtype).eps
-    nodes, weights, coarse_nodes, coarse_weights = (np.zeros((probes, steps)) for _ in range(4))
-    spent = 0
+    size, steps = operator.size, min(steps, operator.size)
+    _refuse_too_much(operator, steps, basis_bytes)
+    first = decompose(operator, gaussian_start(operator, rng), steps)
+    spent = first.matvecs
+    if not _finite(first):
+        return _lost(spent)
+    closed = spent < steps or spent == size
+    known, vectors, rho = _known(first, closed)
+    del first  # a basis
+    taken = len(known)
+    left, steps = size - taken, min(steps, size - taken)
+    rules = range(steps - steps // 3, steps + 1)  # by their steps
+    nodes, weights = np.zeros((2, probes, len(rules), taken + steps))
+    nodes[..., :taken], weights[..., :taken] = known, 1 / size
+    eps, one = torch.finfo(operator.dtype).eps, 1 / size
+    complement, project = _complement(operator, vectors)
     for i in range(probes):
-        start = gaussian_start(operator, rng)
-        run = decompose(operator, start.sign() if kind == "sign" else start, steps)
-        spent += run.matvecs
-        if not (np.isfinite(run.alpha).all() and np.isfinite(run.beta).all()):
-            nodes[:] = math.nan
-            return SpectralDensity(nodes, weights, nodes, weights, spent, math.nan)
-        closed = run.matvecs < steps or steps == operator.size
-        coarse = run.matvecs if closed else max(1, 2 * run.matvecs // 3)
-        _gauss(run, run.matvecs, nodes[i], weights[i])
-        _gauss(run, coarse, coarse_nodes[i], coarse_weights[i])
-        watch(spent, float(nodes[: i + 1].max()), 0.0)
+        if left > 0:
+            run = decompose(complement, project(project(gaussian_start(operator, rng))), steps)
+            spent += run.matvecs
+            if not _finite(run):
+                return _lost(spent)
+            whole = run.matvecs < steps or steps == left
+            for j, m in enumerate(rules):
+                nodes[i, j, taken:], weights[i, j, taken:] = _gauss(run, run.matvecs if whole else m, steps)
+            weights[i, :, taken:] *= left / size
+            del run
         rounding = _ROUNDING * eps * float(np.abs(nodes[: i + 1]).max())
-        so_far = slice(i + 1)
-        found = SpectralDensity(
-            nodes[so_far], weights[so_far], coarse_nodes[so_far], coarse_weights[so_far], spent, rounding
-        )
-        if i + 1 >= FEWEST and enough(found):
+        found = SpectralDensity(nodes[: i + 1], weights[: i + 1], one if rho > rounding else 0.0, spent, rounding)
+        watch(spent, found.largest, 0.0)
+        if i + 1 >= FEWEST and (left == 0 or enough(found)):
             break
     return found
 
 
-def _gauss(run: Lanczos, steps: int, nodes: Array, weights: Array) -> None:
-    """Write the quadrature of the leading part of T; what is left over repeats the last node at weight 0."""
+def _known(run: Lanczos, closed: bool) -> tuple[Array, Tensor, float]:
+    """Return the Ritz values that are taken out (k,), their vectors (k, n), and rho."""
+    values, inner = scipy.linalg.eigh_tridiagonal(run.alpha, run.beta[:-1])
+    residuals = (0.0 if closed else run.beta[-1]) * np.abs(inner[-1])
+    near = residuals <= _CLOSE * np.abs(values).max()
+    rho = float(np.linalg.norm(residuals[near]))
+    return values[near], torch.from_numpy(inner.T[near]).to(run.basis.dtype).to(run.basis.device) @ run.basis, rho
+
+
+def _refuse_too_much(operator: Operator, steps: int, basis_bytes: int | None) -> None:
+    row = operator.size * torch.finfo(operator.dtype).bits // 8
+    need = 2 * steps * row
+    if basis_bytes is not None and need > basis_bytes:
+        raise ProblemError(
+            f"Two Krylov bases of {steps} vectors of {operator.size:,} entries need {need / 1e9:.2g} GB; "
+            f"{basis_bytes / 1e9:.2g} GB are allowed for them, where {basis_bytes // (2 * row)} vectors each fit. "
+            f"Raise `--memory-budget` to {math.ceil(20 * need / 1e9) / 10:.1f}GB, or take fewer `--steps`."
+        )
+
+
+def _complement(operator: Operator, basis: Tensor) -> tuple[Operator, Callable[[Tensor], Tensor]]:
+    """Return PAP on vectors in the complement of the rows of `basis`, and P."""
+
+    def project(v: Tensor) -> Tensor:
+        return torch.addmv(v, basis.T, operator.total(basis @ v), alpha=-1)
+
+    return replace(operator, matvec=lambda v: project(operator.matvec(v).to(basis.dtype)), together=None), project
+
+
+def _gauss(run: Lanczos, steps: int, length: int) -> tuple[Array, Array]:
+    """Return nodes and weights of the leading part of T, with the last node repeated at weight 0."""
     values, vectors = scipy.linalg.eigh_tridiagonal(run.alpha[:steps], run.beta[: steps - 1])
-    squares = vectors[0] ** 2
-    nodes[:steps], nodes[steps:] = values, values[-1]
-    weights[:steps] = squares / squares.sum()
+    squares, padding = vectors[0] ** 2, (0, length - steps)
+    return np.pad(values, padding, "edge"), np.pad(squares / squares.sum(), padding)
 
 
-def _over_probes(values: Array) -> tuple[float, float]:
-    return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+def _finite(run: Lanczos) -> bool:
+    return bool(np.isfinite(run.alpha).all() and np.isfinite(run.beta).all())
+
+
+def _lost(spent: int) -> SpectralDensity:
+    nan = np.full((2, 1, 1), math.nan)
+    return SpectralDensity(nan, nan, math.nan, spent, math.nan)

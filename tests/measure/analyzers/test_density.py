@@ -44,27 +44,23 @@ def test_masses_and_moments_are_those_of_the_dense_hessian(kind):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_prescribed_spectrum_in_four_points(dtype):
-    # distinct values: sign probes know the mass of every eigenspace of a diagonal matrix exactly
     h = torch.tensor([-1.0] * 20 + [0.0] * 50 + [1.0] * 20 + [2.0] * 10)
-    result = measure(Density(), bowl(h, torch.ones(100, dtype=dtype)))
-    assert result.status is Status.CONVERGED
-    assert result.mass_near_zero.value == pytest.approx(0.5, abs=1e-5)
-    assert result.mass_below_zero.value == pytest.approx(0.2, abs=1e-5)
+    result = measure(Density(probes=50, tolerance=1e-9), bowl(h, torch.ones(100, dtype=dtype)))
+    assert 0 < abs(result.mass_near_zero.value - 0.5) <= 5 * result.mass_near_zero.numerical_error
+    assert 0 < abs(result.mass_below_zero.value - 0.2) <= 5 * result.mass_below_zero.numerical_error
     assert result.cut.value == pytest.approx(0.02)
     assert result.width.value == pytest.approx(0.03)
     peak = np.abs(grid_of(result) - 2).argmin()
     assert result.density.value[peak] == pytest.approx(0.1 / (0.03 * np.sqrt(2 * np.pi)), rel=0.1)
-    gaussian = measure(Density(kind="gaussian", probes=50, tolerance=1e-9), bowl(h, torch.ones(100, dtype=dtype)))
-    assert 0 < abs(gaussian.mass_near_zero.value - 0.5) <= 5 * gaussian.mass_near_zero.numerical_error
 
 
 def test_the_status_tells_whether_the_masses_are_known():
     h = torch.linspace(-1, 3, 200)
-    result = measure(Density(probes=4, kind="gaussian", tolerance=1e-4), bowl(h, torch.ones(200)))
+    result = measure(Density(probes=4, tolerance=1e-4), bowl(h, torch.ones(200)))
     assert result.status is Status.BUDGET_SPENT
     assert "not converged: the masses are not that well known; raise `--" in result.notes[0]
     error = max(result.mass_near_zero.numerical_error, result.mass_below_zero.numerical_error)
-    enough = measure(Density(probes=4, kind="gaussian", tolerance=1.01 * float(error)), bowl(h, torch.ones(200)))
+    enough = measure(Density(probes=4, tolerance=1.01 * float(error)), bowl(h, torch.ones(200)))
     assert enough.status is Status.CONVERGED
     assert enough.notes == ()
 
@@ -108,12 +104,12 @@ def test_gauss_newton_has_nothing_below_zero():
 
 def test_probes_that_agree_are_few_and_their_error_is_the_wider():
     h = torch.linspace(0.5, 1.0, 60)  # no mass near or below zero, whatever the probe
-    assert measure(Density(), bowl(h, torch.ones(60))).matvecs == 3 * 30
+    assert measure(Density(), bowl(h, torch.ones(60))).matvecs == 4 * 20
     given = ZOO["tanh mlp"].problem()
     result = measure(Density(tolerance=0.9), given)
-    assert result.matvecs == 3 * 30
+    assert result.matvecs == 4 * 20
     more = measure(Density(tolerance=1e-9), given)
-    assert more.matvecs == 8 * 30
+    assert more.matvecs == 9 * 20
     assert "standard error over 3 probes" in result.mass_near_zero.doc
     assert abs(result.mass_near_zero.value - more.mass_near_zero.value) <= 3 * result.mass_near_zero.numerical_error
 
@@ -124,7 +120,7 @@ def test_products_are_counted_and_subsets_noted():
         model=given.model, data=data(given.data.inputs, given.data.targets, 999), loss_function=given.loss_function
     )
     result = measure(Density(probes=3, steps=4), few)
-    assert result.matvecs == 12
+    assert result.matvecs == 16
     assert "measured on 70 of 999 samples" in result.notes
 
 
@@ -136,7 +132,7 @@ def test_a_loss_that_overflows_is_nonfinite():
 
 
 def test_too_little_memory_is_refused():
-    with pytest.raises(ProblemError, match=r"A Krylov basis of 30 vectors of 200 entries"):
+    with pytest.raises(ProblemError, match=r"Two Krylov bases of 20 vectors of 200 entries"):
         measure(Density(), bowl(torch.ones(200), torch.ones(200), memory_budget=1000))
 
 
@@ -165,7 +161,7 @@ def test_cost_and_memory_follow_probes_and_steps():
     given = bowl(torch.ones(200), torch.ones(200))
     assert [Density(probes=probes).passes(given) for probes in (2, 8, 50)] == [
         {"product": 60},
-        {"product": 90},
-        {"product": 90},
+        {"product": 80},
+        {"product": 80},
     ]
-    assert Density(steps=60).memory(given) - Density(steps=20).memory(given) == 40 * 200 * given.theta.element_size()
+    assert Density(steps=60).memory(given) - Density(steps=20).memory(given) == 80 * 200 * given.theta.element_size()
