@@ -48,7 +48,7 @@ class Density:
     1/n sum_i delta(t - lambda_i), each delta broadened to a Gaussian of a stated width.  What a first run finds weighs
     1/n each, and probes tell what all else weighs.  The error of a mass is its standard error over probes, widened
     where they are few, its standard deviation over the last third of their Lanczos steps, and one eigenvalue at each
-    edge.  Probes are added until both masses are known to the tolerance.
+    edge within the spectrum.  Probes are added until both masses are known to the tolerance.
     """
 
     name: ClassVar[str] = "density"
@@ -109,7 +109,7 @@ class Density:
             notes.insert(0, f"not converged: the masses are not that well known; raise `--{remedy}`")
         how = (
             f"; error: standard error over {len(found.nodes)} probes, deviation over the last third of their steps, "
-            "and one eigenvalue at each edge"
+            "and one eigenvalue at each edge within the spectrum"
         )
         return DensityResult(
             status=Status.CONVERGED if close else Status.BUDGET_SPENT,

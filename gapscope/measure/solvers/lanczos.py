@@ -109,8 +109,8 @@ Watch = Callable[[int, float, float], None]
 class _Iteration:
     """The recurrence with full reorthogonalization; grows one step at a time, and restarts where the basis is full."""
 
-    def __init__(self, operator: Operator, start: Tensor, basis: Basis) -> None:
-        self.operator, self.basis = operator, basis
+    def __init__(self, operator: Operator, start: Tensor, basis: Basis, scale: float = 0.0) -> None:
+        self.operator, self.basis, self.scale = operator, basis, scale
         self.norm = float(operator.length(start))
         basis.append(start / self.norm)
         self.heads, self.spokes = np.empty(0), np.empty(0)  # of the arrow: Ritz values kept, their couplings to r
@@ -131,7 +131,7 @@ class _Iteration:
         alpha, before, beta = torch.stack([one.to(self.rest.device, numbers[1].dtype) for one in numbers]).tolist()
         if before < _LEAST and float(self.operator.total(torch.count_nonzero(image).to(numbers[1].dtype))):
             beta = math.nan  # its square is not known, and neither is where the space closes
-        scale = max(before, abs(alpha), *map(abs, self.alpha), *self.beta, *np.abs(self.heads))
+        scale = max(self.scale, before, abs(alpha), *map(abs, self.alpha), *self.beta, *np.abs(self.heads))
         self.alpha.append(alpha)
         self.beta.append(beta)
         closed = beta <= _ROUNDING * torch.finfo(q.dtype).eps * scale
@@ -177,17 +177,23 @@ def gaussian_start(operator: Operator, rng: Generator) -> Tensor:
     return gaussian(operator.size, rng, operator.dtype, operator.share).to(operator.device)
 
 
-def decompose(operator: Operator, start: Tensor, steps: int) -> Lanczos:
-    """Run `steps` Lanczos steps, or fewer where the Krylov space closes."""
-    steps = min(steps, operator.size)
-    iteration = _Iteration(operator, start, Basis(steps, start, total=operator.total))
+def decompose(operator: Operator, start: Tensor, steps: int, basis: Basis | None = None, scale: float = 0.0) -> Lanczos:
+    """Run `steps` Lanczos steps, or fewer where the Krylov space closes.
+
+    Orthonormal rows that are in `basis` already stay, and the run is that of PAP in their complement; |A| is known to
+    be `scale` at least, and what is rounding beside it closes the space.
+    """
+    basis = basis or Basis(min(steps, operator.size), start, total=operator.total)
+    before = basis.rows
+    steps = min(steps, operator.size - before)
+    iteration = _Iteration(operator, basis.orthogonal(start), basis, scale)
     for number in range(steps):
         if not iteration.step():
             break
         if number + 1 < steps:
             iteration.extend(0)
     m = len(iteration.alpha)
-    return Lanczos(iteration.basis.all(), np.asarray(iteration.alpha), np.asarray(iteration.beta), m)
+    return Lanczos(basis.all()[before:], np.asarray(iteration.alpha), np.asarray(iteration.beta), m)
 
 
 def extreme_eigenpairs(
