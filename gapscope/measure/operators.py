@@ -60,6 +60,16 @@ def length(v: Tensor, share: Share | None = None) -> Tensor:
     return own if share is None else share.total(own.square()).sqrt()
 
 
+def inner(a: Tensor, b: Tensor, share: Share | None = None) -> Tensor:
+    """Return a'b (), summed in float64.
+
+    Products of the two in float32 round at random, sums of 10 million do not: `torch.dot` was 2.6e-4 off there, and of
+    vectors with a few large entries 2e-4 at 270,000.
+    """
+    own = (a * b).sum(dtype=torch.float32 if a.device.type == "mps" else torch.float64)  # no float64 there
+    return own if share is None else share.total(own)
+
+
 def gaussian(size: int, rng: Generator, dtype: torch.dtype, share: Share | None = None) -> Tensor:
     """Return a standard normal vector (n,), or the share of it, on the CPU: the same whoever holds how much.
 

@@ -28,7 +28,7 @@ from gapscope.measure.batches import Batch, called, in_dtype, placed, scores, ta
 from gapscope.measure.cutting import blocks, count, cut, local, share_of
 from gapscope.measure.derivatives import Derivatives, by_differences, refuse_wrong_slope
 from gapscope.measure.distributed import _together, ranks
-from gapscope.measure.operators import Operator, gaussian, length
+from gapscope.measure.operators import Operator, gaussian, inner, length
 from gapscope.measure.probe import UNKNOWN, Side, Slopes, micro_batch
 from gapscope.measure.problem import Problem
 from gapscope.results import Array
@@ -276,8 +276,7 @@ class _Probe(Slopes):
         return float(length(v, self.problem.share))
 
     def dot(self, a: Tensor, b: Tensor) -> float:
-        assert self.problem.share is not None  # it is sharded
-        return float(self.problem.share.total(torch.dot(a, b)))
+        return float(inner(a, b, self.problem.share))
 
     def drawn(self, rng: torch.Generator) -> Tensor:
         return gaussian(self.size, rng, torch.float64, self.problem.share)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gapscope.measure.operators import inner, length
 from gapscope.measure.parameters import Parameters
 from gapscope.results import Array, Quantity, Result, Status
 from gapscope.training.gradient import Batch, random_state, untouched
@@ -76,11 +77,11 @@ class Log:
         moved = self._flat(dict(self.model.named_parameters())) - before.theta
         sizes = [block.stop - block.start for block in self._blocks.values()]
         pieces = list(zip(torch.split(gradient, sizes), torch.split(moved, sizes), strict=True))
-        norms = [torch.stack([torch.linalg.vector_norm(one) for one in column]) for column in zip(*pieces, strict=True)]
-        products = torch.stack([torch.dot(g, d) for g, d in pieces])
+        norms = [torch.stack([length(one) for one in column]) for column in zip(*pieces, strict=True)]
+        products = torch.stack([inner(g, d) for g, d in pieces])
         with untouched(batch, before.random):
             after = batch.value()
-        found = torch.cat([torch.stack([loss, after]), *norms, products]).double().cpu().numpy()
+        found = torch.cat([torch.stack([loss, after]).to(products.dtype), *norms, products]).double().cpu().numpy()
         self.steps.append(step)
         self.rows.append(np.concatenate([[rate, len(batch.targets)], found]))
 

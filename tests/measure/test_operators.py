@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gapscope.measure import operators
-from gapscope.measure.operators import Operator, Share, from_dense, gaussian, length, scaled, shifted
+from gapscope.measure.operators import Operator, Share, from_dense, gaussian, inner, length, scaled, shifted
 from tests.spectra import SPECTRA, matrix
 
 
@@ -75,3 +75,12 @@ def test_a_length_is_that_of_all_shares():
     operator = Operator(5, lambda v: v, share=share)
     assert (operator.held, operator.length(v), operator.total(v.sum())) == (3, 13, 7 + 144)
     assert Operator(5, lambda v: v).held == 5
+
+
+def test_inner_products_of_millions_lose_no_digits():
+    v = torch.randn(5_000_000, generator=torch.Generator().manual_seed(0))
+    true = float(v.double() @ v.double())
+    eps = torch.finfo(torch.float32).eps
+    assert abs(float(inner(v, v)) - true) <= eps * true  # each product rounds by half of that
+    assert abs(float(length(v)) ** 2 - true) <= eps * true
+    assert abs(float(torch.dot(v, v)) - true) > 100 * eps * true  # what they are there for

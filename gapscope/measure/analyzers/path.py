@@ -62,6 +62,7 @@ class Path:
     def __call__(self, context: "Context") -> PathResult:
         """Evaluate both splits at every point."""
         from gapscope.measure.landscape import Landscape
+        from gapscope.measure.operators import length
 
         self._refuse_nonsense()
         scape = Landscape.of(context, self.statistics)
@@ -79,7 +80,7 @@ class Path:
         labels = {"path": shapes, "split": scape.splits, "a": tuple(f"{a:.12g}" for a in grid)}
         curves = np.moveaxis(table[:, : self.points], 1, 2)  # (path, split, a, 2)
         judged = not np.isnan(curves[..., 1]).all()
-        distance = float((scape.ends[1] - scape.ends[0]).norm())
+        distance = float(length(scape.ends[1] - scape.ends[0]))
         finite = all(np.isfinite(one.value) for one in found)
         return PathResult(
             status=Status.CONVERGED if finite else Status.NONFINITE,
@@ -275,9 +276,11 @@ def _quantity(found: _Barrier, which: str) -> Quantity:
 
 def _distance_ratio(context: "Context", scape: "Landscape") -> Quantity | None:
     """Return |x_0 - start| / |x_1 - start|, each from its own recorded initial weights."""
+    from gapscope.measure.operators import length
+
     starts = [context.initial(which) for which in (0, 1)]
     lengths = [
-        float((end - start.to(end)).norm()) for end, start in zip(scape.ends, starts, strict=True) if start is not None
+        float(length(end - start.to(end))) for end, start in zip(scape.ends, starts, strict=True) if start is not None
     ]
     if len(lengths) < 2 or not lengths[1] > 0:
         return None

@@ -61,6 +61,7 @@ class Plane:
         """Evaluate every split at every point."""
         from gapscope.errors import UsageError
         from gapscope.measure.landscape import Landscape
+        from gapscope.measure.operators import length
 
         if self.points < 3 or not 0 < self.reach < np.inf:
             raise UsageError(
@@ -118,7 +119,7 @@ class Plane:
                 doc=f"lowest {scape.splits[0]} loss on the grid",
             ),
             lengths=Quantity(
-                value=np.array([float(axis.norm()) for axis in frame.axes]),
+                value=np.array([float(length(axis)) for axis in frame.axes]),
                 dims=("axis",),
                 labels={"axis": ("first", "second")},
                 doc="norm of one unit of each axis, in weights",

@@ -35,6 +35,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gapscope.measure.operators import inner
 from gapscope.measure.solvers.ascent import Maximum, Objective
 from gapscope.results import Status
 
@@ -114,7 +115,7 @@ def apgd(
         leader.climb(steps - len(search.history))
     except _NotFiniteError:
         return search.broken(origin[0])
-    gap = float(torch.dot(search.slope, ball.steepest(search.slope) - search.point))
+    gap = float(inner(search.slope, ball.steepest(search.slope) - search.point))
     # no slope at any point, in a ball that is more than its center: nothing was climbed, and nothing is known
     lost = search.flat and bool(search.random().any())
     settled = gap <= TOLERANCE * (search.best - origin[0]) and not lost

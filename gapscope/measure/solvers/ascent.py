@@ -33,6 +33,7 @@ import scipy.optimize
 import torch
 from torch import Generator, Tensor
 
+from gapscope.measure.operators import inner
 from gapscope.results import Array, Status
 
 Objective = Callable[[Tensor], tuple[float, Tensor]]  # y -> (value, gradient)
@@ -116,7 +117,7 @@ def ascent(
     evaluations -= untried  # what it starts from
     while math.isfinite(climb.best):
         target = _vertex(climb.gradient, radius, climb.point)
-        gap = float(torch.dot(climb.gradient, target - climb.point))
+        gap = float(inner(climb.gradient, target - climb.point))
         rise = climb.best - start_value
         settled = gap <= CLOSER * tolerance * rise
         if untried and (settled or climb.evaluations >= PATIENCE) and climb.evaluations + 2 <= evaluations:

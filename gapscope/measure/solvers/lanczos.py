@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from gapscope.errors import ProblemError
-from gapscope.measure.operators import Operator, gaussian
+from gapscope.measure.operators import Operator, gaussian, inner
 from gapscope.measure.solvers.basis import Basis, Home
 from gapscope.measure.solvers.bounds import Reach, log_tau
 from gapscope.results import Array, Status
@@ -126,7 +126,7 @@ class _Iteration:
         image = self.operator.matvec(q).to(q.dtype)
         self.rest = self.basis.orthogonal(image)
         length = self.operator.length
-        numbers = [self.operator.total(torch.dot(q, image)), length(image), length(self.rest)]
+        numbers = [inner(q, image, self.operator.share), length(image), length(self.rest)]
         # one wait for the device a step
         alpha, before, beta = torch.stack([one.to(self.rest.device, numbers[1].dtype) for one in numbers]).tolist()
         if before < _LEAST and float(self.operator.total(torch.count_nonzero(image).to(numbers[1].dtype))):
