@@ -87,8 +87,6 @@ ATTACKS = {
 
 def digest(path: Path) -> str:
     """Return what a file says: of reports without times; '' where there is none.  Raises where it is not whole."""
-    import h5py  # noqa: F401
-
     from gapscope.report.file import read
     from tests.stored import stored
 
@@ -175,7 +173,7 @@ class Arena:
         for file in attack.files:
             try:
                 found[file] = digest(self.here / file)
-            except Exception as error:
+            except Exception as error:  # whatever a reader of a broken file raises
                 yield f"{file} is not whole: {error}"
                 continue
             if found[file] not in (self.old[file], self.new[file]):

@@ -24,7 +24,7 @@ def one_problem(number: int, analyzers: tuple[str, ...]) -> list[Found]:
     for analyzer in analyzers:
         try:
             status, rows = stated(one, analyzer)
-        except Exception:
+        except Exception:  # what is looked for: it is in the table
             found.append(("TRACEBACK", [], [f"{one!r}: {analyzer}: {traceback.format_exc()}"]))
             continue
         said = [f"{row.share:.3g} errors off: {row} of {one!r}" for row in rows if row.share > 3]
