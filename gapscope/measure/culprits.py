@@ -1,5 +1,6 @@
 """Which module of a model is to blame: for what is not repeatable, and for a second derivative that is not there."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -55,20 +56,16 @@ def without_second_derivative(problem: "Problem", dtype: torch.dtype) -> str:
 def _watched(problem: "Problem", dtype: torch.dtype, seen: Seen) -> None:
     """Run the model once on a micro-batch; every module that finishes is shown, inner ones first."""
     batch = micro_batch(problem)  # counting its samples is a pass of its own, not to be watched
-    handles = []
-    for name, module in problem.model.named_modules():
-
-        def hook(module: nn.Module, args: Any, kwargs: Any, made: Any, name: str = name) -> None:
-            seen(name, module, list(_tensors((args, kwargs))), list(_tensors(made)))
-
-        handles.append(module.register_forward_hook(hook, with_kwargs=True))
     leaves = products.leaves_of([part.to(dtype) for part in problem._split(None)])
-    try:
+    with contextlib.ExitStack() as hooked:
+        for name, module in problem.model.named_modules():
+
+            def hook(module: nn.Module, args: Any, kwargs: Any, made: Any, name: str = name) -> None:
+                seen(name, module, list(_tensors((args, kwargs))), list(_tensors(made)))
+
+            hooked.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         with problem.measuring():
             problem._micro(batch).outputs(leaves)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _fails(module: nn.Module, given: list[Tensor]) -> bool:

@@ -42,7 +42,7 @@ def _seeds(folder: Path) -> dict[str, bytes]:
 
     write(small_report(), folder / "a.h5")
     about = {"factory": "mlp", "model_args": {"hidden": [3]}, "data": "digits"}
-    save_checkpoint(folder / "a.pt", network(), **about)  # type: ignore[arg-type]
+    save_checkpoint(folder / "a.pt", network(), **about)  # type: ignore[arg-type]  # a dict of all kinds
     return {name: (folder / name).read_bytes() for name in ("a.h5", "a.pt")}
 
 

@@ -124,7 +124,7 @@ def _splice(data: bytearray, rng: Random, others: tuple[bytes, ...], _words: Any
 def _length(data: bytearray, rng: Random, *_: Any) -> bytes:
     size, order, value = rng.choice((1, 2, 4, 8)), rng.choice(("little", "big")), rng.choice(NUMBERS)
     at = _place(data, rng)
-    data[at : at + size] = (value % 256**size).to_bytes(size, order)  # type: ignore[arg-type]
+    data[at : at + size] = (value % 256**size).to_bytes(size, order)  # type: ignore[arg-type]  # either order, drawn
     return bytes(data)
 
 
