@@ -102,6 +102,11 @@ def test_every_process_has_the_same_bits(found):
     assert found["ranks"] == [0, 1, 2]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are told by /proc")
+def test_the_threads_of_the_group_end_with_it(found):
+    assert found["threads left"] == []
+
+
 def test_the_first_failure_is_raised_in_every_process_and_the_work_goes_on(found):
     assert found["said"] == [["ProblemError: in the second"]] * 3
     assert found["first"] == 0

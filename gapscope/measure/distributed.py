@@ -196,7 +196,10 @@ def as_ranks(group: Ranks) -> Iterator[None]:
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
     """Join the processes that `torchrun` started, and leave them when all is well; raises RankError without them."""
-    from torch.distributed.rendezvous import rendezvous  # not in every build of torch
+    # not in every build of torch; and the module that takes the group there is for a default of its functions, and so
+    # keeps its threads to the interpreter's end, where they abort it: taken here, while there is none
+    import torch.distributed.nn.functional
+    from torch.distributed.rendezvous import rendezvous
 
     limit = timedelta(seconds=waiting_time())
     with _together():
