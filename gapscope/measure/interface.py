@@ -28,7 +28,7 @@ from gapscope.measure.loading.sources import completed, taken_out
 from gapscope.measure.problem import DEFAULT_MEMORY_BUDGET, BatchNorm, Hvp, Origin, Problem
 from gapscope.measure.resume import Parts
 from gapscope.measure.session import Execution, Session, open_session, record, together
-from gapscope.measure.surroundings import apart
+from gapscope.measure.surroundings import apart, interrupts_wait
 from gapscope.report.comparison import arranged
 from gapscope.report.records import Comparison, Report
 
@@ -137,25 +137,26 @@ def _problem(
     splits: dict[str, Data] = {} if test_data is None else {"test": data_of(test_data, f"test data of {name}")}
     splits["train"] = data_of(data, f"data of {name}")
     splits = {split: completed(model, part) for split, part in splits.items()}
-    found = loss
-    if found is None:
-        found = infer_loss(splits["train"].targets, model, splits["train"].inputs)
-    elif isinstance(found, str):
-        found = build_loss(found, recorded=False, trust=Trust())
-    if found.ignored is not None:
-        splits = {split: as_classes(part, model) for split, part in splits.items()}
-    built: Problem | None = None
-    for split, part in splits.items():
-        check_fit(model, name, part, found)
-        built = Problem(
-            model=model,
-            data=part,
-            loss_function=found,
-            origin=dataclasses.replace(origin, split=split, other=built),
-            **settings,
-        )
-        # copies, so that training may go on
-        _ = built.theta, built.constants
+    with interrupts_wait():  # the model is run on a few samples
+        found = loss
+        if found is None:
+            found = infer_loss(splits["train"].targets, model, splits["train"].inputs)
+        elif isinstance(found, str):
+            found = build_loss(found, recorded=False, trust=Trust())
+        if found.ignored is not None:
+            splits = {split: as_classes(part, model) for split, part in splits.items()}
+        built: Problem | None = None
+        for split, part in splits.items():
+            check_fit(model, name, part, found)
+            built = Problem(
+                model=model,
+                data=part,
+                loss_function=found,
+                origin=dataclasses.replace(origin, split=split, other=built),
+                **settings,
+            )
+            # copies, so that training may go on
+            _ = built.theta, built.constants
     assert built is not None
     return built
 
@@ -170,20 +171,21 @@ def measure(
     """Measure a problem, or what analyzers of several subjects (`Path`, `Plane`, `Escape`) say of several.
 
     Gradients are on meanwhile, and autocast off; models, random states and the number of threads are as before, also
-    after an exception.
+    after an exception.  Ctrl-C waits for the end of the micro-batch; a second one does not, and may leave the model in
+    the mode that it is measured in.
 
     Raises: UsageError where an analyzer takes another number of problems; ProblemError, if L is not finite, repeatable
     and twice differentiable.
     """
     if isinstance(problem, Problem):
         _refuse_count(analyzers, 1)
-        with apart(problem.threads):
+        with interrupts_wait(), apart(problem.threads):
             return Session(problem, seed).measure(analyzers)
     if len(problem) < 2:
         raise UsageError(f"There are {len(problem)} problems in the list. Expected two or more, or one without a list.")
     problems = list(problem)
     _refuse_count(analyzers, len(problems))
-    with apart(problems[0].threads):
+    with interrupts_wait(), apart(problems[0].threads):
         return measure_together([Session(one, seed) for one in problems], analyzers)
 
 

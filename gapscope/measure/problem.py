@@ -33,7 +33,7 @@ from gapscope.measure.operators import Operator, Share
 from gapscope.measure.origin import Origin as Origin  # part of a problem
 from gapscope.measure.parameters import Parameters
 from gapscope.measure.samples import Samples
-from gapscope.measure.surroundings import with_gradients
+from gapscope.measure.surroundings import interruption_point, with_gradients
 from gapscope.results import CHUNKS, Array
 
 BatchNorm = Literal["eval", "batch", "re-estimated"]
@@ -368,9 +368,9 @@ class Problem:
         return self._some(index, 0, len(index))
 
     def _some(self, index: slice | Tensor, start: int, stop: int) -> Batch:
-        inputs, targets = self._tensors
-        own = mapped(taken(inputs, index), lambda tensor: tensor.to(self.device))
-        return Batch(own, targets[index].to(self.device), start, stop)
+        interruption_point()
+        (inputs, targets), to = self._tensors, self.device
+        return Batch(mapped(taken(inputs, index), lambda tensor: tensor.to(to)), targets[index].to(to), start, stop)
 
     def _micro(self, batch: Batch) -> products.Micro:
         """Return a micro-batch as a function of the parameters, evaluated in whatever dtype they come in."""

@@ -2,14 +2,23 @@
 
 Under `torch.no_grad()`, say in an evaluation loop, every derivative would be an exact 0; autocast would measure another
 function; and random numbers that are used up would change the training that goes on.
+
+Ctrl-C raises between any two steps of the interpreter, also while a mode is being put back, in torch's code as in ours.
+So it waits, while a model is held, until the next micro-batch is asked for: there it raises as any other exception.
 """
 
 import contextlib
 import random
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
+
+_waiting: list[Any] = []  # the frame that Ctrl-C came in, if it came
+_own: list[Callable[[int, Any], Any]] = []  # the caller's handler, while it has to wait
 
 
 @contextlib.contextmanager
@@ -46,3 +55,37 @@ def apart(threads: int | None = None) -> Iterator[None]:
         np.random.set_state(state)
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Let Ctrl-C wait for `interruption_point`, or the end; a second one does not wait.  Elsewhere nothing changes.
+
+    It raises what the caller's handler raises.  Other threads than the main one never see it, and one that is ignored
+    stays ignored.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if _own or not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _waiting.clear()
+    try:
+        _own.append(handler)
+        signal.signal(signal.SIGINT, _note)
+        yield
+    finally:
+        _own.clear()
+        signal.signal(signal.SIGINT, handler)
+        if _waiting:
+            handler(signal.SIGINT, _waiting.pop())
+
+
+def interruption_point() -> None:
+    """Raise what Ctrl-C raises if it came: everything that is held is put back as after any exception."""
+    if _waiting and _own:
+        _own[-1](signal.SIGINT, _waiting.pop())
+
+
+def _note(_: int, frame: Any) -> None:
+    interruption_point()  # for the one before
+    _waiting.append(frame)

@@ -15,7 +15,7 @@ from gapscope.measure.loading.losses import Loss, build_loss, infer_loss
 from gapscope.measure.loading.trust import Trust
 from gapscope.measure.problem import Problem
 from gapscope.measure.solvers.diagonal import estimate_diagonal
-from gapscope.measure.surroundings import apart
+from gapscope.measure.surroundings import apart, interrupts_wait
 from gapscope.training.optimizers.layerwise import LayerwiseSGD
 
 GRAPH, PRODUCT = 1, 3  # gradients that a kept graph and a Hessian-vector product cost, as the analyzers count them
@@ -65,7 +65,7 @@ class LayerCurvature:
         """Count a step on this batch, and measure on it if curvature is due; return whether it was."""
         due = self.steps % self.every == 0
         if due:
-            with apart():
+            with interrupts_wait(), apart():
                 curvature = self._measured(inputs, targets)
             optimizer.set_curvature(curvature)
         self.steps += 1

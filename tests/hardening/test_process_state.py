@@ -4,9 +4,12 @@ import itertools
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -288,3 +291,97 @@ def test_curvature_for_an_optimizer_changes_nothing_but_the_optimizer(at):
     except KeyboardInterrupt:
         assert at
     assert changed(before, picture(model)) == []
+
+
+# --- Ctrl-C
+
+MOMENTS = 60
+SIX = [gapscope.Eigenvalues(max_matvecs=6)]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs an alarm")
+def test_ctrl_c_at_a_random_moment_changes_nothing():
+    """A layer's mode was left changed where Ctrl-C came between two steps of the interpreter that put it back."""
+    started = time.process_time()
+    gapscope.measure(gapscope.problem(net(), (X, Y)), SIX)
+    whole = time.process_time() - started
+    rng, hit = random.Random(0), 0
+    handler = signal.signal(signal.SIGVTALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        for _ in range(MOMENTS):
+            model = net()
+            before = picture(model)
+            try:
+                problem = gapscope.problem(model, (X, Y))
+                signal.setitimer(signal.ITIMER_VIRTUAL, rng.uniform(0.01, 1) * whole)
+                gapscope.measure(problem, SIX)
+            except KeyboardInterrupt:
+                hit += 1
+            finally:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            assert changed(before, picture(model)) == []
+    finally:
+        signal.signal(signal.SIGVTALRM, handler)
+    assert hit > MOMENTS / 4
+
+
+class Pressed(Net):
+    """Ctrl-C comes in one of its calls, once or twice."""
+
+    times = 1
+
+    def forward(self, x):
+        at = next(self.calls)
+        if at == self.fails_at:
+            for _ in range(self.times):
+                signal.raise_signal(signal.SIGINT)
+            self.passed = at
+        return self.last(self.drop(torch.tanh(self.norm(self.first(x)))))
+
+
+def pressed(**more):
+    """Return a model in one of whose calls Ctrl-C comes, and its problem in micro-batches of 20."""
+    model = net(Pressed, fails_at=6, passed=None, **more)
+    return model, gapscope.problem(model, (X, Y), batch_size=20)
+
+
+def test_ctrl_c_waits_for_the_end_of_a_micro_batch_and_a_second_one_does_not():
+    for times, passed in ((1, 6), (2, None)):
+        model, problem = pressed(times=times)
+        with pytest.raises(KeyboardInterrupt):
+            gapscope.measure(problem, SIX)
+        assert model.passed == passed
+        assert next(model.calls) == 7  # no further call
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_does_what_the_callers_handler_does():
+    seen = []
+    own = signal.signal(signal.SIGINT, lambda number, frame: seen.append((number, frame.f_code.co_name)))
+    try:
+        model, problem = pressed()
+        gapscope.measure(problem, SIX)
+        assert seen == [(signal.SIGINT, "forward")]
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        model, problem = pressed()
+        gapscope.measure(problem, SIX)
+    finally:
+        signal.signal(signal.SIGINT, own)
+    assert model.passed == 6
+
+
+def test_ctrl_c_after_the_last_micro_batch_is_not_lost():
+    calls = net()
+    gapscope.measure(gapscope.problem(calls, (X, Y)), [gapscope.Gap()])
+    model = net(Pressed, fails_at=next(calls.calls) - 1, passed=None)
+    problem = gapscope.problem(model, (X, Y))
+    with pytest.raises(KeyboardInterrupt):
+        gapscope.measure(problem, [gapscope.Gap()])
+    assert model.passed
+
+
+def test_in_another_thread_nothing_waits():
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(gapscope.measure, gapscope.problem(net(), (X, Y)), SIX).result()
+    assert found.results["eigenvalues"].quantities
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
