@@ -96,7 +96,8 @@ class EpsilonSharpness:
         slope = search.slope()
         full = search.maximize("full", lambda y: y, lambda g: g, problem.theta, [slope])
         # the maximum's gradient less that at x is the Hessian times a vertex, about: a step of the power iteration
-        bend = next((maximum.slope - slope for maximum in full.maxima if maximum.slope is not None), slope)
+        bends = (maximum.slope - slope for maximum in full.maxima if maximum.slope is not None)
+        bend = next((one for one in bends if bool(one.any())), slope)  # none where the maximum is x itself
         drawn = [search.on_manifold(draw, bend) for draw in range(draws)]
         return EpsilonSharpnessResult(
             status=_worst([maximum.status for found in (full, *drawn) for maximum in found.maxima]),

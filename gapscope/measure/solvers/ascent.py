@@ -2,7 +2,7 @@
 
 `keskar`: 10 iterations of SciPy's L-BFGS-B.  Their stopping rules and start are not published; SciPy's default gradient
 tolerance stops at once at a good minimizer and returns exactly 0, so it is off here, the start is a seeded random point
-of the box, and the best point seen is kept.  Its value is the metric by definition, maximum or not.
+of the box, and the best point seen is kept, y = 0 among them.  Its value is the metric by definition, maximum or not.
 
 `ascent`: y <- r clip(d / c), with c falling over a few steps, and y <- r sign(d) from then on: the conditional-gradient
 step of length 1, which for a convex function never goes down and ends at a vertex, where the box's maximum lies.  d is
@@ -82,6 +82,8 @@ def keskar(objective: Objective, radius: Tensor, start_value: float, rng: Genera
         bounds=scipy.optimize.Bounds(-box, box),
         options={"maxiter": KESKAR_ITERATIONS, "gtol": 0.0, "ftol": 1e-14},
     )
+    if -math.inf < best < start_value:  # its start was no higher: at a maximum, say
+        best, best_point = start_value, np.zeros_like(box)
     status = Status.NONFINITE if not math.isfinite(best) else Status.EXACT
     if end.nit == 0 and status is Status.EXACT:
         status = Status.BUDGET_SPENT  # no iteration is a failure of the solver, not a flat loss
@@ -105,7 +107,7 @@ def ascent(
     each, and the climb goes on from the best point.  The promise g'(r sign(g) - y) of a full step is the
     conditional-gradient gap; CONVERGED means that it is within `tolerance` of the increase over y = 0.  Where the full
     step goes down, shorter ones are tried.  Where a `known` maximum of another solver is higher than what was found,
-    the climb goes on from there: never lower than that.
+    the climb goes on from there: never lower than that, nor than at y = 0.
 
     Shapes: radius and starts (n,).  Cost: at most `evaluations`, a single start counted as one, and one more where
     `known` is higher; five vectors beside the radius.  Source: Frank and Wolfe 1956; paths and extrapolation are ours.
@@ -115,6 +117,9 @@ def ascent(
         climb.path(start, SLOW if len(starts) == 1 else SHORT)
     length, waiting, untried = 1.0, known, len(starts) == 1
     evaluations -= untried  # what it starts from
+    if -math.inf < climb.best < start_value:  # every wall is lower than y = 0, whose opposite is itself
+        climb.home()
+        untried = False
     while math.isfinite(climb.best):
         target = _vertex(climb.gradient, radius, climb.point)
         gap = float(inner(climb.gradient, target - climb.point))
@@ -185,6 +190,11 @@ class _Climb:
             ahead = self.ahead()
             here = _clipped(ahead, self.radius, share) if share < 1 else _vertex(ahead, self.radius, here)
             self.look(here)
+
+    def home(self) -> None:
+        """Go back to y = 0, to try shorter steps from there."""
+        self.look(torch.zeros_like(self.radius))
+        self.before = self.slope
 
     def opposite(self, start_value: float) -> None:
         """Evaluate at the opposite of the best point, and go on from there where it is nearly as high."""

@@ -214,3 +214,31 @@ def test_the_slope_is_that_at_the_maximum():
     objective, _ = counted(function)
     found = ascent(objective, radius, 0.0, [torch.ones(SIZE, dtype=torch.float64)])
     assert torch.equal(found.slope, objective(found.point)[1])
+
+
+@pytest.mark.parametrize("top", [0.0, 0.3])
+@pytest.mark.parametrize("starts", [1, 2])
+def test_a_maximum_inside_the_box_is_not_left_for_a_lower_wall(top, starts):
+    """Around a maximum the solvers returned the best wall, a negative sharpness: the box holds x itself."""
+    matrix = torch.randn(SIZE, SIZE, generator=rng(), dtype=torch.float64)
+    center = top * torch.ones(SIZE, dtype=torch.float64)
+
+    def hill(y):
+        return -(matrix @ (y - center)).square().sum()
+
+    radius, zero = torch.ones(SIZE, dtype=torch.float64), torch.zeros(SIZE, dtype=torch.float64)
+    objective, calls = counted(hill)
+    start, slope = objective(zero)
+    calls.clear()
+    found = ascent(objective, radius, start, [slope, -slope][:starts])
+    assert found.value >= start
+    assert objective(found.point)[0] == found.value
+    assert found.evaluations == len(calls) - 1 <= 11
+    assert torch.equal(found.slope, objective(found.point)[1])
+    assert found.status is (Status.CONVERGED if top == 0 else Status.BUDGET_SPENT)
+    if top:
+        assert found.value > start  # shorter steps go up
+    else:
+        assert not found.point.any()
+    other = keskar(objective, radius, start, rng())
+    assert start <= other.value == objective(other.point)[0]
