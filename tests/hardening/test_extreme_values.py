@@ -99,6 +99,7 @@ def test_at_a_loss_of_zero_the_curvature_stays():
     found = measure(Noise(nonuniformity="no"), problem(model, X, model(X).detach(), "mse"))
     assert found.covariance_trace.value == 0
     assert np.isnan(found.noise_scale.value)  # 0 / 0
+    assert [note for note in found.notes if note.startswith("no noise scale: the mean gradient is exactly 0")]
     assert measure(Eigenvalues(), problem(model, X, model(X).detach(), "mse")).top.value > 0.1
 
 

@@ -131,7 +131,9 @@ class Noise:
             critical = None
             notes.append("no critical batch: rounding of the gradient, at its minimum, is as large as what it bends")
         told = _told(problem, found, covariance)
-        if not told and finite:
+        if finite and not found.square:
+            notes.append("no noise scale: the mean gradient is exactly 0, and tr(Sigma) over its square undefined")
+        elif finite and not told:
             notes.append(
                 f"the noise scale is more than a {TOLD}th of the samples: their gradient is largely their own luck, "
                 "and noise scale and critical batch are those of these samples, without an upper limit beyond them"
