@@ -152,8 +152,9 @@ def _made(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if first and not there and not any(folder.iterdir()):
-            folder.rmdir()
+        if first and not there:
+            with contextlib.suppress(OSError):  # it has a report, or is gone
+                folder.rmdir()
 
 
 # Measuring one
