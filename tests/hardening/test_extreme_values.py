@@ -94,6 +94,22 @@ def test_one_parameter_and_one_sample_are_enough():
     assert found.top.sampling_error is None
 
 
+def test_ten_million_parameters_are_measured_as_six_are():
+    """A linear layer of 3,163 x 3,163 weights: H is 2/N X'X / 3163 for each row of them."""
+    width, samples = 3163, 24
+    x, y = (torch.randn(samples, width, generator=rng()) for _ in range(2))
+    layer = nn.Linear(width, width, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    given = problem(layer, x, y, "mse")
+    assert given.size > 1e7
+    values = np.linalg.eigvalsh(2 / samples / width * (x.double() @ x.double().T).numpy())
+    found = measure(Eigenvalues(), given)
+    assert found.status in GOOD
+    assert abs(found.top.value - values[-1]) <= 3 * found.top.numerical_error <= 0.01 * values[-1]
+    found = measure(Trace(max_matvecs=6, frobenius=False), given)
+    assert abs(found.trace.value - values.sum() * width) <= 3 * found.trace.numerical_error
+
+
 def test_at_a_loss_of_zero_the_curvature_stays():
     model = net()
     found = measure(Noise(nonuniformity="no"), problem(model, X, model(X).detach(), "mse"))
