@@ -56,14 +56,14 @@ def test_its_commands_and_its_python_run(tmp_path, monkeypatch, capsys):
 def test_its_toml_is_read(tmp_path):
     import tomllib
 
-    from gapscope.cli import TABLES
+    from gapscope.cli import tables
     from gapscope.cli.settings import read_configuration
 
     for language, _, text in BLOCKS:
         if language == "toml":
             (tmp_path / "gapscope.toml").write_text(text)
             assert tomllib.loads(text)
-            read_configuration(tmp_path, TABLES)
+            read_configuration(tmp_path, tables)
 
 
 def test_there_are_two_commands_for_a_fresh_machine_and_ci_runs_the_second():

@@ -3,9 +3,10 @@
 Measuring commands are generated from the analyzers' dataclasses.  Nothing here imports torch before a command runs.
 """
 
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,36 +14,27 @@ from typing import Any
 import typer
 import typer.main
 
-from gapscope.cli import (
-    analyze,
-    baseline,
-    compare,
-    convert,
-    demo,
-    fields,
-    gate,
-    inspect,
-    measuring,
-    show,
-    study,
-    track,
-    train,
-)
+from gapscope.cli import fields
 from gapscope.cli.settings import Configuration, read_configuration
 
+VERBS = (
+    "analyze",
+    "compare",
+    "track",
+    "gate",
+    "baseline",
+    "show",
+    "inspect",
+    "convert",
+    "train",
+    "study",
+    "demo",
+)  # one module each, imported when it is wanted
 EPILOG = (
     "Exit codes: 0 done, 1 a threshold is violated (gate), 2 could not be measured, compared or judged, 3 the "
     "measurement cannot tell (gate), 130 interrupted. Options of measuring commands are also environment variables "
     "(GAPSCOPE_DATA, GAPSCOPE_EIGENVALUES_K ...) and keys of gapscope.toml or of [tool.gapscope] in pyproject.toml."
 )
-TABLES = {
-    "train": train.TrainOptions,
-    "compare": compare.Own,
-    "analyze": analyze.Own,
-    "gate": gate.Own,
-    "track": track.Own,
-    "study": study.StudyOptions,
-}  # commands with a table of their own
 SHARED = (
     "model",
     "model_arg",
@@ -79,38 +71,54 @@ def app(configuration: Configuration, wanted: str = "") -> typer.Typer:
             print(f"gapscope {gapscope.__version__}")
             raise typer.Exit
 
-    verbs = (
-        ("analyze", analyze.command(configuration)),
-        ("compare", compare.command(configuration)),
-        ("track", track.command(configuration)),
-        ("gate", gate.command(configuration)),
-        ("baseline", baseline.baseline),
-        ("show", show.show),
-        ("inspect", inspect.inspect),
-        ("convert", convert.convert),
-        ("train", train.command()),
-        ("study", study.command()),
-        ("demo", demo.demo),
-    )
     trains = find_spec("gapscope.training") is not None
-    offered = [verb for verb in verbs if trains or verb[0] not in TRAINING]
-    alone = [verb for verb in offered if verb[0] == wanted]
-    for name, body in alone or (*measuring.commands(configuration), *offered):
+    offered = [verb for verb in VERBS if trains or verb not in TRAINING]
+    bodies = [(verb, _body(verb, configuration)) for verb in offered if wanted not in offered or verb == wanted]
+    if wanted not in offered:
+        from gapscope.cli.measuring import commands
+
+        bodies = [*commands(configuration), *bodies]
+    for name, body in bodies:
         root.command(name, short_help=fields.headline(body.__doc__))(body)
     return root
+
+
+def _body(verb: str, configuration: Configuration) -> Callable[..., int | None]:
+    module = importlib.import_module(f"gapscope.cli.{verb}")
+    body: Callable[..., int | None] = (
+        module.command(configuration) if hasattr(module, "command") else getattr(module, verb)
+    )
+    return body
+
+
+def tables() -> dict[str, type]:
+    """Return the commands with a table of their own in a configuration file, and the fields of each."""
+    from gapscope.cli import analyze, compare, gate, study, track, train
+
+    return {
+        "train": train.TrainOptions,
+        "compare": compare.Own,
+        "analyze": analyze.Own,
+        "gate": gate.Own,
+        "track": track.Own,
+        "study": study.StudyOptions,
+    }
 
 
 def run(words: Sequence[str]) -> int:
     """Run one command and return its exit code; usage errors are printed with the command to ask for help."""
     # a mistake in a file of this folder must keep nobody from reading the help or a report
     plain = not words or words[0] in UNCONFIGURED or bool({"-h", "--help"} & set(words))
-    configuration = Configuration() if plain else read_configuration(Path.cwd(), TABLES)
+    configuration = Configuration() if plain else read_configuration(Path.cwd(), tables)
     if configuration.common.get("debug"):
         os.environ.setdefault("GAPSCOPE_DEBUG", "1")
     command = typer.main.get_command(app(configuration, words[0] if words else ""))
     try:
         code: Any = command.main(
-            args=list(words), prog_name="gapscope", standalone_mode=False, default_map=_defaults(configuration)
+            args=list(words),
+            prog_name="gapscope",
+            standalone_mode=False,
+            default_map={} if plain else _defaults(configuration),
         )
     except Exception as error:
         if type(error).__name__ == "Abort":

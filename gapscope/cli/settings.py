@@ -8,7 +8,7 @@ import dataclasses
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -75,20 +75,21 @@ class Configuration:
     thresholds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by selector
 
 
-def read_configuration(folder: Path, commands: Mapping[str, type[Any]] | None = None) -> Configuration:
+def read_configuration(folder: Path, tables: Callable[[], Mapping[str, type[Any]]] = dict) -> Configuration:
     """Merge gapscope.toml over [tool.gapscope] of pyproject.toml; raises UsageError for what they cannot say.
 
-    `commands` are the options of commands that have a table of their own, such as [train].
+    `tables` returns the options of commands that have a table of their own, such as [train]; asked if a file is there.
     """
-    tool = _table(folder / "pyproject.toml").get("tool", {})
+    tool, nearer = _table(folder / "pyproject.toml").get("tool", {}), _table(folder / "gapscope.toml")
     project = tool.get("gapscope", {}) if isinstance(tool, dict) else {}
+    commands = tables() if project or nearer else {}
     common: dict[str, Any] = {}
     measure: dict[str, dict[str, Any]] = {}
     own: dict[str, dict[str, Any]] = {}
     thresholds: dict[str, dict[str, Any]] = {}
     for source, table in (
         ("[tool.gapscope] of pyproject.toml", project),
-        ("gapscope.toml", _table(folder / "gapscope.toml")),
+        ("gapscope.toml", nearer),
     ):
         plain = dict(_as_table(table, "[tool.gapscope]", source))
         for name, settings in _as_table(plain.pop("measure", {}), "[measure.NAME]", source).items():
@@ -97,10 +98,10 @@ def read_configuration(folder: Path, commands: Mapping[str, type[Any]] | None = 
             measure[name] = measure.get(name, {}) | checked
         for selector, limits in _thresholds(plain, source).items():
             thresholds[selector] = {**thresholds.get(selector, {}), **limits}
-        for name, cls in (commands or {}).items():
+        for name, cls in commands.items():
             checked = _checked(_as_table(plain.pop(name, {}), f"[{name}]", source), cls, f"[{name}] in {source}")
             own[name] = own.get(name, {}) | checked
-        checked = _checked(plain, Common, source, tables=["measure", *(commands or {})])
+        checked = _checked(plain, Common, source, tables=["measure", *commands])
         if "model_arg" in checked:  # arguments go by key: a later source adds to them
             checked["model_arg"] = [*common.get("model_arg", []), *checked["model_arg"]]
         common |= checked

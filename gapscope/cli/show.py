@@ -62,12 +62,15 @@ def _write_table(found: "Report | Comparison", path: str) -> None:
 
 
 def _print(found: "Report | Comparison", what: str, verbose: bool) -> None:
-    from gapscope.report.export import comparison_json, dumps, report_json, tabled
     from gapscope.report.records import Comparison
 
     if what == "--json":
+        from gapscope.report.export import comparison_json, dumps, report_json
+
         print(dumps(comparison_json(found) if isinstance(found, Comparison) else report_json(found)))
     elif what == "--csv -":
+        from gapscope.report.export import tabled
+
         sys.stdout.write(tabled(found))
     elif what == "--cite":
         from gapscope.report.citations import citation

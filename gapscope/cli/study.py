@@ -17,6 +17,7 @@ import typer
 from gapscope.cli import fields, pages
 from gapscope.cli.measuring import refuse_unwritable, say
 from gapscope.cli.resuming import telling
+from gapscope.cli.settings import Configuration
 from gapscope.errors import ReportError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def names() -> list[str]:
     return sorted(path.parent.name.replace("_", "-") for path in STUDIES.glob("*/plan.toml"))
 
 
-def command() -> Callable[..., int | None]:
+def command(_: Configuration) -> Callable[..., int | None]:
     """Return the command."""
 
     def study(name: str, **values: Any) -> None:

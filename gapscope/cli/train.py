@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from gapscope.cli import fields
 from gapscope.cli.measuring import refuse_unwritable, say
 from gapscope.cli.regime_sizes import refuse_idle, refuse_large, regime_sizes
-from gapscope.cli.settings import parse_seconds
+from gapscope.cli.settings import Configuration, parse_seconds
 from gapscope.errors import LoadError, ReportError, UsageError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class TrainOptions:
     debug: Annotated[bool, "show the traceback of an error"] = False
 
 
-def command() -> Callable[..., int | None]:
+def command(_: Configuration) -> Callable[..., int | None]:
     """Return the command."""
     parameters: list[inspect.Parameter] = fields.options(TrainOptions, prefix="GAPSCOPE_TRAIN")
 

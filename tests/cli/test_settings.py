@@ -1,6 +1,6 @@
 import pytest
 
-from gapscope.cli import TABLES
+from gapscope.cli import tables
 from gapscope.cli.settings import parse_batch_size, parse_bytes, read_configuration
 from gapscope.errors import UsageError
 
@@ -10,13 +10,13 @@ def read(tmp_path):
     def read(own="", project=""):
         (tmp_path / "gapscope.toml").write_text(own)
         (tmp_path / "pyproject.toml").write_text(project)
-        return read_configuration(tmp_path, TABLES)
+        return read_configuration(tmp_path, tables)
 
     return read
 
 
 def test_no_files_say_nothing(tmp_path):
-    found = read_configuration(tmp_path, TABLES)
+    found = read_configuration(tmp_path, tables)
     assert (found.common, found.measure) == ({}, {})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gapscope.cli import TABLES, _defaults
+from gapscope.cli import _defaults, tables
 from gapscope.cli.gate import Own, quantities, thresholds_of
 from gapscope.cli.settings import parse_batch_size, parse_bytes, parse_seconds, read_configuration
 from gapscope.measure.loading import Reading, Trust, build_loss, build_model, load_data, parse_args
@@ -85,7 +85,7 @@ def configuration(folder: Path) -> Attempt:
         else:
             content = changed_text(whole, rng, TOKENS).encode("utf-8", "replace")
         (folder / name).write_bytes(content)
-        found = read_configuration(folder, TABLES)
+        found = read_configuration(folder, tables)
         _defaults(found)
         return thresholds_of(Own(), found.thresholds)
 

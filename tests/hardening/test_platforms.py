@@ -1,4 +1,4 @@
-"""gapscope away from a developer's desk: old encodings, homes that cannot be written, odd paths, no terminal, no tree."""
+"""gapscope away from a developer's desk: old encodings, read-only homes, odd paths, no terminal, no source tree."""
 
 import json
 import os
