@@ -4,6 +4,7 @@
 cannot tell; 130 interrupted.  An uncaught exception must not look like a violated threshold.
 """
 
+import io
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run gapscope on the given arguments (default: the command line) and exit."""
     if arguments is None:  # leave by an exception, so that a half-written file and the bar are taken away
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        _mend_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = _run(words)
@@ -98,6 +100,16 @@ def _fail(message: str) -> int:
 
     print("\n".join(error_lines(f"error: {message}")), file=sys.stderr)
     return 2
+
+
+def _mend_streams() -> None:
+    """Let what is printed go nowhere where there is no stream, and show letters that its encoding lacks as escapes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed: by `>&-`, or in a process without a console
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (open to the end)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _forget_stdout() -> None:

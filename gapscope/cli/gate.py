@@ -201,7 +201,7 @@ def show(checks: "Sequence[Check]", own: Own, code: int, *, verbose: bool = Fals
     elif chosen == "rich":
         terminal.output(document)
     else:
-        lines = terminal.text(document, width=terminal.open_console().width)
+        lines = terminal.text(document, terminal.open_console())
         if chosen == "plain":
             print(lines)
         else:

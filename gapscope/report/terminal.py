@@ -53,9 +53,15 @@ def output(document: Document) -> None:
     render(document, open_console())
 
 
-def text(document: Document, width: int = WIDTH) -> str:
-    """Return a document as lines without colour."""
-    stream = io.StringIO()
+class _Lines(io.StringIO):
+    encoding = "utf-8"  # what may stand in them
+
+
+def text(document: Document, like: Console | None = None) -> str:
+    """Return a document as lines without colour: as wide as a console, and in its letters."""
+    stream = _Lines()
+    stream.encoding = like.encoding if like else "utf-8"
+    width = like.width if like else WIDTH
     render(document, Console(file=stream, width=width, markup=False, highlight=False, emoji=False, no_color=True))
     return stream.getvalue().rstrip("\n")
 

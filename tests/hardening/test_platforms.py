@@ -1,6 +1,5 @@
 """gapscope away from a developer's desk: old encodings, read-only homes, odd paths, no terminal, no source tree."""
 
-import json
 import os
 import pty
 import select
@@ -16,19 +15,20 @@ from gapscope.report.file import read_report
 ROOT = Path(__file__).parents[2]
 FILES = ("digits-small-batch.pt", "digits-large-batch.pt")
 SEVERAL = """
-import json, sys
+import sys
 from gapscope.__main__ import main
-codes = []
-for words in json.loads(sys.argv[1]):
+codes, given = [], sys.argv[1:]
+while given:
+    sys.argv[1:], given = given[: given.index(";")], given[given.index(";") + 1 :]
     try:
-        main(words)
+        main()
     except SystemExit as left:
         codes.append(left.code)
 print("codes", codes)
 """
 WORK = [
     ["sharpness", FILES[0], "-o", "a.h5", "--limit", "200"],
-    ["sharpness", FILES[1], "-o", "b.h5", "--limit", "200", "--html", "b.html"],
+    ["sharpness", FILES[1], "-o", "b.h5", "--limit", "200"],
     ["compare", "a.h5", "b.h5", "-o", "both.h5", "--plot", "both.png"],
     ["show", "a.h5", "--verbose"],
     ["show", "both.h5", "--html", "both.html"],
@@ -46,7 +46,7 @@ def plain(**more):
 
 def several(cwd, work=WORK, flags=(), python=sys.executable, **environment):
     """Run commands one after the other in a process; return their exit codes and the process."""
-    command = [python, *flags, "-c", SEVERAL, json.dumps(work)]
+    command = [python, *flags, "-c", SEVERAL, *(word for words in work for word in [*words, ";"])]
     done = subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, timeout=240, check=False, stdin=subprocess.DEVNULL
     )
