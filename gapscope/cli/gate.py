@@ -201,7 +201,8 @@ def show(checks: "Sequence[Check]", own: Own, code: int, *, verbose: bool = Fals
     elif chosen == "rich":
         terminal.output(document)
     else:
-        lines = terminal.text(document, terminal.open_console())
+        console = terminal.open_console()
+        lines = terminal.text(document, console.width, console.encoding)
         if chosen == "plain":
             print(lines)
         else:

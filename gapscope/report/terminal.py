@@ -54,14 +54,13 @@ def output(document: Document) -> None:
 
 
 class _Lines(io.StringIO):
-    encoding = "utf-8"  # what may stand in them
+    encoding = "utf-8"
 
 
-def text(document: Document, like: Console | None = None) -> str:
-    """Return a document as lines without colour: as wide as a console, and in its letters."""
+def text(document: Document, width: int = WIDTH, encoding: str = "utf-8") -> str:
+    """Return a document as lines without colour, in letters that an encoding has."""
     stream = _Lines()
-    stream.encoding = like.encoding if like else "utf-8"
-    width = like.width if like else WIDTH
+    stream.encoding = encoding
     render(document, Console(file=stream, width=width, markup=False, highlight=False, emoji=False, no_color=True))
     return stream.getvalue().rstrip("\n")
 
