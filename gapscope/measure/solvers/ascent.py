@@ -98,7 +98,7 @@ def ascent(
     starts: Sequence[Tensor],
     *,
     known: Maximum | None = None,
-    evaluations: int = 11,
+    evaluations: int = 12,
     tolerance: float = 1e-3,
 ) -> Maximum:
     """Climb to a point where no first-order step inside the box adds more, from one direction or several.
@@ -114,27 +114,26 @@ def ascent(
     """
     climb = _Climb(objective, radius)
     for start in starts:
-        climb.path(start, SLOW if len(starts) == 1 else SHORT)
-    length, waiting, untried = 1.0, known, len(starts) == 1
+        climb.path(start, ONE if len(starts) == 1 else SEVERAL)
+    waiting, untried = known, len(starts) == 1
     evaluations -= untried  # what it starts from
-    if -math.inf < climb.best < start_value:  # every wall is lower than y = 0, whose opposite is itself
-        climb.home()
+    if -math.inf < climb.best < start_value:  # so far all is lower than y = 0, whose opposite is itself
+        climb.look(torch.zeros_like(radius))
         untried = False
     while math.isfinite(climb.best):
-        target = _vertex(climb.gradient, radius, climb.point)
-        gap = float(inner(climb.gradient, target - climb.point))
+        gap = climb.gap()
         rise = climb.best - start_value
         settled = gap <= CLOSER * tolerance * rise
         if untried and (settled or climb.evaluations >= PATIENCE) and climb.evaluations + 2 <= evaluations:
             climb.opposite(start_value)
             untried = False
             continue
-        if settled or length < 1 / 16 or climb.evaluations >= evaluations:
+        if settled or climb.stuck or climb.evaluations >= evaluations:
             if waiting is not None and waiting.value > climb.best:  # one more than the budget, if need be
                 climb.look(waiting.point)
-                waiting, length = None, 1.0
+                waiting = None
                 continue
-            why = "fixed point" if settled else "no step up" if length < 1 / 16 else "out of evaluations"
+            why = "fixed point" if settled else "no step up" if climb.stuck else "out of evaluations"
             status = Status.CONVERGED if gap <= tolerance * rise else Status.BUDGET_SPENT
             return Maximum(
                 climb.point,
@@ -147,72 +146,100 @@ def ascent(
                 why,
                 slope=climb.gradient,
             )
-        if climb.at_best:
-            climb.look(_vertex(climb.ahead(), radius, climb.point))
-        elif climb.look(climb.point + length * (target - climb.point)):
-            length = 1.0
-        else:
-            length /= 4
+        climb.step()
     spent, nothing = climb.evaluations, "the loss is not finite"
     return Maximum(climb.point, climb.best, start_value, spent, climb.steps, math.nan, Status.NONFINITE, nothing)
 
 
-# share of the coordinates at the box's walls, step by step; from one start, and from each of several
-SLOW, SHORT = (0.1, 0.4, 1.0), (0.2, 1.0)
-AHEAD = 0.85  # of the last change of the gradient
+ONE, SEVERAL = (0.1,), (0.2, 1.0)  # share of the coordinates at the walls, step by step: from one start, from several
+AHEAD = 0.5  # of the last change of the gradient
+FAR = 30.0  # half-widths that a coordinate of mean slope goes where the function bends up: small ones stay inside
 PATIENCE = 6  # evaluations before the opposite is looked at in any case
 CLOSER = 0.25  # of the tolerance: one or two evaluations more, for .03 to .1 % of the increase on three boxes of eleven
 WORTH = 0.8  # of the increase at the best point: what the opposite has to add to be followed
+FALLS = 2  # steps in a row that may go down: those of Barzilai and Borwein do, and rise the more after it
 
 
 class _Climb:
     """The best point so far with its gradient, and where the path stands."""
 
     def __init__(self, objective: Objective, radius: Tensor) -> None:
-        self.objective, self.radius, self.evaluations, self.steps = objective, radius, 0, 0
+        self.objective, self.radius, self.evaluations, self.steps, self.falls = objective, radius, 0, 0, 0
         self.best = self.value = -math.inf
-        self.point = self.gradient = self.slope = self.before = torch.zeros_like(radius)
+        self.here = self.slope = self.point = self.gradient = torch.zeros_like(radius)
+        self.moved: Tensor | None = None  # the last step, and what it did to the gradient
+        self.turned = self.slope
+        self.rate = 0.0  # of the last step of Barzilai and Borwein, in half-widths squared
+        self.length = 1.0  # of steps from the best point, where others went down: of such a step, or to a vertex
 
     @property
-    def at_best(self) -> bool:
-        """Return whether the path stands at the best point, with a step behind it to extrapolate."""
-        return self.slope is self.gradient and self.before is not self.slope
+    def stuck(self) -> bool:
+        """Return whether no step goes up."""
+        return self.length < 1 / 16
 
-    def ahead(self) -> Tensor:
-        """Return the gradient as it will be a step further on, about."""
-        return self.slope + AHEAD * (self.slope - self.before)
+    def gap(self) -> float:
+        """Return what a first-order step inside the box adds to the best point."""
+        return float(inner(self.gradient, _vertex(self.gradient, self.radius, self.point) - self.point))
 
     def path(self, start: Tensor, shares: Sequence[float]) -> None:
-        """Go to the walls whatever happens on the way: it ends higher than going up at once."""
-        here, self.slope = torch.zeros_like(start), start
-        self.before = start
+        """Go along a start, and then along the gradient, so many coordinates to the walls."""
+        self.here, self.slope, self.turned = torch.zeros_like(start), start, torch.zeros_like(start)
         for share in shares:
-            ahead = self.ahead()
-            here = _clipped(ahead, self.radius, share) if share < 1 else _vertex(ahead, self.radius, here)
-            self.look(here)
+            ahead = self.slope + AHEAD * self.turned
+            self.look(_clipped(ahead, self.radius, share) if share < 1 else _vertex(ahead, self.radius, self.here))
 
-    def home(self) -> None:
-        """Go back to y = 0, to try shorter steps from there."""
-        self.look(torch.zeros_like(self.radius))
-        self.before = self.slope
+    def step(self) -> None:
+        """Go on; after some steps down, again from the best point, less and less far."""
+        if self.falls > FALLS:
+            rose = self.look(self._again())
+            self.length = 1.0 if rose else self.length / 4
+            return
+        if self.moved is None:
+            self.here, self.slope, self.turned = self.point, self.gradient, torch.zeros_like(self.point)
+        bend = float(inner(self.moved, self.turned)) if self.moved is not None else 0.0
+        if bend < 0:
+            assert self.moved is not None
+            scaled = self.moved / self.radius
+            self.rate = float(inner(scaled, scaled)) / -bend
+            to = self._within(self.here + self.slope * self.radius * self.radius * self.rate)
+        else:
+            to = self.radius * (self.slope + AHEAD * self.turned)
+            to *= self.radius * (FAR / float(to.abs().mean().clamp_min(torch.finfo(to.dtype).tiny)))
+            to = self._within(self.here + to)
+        if torch.equal(to, self.here):
+            self.falls = FALLS + 1
+        else:
+            self.look(to)
+
+    def _again(self) -> Tensor:
+        if self.rate:
+            return self._within(self.point + self.gradient * self.radius * self.radius * (self.rate * self.length))
+        return self.point + self.length * (_vertex(self.gradient, self.radius, self.point) - self.point)
+
+    def _within(self, y: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(y, -self.radius), self.radius)
 
     def opposite(self, start_value: float) -> None:
         """Evaluate at the opposite of the best point, and go on from there where it is nearly as high."""
-        best, slope, before, there = self.best, self.slope, self.before, -self.point
-        self.look(there)
+        stood, best = (self.here, self.slope, self.moved, self.turned, self.falls), self.best
+        self.look(-self.point)
         if self.value - start_value > WORTH * (best - start_value):
-            self.look(_vertex(self.slope, self.radius, there))
+            self.moved = None
+            if self.value <= best:
+                self.look(_vertex(self.slope, self.radius, self.here))
         else:
-            self.slope, self.before = slope, before
+            self.here, self.slope, self.moved, self.turned, self.falls = stood
 
     def look(self, y: Tensor) -> bool:
         """Evaluate at y, go there, and return whether it is the best so far."""
-        self.before = self.slope
-        self.value, self.slope = self.objective(y)
+        self.value, slope = self.objective(y)
         self.evaluations += 1
+        self.moved, self.turned = y - self.here, slope - self.slope
+        self.here, self.slope = y, slope
         rose = self.value > self.best
+        self.falls = 0 if rose else self.falls + 1 if math.isfinite(self.value) else FALLS + 1
         if rose:
-            self.best, self.point, self.gradient = self.value, y, self.slope
+            self.best, self.point, self.gradient = self.value, y, slope
             self.steps += 1
         return rose
 

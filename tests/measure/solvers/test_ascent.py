@@ -108,7 +108,7 @@ def test_a_fixed_point_of_the_ascent_is_converged():
     found = ascent(objective, radius, 0.0, [torch.randn(SIZE, generator=rng(), dtype=torch.float64)])
     assert found.status is Status.CONVERGED
     assert found.gap <= 1e-3 * top
-    assert found.evaluations == len(calls) <= 11
+    assert found.evaluations == len(calls) <= 12
     again = objective(found.point)[1]
     assert torch.equal(radius * again.sign(), found.point)
 
@@ -168,10 +168,10 @@ def test_the_wrong_sign_of_the_start_is_mended():
     assert found.value == 2
 
 
-@pytest.mark.parametrize("evaluations", [3, 11, 40])
+@pytest.mark.parametrize("evaluations", [3, 11])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_ascent_is_never_below_a_known_maximum_even_where_its_own_steps_are_stuck(dtype, evaluations):
-    """A cap whose top lies inside the box: steps to vertices overshoot it, so the climb does not settle."""
+def test_the_ascent_is_never_below_a_known_maximum_even_where_its_own_steps_are_too_few(dtype, evaluations):
+    """A cap whose top lies inside the box: steps to its walls overshoot it."""
     top = 0.3 * torch.linspace(-1, 1, SIZE, dtype=dtype)
     steep = torch.linspace(1, 30, SIZE, dtype=dtype)
 
@@ -216,6 +216,17 @@ def test_the_slope_is_that_at_the_maximum():
     assert torch.equal(found.slope, objective(found.point)[1])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_maximum_inside_the_box_is_reached(dtype):
+    """Steps to walls alone never come near it, and ten iterations of L-BFGS-B not so near."""
+    top, steep = 0.3 * torch.linspace(-1, 1, SIZE, dtype=dtype), torch.linspace(1, 30, SIZE, dtype=dtype)
+    objective, _ = counted(lambda y: 1 - (steep * (y - top) ** 2).sum())
+    start, slope = objective(torch.zeros(SIZE, dtype=dtype))
+    found = ascent(objective, torch.ones(SIZE, dtype=dtype), start, [slope], evaluations=40)
+    assert found.value == pytest.approx(1, abs=1e-5)
+    assert keskar(objective, torch.ones(SIZE, dtype=dtype), start, rng()).value < 1 - 1e-3
+
+
 @pytest.mark.parametrize("top", [0.0, 0.3])
 @pytest.mark.parametrize("starts", [1, 2])
 def test_a_maximum_inside_the_box_is_not_left_for_a_lower_wall(top, starts):
@@ -233,7 +244,7 @@ def test_a_maximum_inside_the_box_is_not_left_for_a_lower_wall(top, starts):
     found = ascent(objective, radius, start, [slope, -slope][:starts])
     assert found.value >= start
     assert objective(found.point)[0] == found.value
-    assert found.evaluations == len(calls) - 1 <= 11
+    assert found.evaluations == len(calls) - 1 <= 12
     assert torch.equal(found.slope, objective(found.point)[1])
     assert found.status is (Status.CONVERGED if top == 0 else Status.BUDGET_SPENT)
     if top:
