@@ -69,7 +69,7 @@ class EpsilonSharpness:
     def memory(self, problem: "Problem") -> int:
         """Return about how many bytes this takes above the loaded model, the graph of a micro-batch included.
 
-        L-BFGS-B works on 31 vectors in float64 on the host, `ascent` on 9; a gradient takes 5 and is of the same size
+        L-BFGS-B works on 31 vectors in float64 on the host, `ascent` on 11; a gradient takes 5 and is of the same size
         in any of them.  A manifold's matrix is kept where a quarter of the budget holds it, and counted in float64 in
         blocks.
         """
@@ -79,7 +79,7 @@ class EpsilonSharpness:
         host = 31 * 8 * problem.size if "keskar" in self.solvers else 0
         drawn = manifold.memory(problem, self.manifold) if self._draws(problem) else 0
         graph = problem.micro_batch * problem.graph_bytes_per_sample
-        return max(host + 5 * vector, 14 * vector, 8 * vector + drawn) + graph
+        return max(host + 5 * vector, 16 * vector, 8 * vector + drawn) + graph
 
     def _draws(self, problem: "Problem") -> int:
         return self.draws if 0 < self.manifold < problem.size else 0
