@@ -266,5 +266,5 @@ def test_cost_and_memory_follow_boxes_and_solvers():
     tight = ZOO["tanh mlp"].problem(memory_budget=100)  # where a manifold is drawn again for every use
     assert EpsilonSharpness().passes(tight)["numbers_drawn"] > made[0]["numbers_read"]
     both, ours = (EpsilonSharpness(manifold=0, solvers=s).memory(given) for s in (("keskar", "ascent"), ("ascent",)))
-    assert both - ours == (31 * 8 + 5 * 8 - 14 * 8) * given.size  # L-BFGS-B's vectors, in float64
+    assert both - ours == (31 * 8 + 5 * 8 - 16 * 8) * given.size  # L-BFGS-B's vectors, in float64
     assert EpsilonSharpness(manifold=100).memory(given) > both
