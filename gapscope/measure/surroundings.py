@@ -82,7 +82,7 @@ def interrupts_wait() -> Iterator[None]:
 
 def interruption_point() -> None:
     """Raise what Ctrl-C raises if it came: everything that is held is put back as after any exception."""
-    if _waiting and _own:
+    if _waiting and _own and threading.current_thread() is threading.main_thread():
         _own[-1](signal.SIGINT, _waiting.pop())
 
 

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import gapscope
 from gapscope.callbacks.recorder import Recorder
 from gapscope.measure.analyzers import analyzer_class, names
+from gapscope.measure.surroundings import interruption_point, interrupts_wait
 from tests.hardening.process import changed, picture
 
 X = torch.randn(80, 5, generator=torch.Generator().manual_seed(0))
@@ -385,3 +387,23 @@ def test_in_another_thread_nothing_waits():
         found = pool.submit(gapscope.measure, gapscope.problem(net(), (X, Y)), SIX).result()
     assert found.results["eigenvalues"].quantities
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_is_not_raised_in_a_thread_that_measures_meanwhile():
+    raised = []
+    beside = gapscope.problem(net(), (X, Y), batch_size=20)
+
+    def measure_beside():
+        try:
+            gapscope.measure(beside, SIX)
+        except BaseException as error:  # what is looked for
+            raised.append(error)
+
+    with interrupts_wait():
+        signal.raise_signal(signal.SIGINT)
+        thread = threading.Thread(target=measure_beside)
+        thread.start()
+        thread.join()
+        assert raised == []
+        with pytest.raises(KeyboardInterrupt):
+            interruption_point()

@@ -159,6 +159,7 @@ def ascent(
 ONE, SEVERAL = (0.1,), (0.2, 1.0)  # share of the coordinates at the walls, step by step: from one start, from several
 AHEAD = 0.5  # of the last change of the gradient
 FAR = 30.0  # half-widths that a coordinate of mean slope goes where the function bends up: small ones stay inside
+MOST = 1e30  # of either factor: an infinite one would make coordinates without a slope NaN
 PATIENCE = 6  # evaluations before the opposite is looked at in any case
 CLOSER = 0.25  # of the tolerance: one or two evaluations more, for .03 to .1 % of the increase on three boxes of eleven
 WORTH = 0.8  # of the increase at the best point: what the opposite has to add to be followed
@@ -196,8 +197,9 @@ class _Climb:
     def step(self) -> None:
         """Go on; after some steps down, again from the best point, less and less far."""
         if self.falls > FALLS:
-            rose = self.look(self._again())
-            self.length = 1.0 if rose else self.length / 4
+            self.here, self.slope = self.point, self.gradient  # what the next step is told of
+            if not self.look(self._again()):
+                self.length /= 4
             return
         if self.moved is None:
             self.here, self.slope, self.turned = self.point, self.gradient, torch.zeros_like(self.point)
@@ -205,11 +207,11 @@ class _Climb:
         if bend < 0:
             assert self.moved is not None
             scaled = self.moved / self.radius
-            self.rate = float(inner(scaled, scaled)) / -bend
+            self.rate = min(float(inner(scaled, scaled)) / -bend, MOST)
             to = self._within(self.here + self.slope * self.radius * self.radius * self.rate)
         else:
             to = self.radius * (self.slope + AHEAD * self.turned)
-            to *= self.radius * (FAR / float(to.abs().mean().clamp_min(torch.finfo(to.dtype).tiny)))
+            to *= self.radius * min(FAR / max(float(to.abs().mean()), 1e-300), MOST)
             to = self._within(self.here + to)
         if torch.equal(to, self.here):
             self.falls = FALLS + 1
@@ -244,7 +246,7 @@ class _Climb:
         rose = self.value > self.best
         self.falls = 0 if rose else self.falls + 1 if math.isfinite(self.value) else FALLS + 1
         if rose:
-            self.best, self.point, self.gradient = self.value, y, slope
+            self.best, self.point, self.gradient, self.length = self.value, y, slope, 1.0
             self.steps += 1
         return rose
 

@@ -253,3 +253,27 @@ def test_a_maximum_inside_the_box_is_not_left_for_a_lower_wall(top, starts):
         assert not found.point.any()
     other = keskar(objective, radius, start, rng())
     assert start <= other.value == objective(other.point)[0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_slopes_that_nearly_vanish_never_lead_to_a_point_that_is_not_a_number(dtype, sign):
+    """Steps are over the mean slope, or what bends it: of a saturated loss an infinite factor, NaN where it is 0."""
+    weights = torch.linspace(0, 1, SIZE, dtype=dtype) * (1e-38 if dtype is torch.float32 else 1e-300)
+    objective, calls = counted(lambda y: (weights * (y + sign * 0.1 * y.square())).sum())
+    start, slope = objective(torch.zeros(SIZE, dtype=dtype))
+    ascent(objective, torch.full((SIZE,), 1e-3, dtype=dtype), start, [slope])
+    assert all(bool(y.isfinite().all()) for y in calls)
+
+
+def test_where_a_step_overflows_the_next_one_is_from_the_best_point():
+    radius, objective = torch.ones(SIZE), lambda y: (math.nan, torch.full_like(y, math.nan))
+    inside, calls = counted(lambda y: y.sum())
+
+    def cliff(y):
+        return inside(y) if float(y.sum()) < 0.9 * SIZE else objective(y)
+
+    found = ascent(cliff, radius, 0.0, [torch.linspace(1, 2, SIZE)])
+    assert all(bool(y.isfinite().all()) for y in calls)
+    assert math.isfinite(found.value)
+    assert found.value > 0
