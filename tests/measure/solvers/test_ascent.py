@@ -168,6 +168,21 @@ def test_the_wrong_sign_of_the_start_is_mended():
     assert found.value == 2
 
 
+def test_the_higher_of_two_maxima_that_the_gradient_points_away_from_is_found():
+    found = ascent(counted(lambda y: (50 * y**2 + y - 3 * y**3).sum())[0], torch.ones(1), 0.0, [torch.ones(1)])
+    assert (found.value, float(found.point)) == (52, -1)
+
+
+@pytest.mark.parametrize("share, looked", [(0.05, True), (0.15, False)])
+def test_the_opposite_is_looked_at_where_a_quadratic_function_could_be_nearly_as_high_there(share, looked):
+    """Of bend + slope at the best point, bend - slope is left at its opposite: .9 or .7 of it."""
+    radius, slope = torch.ones(SIZE, dtype=torch.float64), torch.ones(SIZE, dtype=torch.float64)
+    objective, calls = counted(lambda y: (1 - share) * y @ y + share * (slope @ y))
+    found = ascent(objective, radius, 0.0, [share * slope])
+    assert found.value == pytest.approx(SIZE, rel=1e-14)
+    assert any(torch.equal(y, -found.point) for y in calls) is looked
+
+
 @pytest.mark.parametrize("evaluations", [3, 11])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_ascent_is_never_below_a_known_maximum_even_where_its_own_steps_are_too_few(dtype, evaluations):
