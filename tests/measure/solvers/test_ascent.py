@@ -173,7 +173,7 @@ def test_the_higher_of_two_maxima_that_the_gradient_points_away_from_is_found():
     assert (found.value, float(found.point)) == (52, -1)
 
 
-@pytest.mark.parametrize("share, looked", [(0.05, True), (0.15, False)])
+@pytest.mark.parametrize(("share", "looked"), [(0.05, True), (0.15, False)])
 def test_the_opposite_is_looked_at_where_a_quadratic_function_could_be_nearly_as_high_there(share, looked):
     """Of bend + slope at the best point, bend - slope is left at its opposite: .9 or .7 of it."""
     radius, slope = torch.ones(SIZE, dtype=torch.float64), torch.ones(SIZE, dtype=torch.float64)
