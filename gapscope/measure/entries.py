@@ -105,7 +105,7 @@ def exact(problem: "Problem") -> Entries:
     if found.chunks is not None and problem.samples >= 2 * CHUNKS and bool(found.mean.isfinite().all()):
         counts = np.bincount(problem.chunk_of.numpy(), minlength=CHUNKS).astype(float)
         spread, trace_spread = halved(found.mean, found.chunks, counts, blocks)
-    rounding = ROUNDING * torch.finfo(problem.dtype).eps
+    rounding = ROUNDING * torch.finfo(problem.dtype).eps + found.unsure
     errors = "numerical error: rounding; sampling error: from balanced halves of 32 chunks of samples"
     return Entries(
         quartiles,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 OUTPUTS = 128  # of one sample: each costs a backward pass over the data, and the loss Hessian has their square
 PROBED = 8  # samples on which the outputs are asked whether they bend
 _VECTORS = 3  # (n,) that a sample needs at a time: J'u, its square and their sum
+_UNITS = 8  # of rounding, of outputs
 _ZERO = 1e-12  # an eigenvalue of the loss Hessian, relative to the largest: float64 leaves 1e-17 of the exact zero
 
 
@@ -42,6 +43,7 @@ class Diagonal:
 
     mean: Tensor  # (n,)
     chunks: Tensor | None  # (CHUNKS, n) sums over each chunk's samples, where the memory holds them
+    unsure: float  # relative, of entries: what rounding of the outputs does to a sample's loss Hessian, at most
 
 
 def diagonal(problem: "Problem") -> Diagonal:
@@ -60,12 +62,15 @@ def diagonal(problem: "Problem") -> Diagonal:
     sums = None
     if wide.itemsize * CHUNKS * problem.size <= problem.memory_budget // 8:
         sums = torch.zeros(CHUNKS, problem.size, dtype=wide, device=problem.device)
+    unsure = 0.0
 
     def collect(batch: Batch) -> Tensor:
+        nonlocal unsure
         chunks = problem.chunk_of[batch.start : batch.stop].to(problem.device)
         total, start = torch.zeros(problem.size, dtype=wide, device=problem.device), 0
         for x, y in pieces(batch.inputs, batch.targets, piece):
-            scale, weights, cotangents = _loss_curvature(samples, x, y)
+            scale, weights, cotangents, moved = _loss_curvature(samples, x, y)
+            unsure = max(unsure, moved)
             rows = squares(samples, x, y, weights, cotangents)
             present, which = chunks[start : start + len(y)].unique(return_inverse=True)  # type: ignore[no-untyped-call]
             if sums is None:
@@ -79,7 +84,7 @@ def diagonal(problem: "Problem") -> Diagonal:
         return total
 
     mean = problem.mean(collect)
-    return Diagonal(mean, None if sums is None else ranks().total(sums))
+    return Diagonal(mean, None if sums is None else ranks().total(sums), max(ranks().gathered(unsure)))
 
 
 def bent(problem: "Problem") -> tuple[str, ...]:
@@ -143,8 +148,8 @@ def require_outputs(problem: "Problem") -> None:
         )
 
 
-def _loss_curvature(samples: Samples, x: Inputs, y: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Return eigenvalues over the largest of all, that scale, and eigenvectors of every sample's loss Hessian.
+def _loss_curvature(samples: Samples, x: Inputs, y: Tensor) -> tuple[float, Tensor, Tensor, float]:
+    """Return eigenvalues over the largest of all, that scale, eigenvectors of every loss Hessian, and their rounding.
 
     Shapes: eigenvalues (B, K), eigenvectors (B, K, outputs...), K the most non-zero ones of a sample; zeros fill up.
     """
@@ -152,7 +157,9 @@ def _loss_curvature(samples: Samples, x: Inputs, y: Tensor) -> tuple[float, Tens
         outputs = samples._micro(x, y).outputs(samples._leaves)
     dense = _loss_hessian(samples, outputs, y)
     if not bool(dense.isfinite().all()):
-        return math.nan, outputs.new_ones(len(y), 1), torch.ones_like(outputs).unsqueeze(1)
+        return math.nan, outputs.new_ones(len(y), 1), torch.ones_like(outputs).unsqueeze(1), 0.0
+    moved = _loss_hessian(samples, _rounded(outputs), y) - dense
+    unsure = float((moved.norm(dim=(1, 2)) / dense.norm(dim=(1, 2)).clamp_min(1e-300)).nan_to_num(0.0, 0.0).max())
     values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
     order = values.abs().argsort(1, descending=True)
     values = values.gather(1, order)
@@ -162,7 +169,13 @@ def _loss_curvature(samples: Samples, x: Inputs, y: Tensor) -> tuple[float, Tens
     scale = float(values.abs().max()) or 1.0  # at a loss of 1e-40, float32 would know no eigenvalue
     values = torch.where(keep, values / scale, 0.0)[:, :most]
     shaped = vectors[:, :most].reshape(len(y), most, *outputs.shape[1:])
-    return scale, values.to(outputs), shaped.to(outputs)
+    return scale, values.to(outputs), shaped.to(outputs), unsure
+
+
+def _rounded(outputs: Tensor) -> Tensor:
+    """Return outputs off by 8 units of rounding each (6 were seen): exp(-s) is off by |s| times as many."""
+    signs = 2.0 * torch.randint(0, 2, outputs.shape, generator=torch.Generator().manual_seed(2)) - 1
+    return outputs * (1 + _UNITS * torch.finfo(outputs.dtype).eps * signs.to(outputs))
 
 
 def _loss_hessian(samples: Samples, outputs: Tensor, targets: Tensor) -> Tensor:

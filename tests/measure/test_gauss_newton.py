@@ -67,6 +67,24 @@ def test_the_diagonal_is_jacobian_loss_hessian_jacobian(name):
     assert torch.equal(given.gauss_newton_diagonal(), found.mean)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e4])
+def test_the_rounding_of_large_scores_is_in_the_error(scale):
+    """At a score s the curvature is exp(-s) about, and |s| epsilons are not known of it."""
+    torch.manual_seed(0)
+    x, y = scale * torch.randn(6, 4), torch.tensor([0.0, 1, 1, 0, 1, 0])
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1), nn.Flatten(0))
+    given = problem(model, x, y, "bce-with-logits")
+    scores = float(model(x).detach().abs().max())
+    found = gauss_newton.diagonal(given)
+    eps = torch.finfo(torch.float32).eps
+    assert eps * min(scores, 1) / 100 < found.unsure < 16 * eps * max(scores, 1)
+    narrow, true = (
+        found.mean,
+        dense_diagonals(problem(model.double(), x.double(), y.double(), "bce-with-logits")).mean(0),
+    )
+    assert bool(((narrow - true).abs() <= (found.unsure + 100 * eps) * true.abs()).all())
+
+
 def test_the_diagonal_of_softmax_regression_is_its_closed_form():
     closed = softmax_regression()
     assert np.allclose(closed.problem.gauss_newton_diagonal(), np.diag(closed.hessian), **CLOSE)
