@@ -3,11 +3,13 @@
 import contextlib
 import io
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 NAMED = 5  # names that one line lists
+PAUSE = 10.0  # seconds between two lines on the same long work
 
 
 def listed(names: list[str]) -> str:
@@ -24,6 +26,7 @@ class News:
     failures: dict[str, str] = field(default_factory=dict)  # who -> why
     heard: set[str] = field(default_factory=set)
     alike: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # what happened -> who first, then where else
+    spoken: float = field(default_factory=time.monotonic)
 
     def tell(self, text: str) -> None:
         """Say where the work stands, unless it is to be quiet."""
@@ -31,6 +34,12 @@ class News:
 
         if not self.quiet:
             print(printable(text), file=sys.stderr)
+
+    def tell_slowly(self, text: str) -> None:
+        """Say how far long work is, once in ten seconds."""
+        if time.monotonic() - self.spoken > PAUSE:
+            self.tell(text)
+            self.spoken = time.monotonic()
 
     def failed(self, path: Path, why: object, what: str = "") -> None:
         """Remember what could not be measured, and say it at once, unless it was said of another checkpoint."""

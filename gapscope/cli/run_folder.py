@@ -40,7 +40,9 @@ def arranged(subjects: Sequence[Path], common: Common, news: News) -> tuple[str,
     searched = len(subjects) == 1 and subjects[0].is_dir()
     trainings: dict[Path, Mapping[str, Any]] = {}
     seen: dict[str, Path] = {}
-    for path in _inside(subjects[0], news) if searched else dict.fromkeys(subjects):
+    paths = _inside(subjects[0], news) if searched else list(dict.fromkeys(subjects))
+    for number, path in enumerate(paths):
+        news.tell_slowly(f"{number:,} of {len(paths):,} checkpoints have been read")
         try:
             digest, training = _look(path, common)
         except GapscopeError as error:
@@ -78,7 +80,7 @@ def _inside(folder: Path, news: News) -> list[Path]:
         return False
 
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    kept = [path for path in inside if holds(path)]
+    kept = dict.fromkeys(path for path in inside if holds(path))
     if not kept:
         raise LoadError(
             f"{folder} holds no checkpoints ({len(inside)} other entries). Expected files that end in "
@@ -86,7 +88,7 @@ def _inside(folder: Path, news: News) -> list[Path]:
         )
     if others := [path.name for path in inside if path not in kept and not path.name.endswith(OURS)]:
         news.tell(f"left out: {listed(others)}")
-    return kept
+    return list(kept)
 
 
 def _look(path: Path, common: Common) -> tuple[str, Mapping[str, Any]]:

@@ -22,6 +22,7 @@ from gapscope.measure.probe import UNKNOWN, Probe, Slopes
 if TYPE_CHECKING:
     from gapscope.measure.problem import Problem
 
+APART = 1e12  # of one weight over the median: differences, in float64, then say nothing of the others
 WORST = 0.1  # relative error of products beyond which nothing is measured with them
 
 
@@ -93,6 +94,14 @@ def _widest(problem: "Problem") -> Probe:
 def refuse_wrong_slope(probe: Slopes) -> None:
     """Raise ProblemError where differences of the loss are not what its gradient says."""
     wrong = probe.wrong_slope()
+    sizes = probe.theta.abs()
+    largest, middle = float(sizes.max()), float(sizes[sizes > 0].median()) if bool(sizes.any()) else 0.0
+    if wrong and largest > APART * middle:
+        raise ProblemError(
+            f"A weight is {largest:.2g} in size, where their median is {middle:.2g}: no step along all of them shows "
+            "whether the gradient is the derivative of the loss. Expected weights less far apart. Look whether the "
+            "training diverged, or leave that parameter out of theta (`--parameters`)."
+        )
     if wrong:
         raise ProblemError(
             f"The gradient is not the derivative of the loss: it differs by {100 * wrong:.2g} % from differences of "

@@ -127,7 +127,7 @@ def _clean(text: str, console: Console) -> str:
     clean = printable(text)
     if console.encoding.lower().startswith("utf"):
         return clean
-    return clean.translate(ASCII).encode(console.encoding, "replace").decode(console.encoding)
+    return clean.translate(ASCII).encode(console.encoding, "backslashreplace").decode(console.encoding)
 
 
 def _words(text: str) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from gapscope.errors import ProblemError
 from gapscope.measure.analyzers.eigenvalues import Eigenvalues
 from gapscope.measure.analyzers.noise import Noise
 from gapscope.measure.analyzers.trace import Trace
@@ -46,6 +47,12 @@ def test_what_is_not_finite_is_no_result(analyzer, weights):
     found = measure(analyzer, problem(net(**weights), X, Y))
     assert found.status is Status.NONFINITE
     assert np.isnan(next(iter(found.quantities().values())).value)
+
+
+@pytest.mark.parametrize("weight", [1e20, 1e30])
+def test_a_single_huge_weight_is_named_as_what_hinders(weight):
+    with pytest.raises(ProblemError, match=r"A weight is 1e\+[23]0 in size, .* Look whether the training diverged"):
+        measure(Eigenvalues(), problem(net(first=weight), X, Y))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-40, 1e-20])
