@@ -2,9 +2,7 @@
 
 import json
 import os
-import pty
 import resource
-import select
 import shutil
 import signal
 import subprocess
@@ -19,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+
+from tests.pseudo_terminal import on_a_terminal
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SCRIPT = Path(sysconfig.get_path("scripts")) / "gapscope"
@@ -311,21 +311,8 @@ def test_a_signal_in_the_middle_leaves_the_old_report(folder, slow, number, code
 def test_a_terminal_gets_colour_and_a_bar_that_goes_away(folder):
     words = [str(SCRIPT), "sharpness", str(SMALL), "-o", "small.h5"]
     changed = {k: v for k, v in environment(TERM="xterm-256color").items() if k != "NO_COLOR"}
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(words, cwd=folder, env=changed, stdin=theirs, stdout=theirs, stderr=theirs) as process:
-        os.close(theirs)
-        drawn = b""
-        while select.select([ours], [], [], 60)[0]:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:  # the other side is closed
-                break
-            if not part:
-                break
-            drawn += part
-    os.close(ours)
-    text = drawn.decode()
-    assert process.returncode == 0
+    code, text = on_a_terminal(words, changed, cwd=folder)
+    assert code == 0
     assert "\x1b[1m" in text
     assert "passes" in text
     assert text.rindex("\x1b[?25h") < text.rindex("report: small.h5")  # the cursor is back

@@ -1,8 +1,6 @@
 """gapscope away from a developer's desk: old encodings, read-only homes, odd paths, no terminal, no source tree."""
 
 import os
-import pty
-import select
 import shutil
 import subprocess
 import sys
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gapscope.report.file import read_report
+from tests.pseudo_terminal import on_a_terminal
 
 ROOT = Path(__file__).parents[2]
 FILES = ("digits-small-batch.pt", "digits-large-batch.pt")
@@ -89,23 +88,10 @@ def test_paths_with_spaces_and_letters_of_all_kinds_in_an_ascii_locale(tmp_path)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
 def test_a_dumb_terminal_of_80_columns_gets_text_alone(tmp_path):
-    here, drawn = folder(tmp_path, "run"), b""
-    ours, theirs = pty.openpty()
+    here = folder(tmp_path, "run")
     words = [sys.executable, "-m", "gapscope", "sharpness", FILES[0], "--limit", "200"]
-    around = plain(HOME=str(tmp_path), TERM="dumb", COLUMNS="80")
-    with subprocess.Popen(words, cwd=here, env=around, stdin=theirs, stdout=theirs, stderr=theirs) as process:
-        os.close(theirs)
-        while select.select([ours], [], [], 60)[0]:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:  # the other side is closed
-                break
-            if not part:
-                break
-            drawn += part
-    os.close(ours)
-    text = drawn.decode()
-    assert process.returncode == 0, text
+    code, text = on_a_terminal(words, plain(HOME=str(tmp_path), TERM="dumb", COLUMNS="80"), cwd=here)
+    assert code == 0, text
     assert "top eigenvalue" in text
     assert "\x1b" not in text
     assert max(map(len, text.replace("\r\n", "\n").split("\n"))) <= 80

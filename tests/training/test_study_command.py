@@ -2,8 +2,6 @@
 
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
@@ -17,6 +15,7 @@ import pytest
 from gapscope.__main__ import main
 from gapscope.cli import study
 from gapscope.report.file import read_report
+from tests.pseudo_terminal import on_a_terminal
 
 DEADLINE = 120.0
 NAME = study.names()[0]
@@ -128,33 +127,21 @@ def test_a_pipe_gets_a_line_now_and_then(how, lines):
     assert ("train: 9 of 9, 9 s" in done.stderr) == bool(lines)
 
 
-def on_a_terminal(words, **environment):
-    """Run a program whose standard error is a terminal, and return what it wrote there."""
-    ours, theirs = pty.openpty()
+def telling_on_a_terminal(**environment):
+    """Return what the lines above write on standard error where it is a terminal."""
     known = {key: value for key, value in os.environ.items() if key != "CI"} | {"TERM": "xterm"} | environment
-    with subprocess.Popen(words, stderr=theirs, env=known) as process:
-        os.close(theirs)
-        drawn = b""
-        while select.select([ours], [], [], DEADLINE)[0]:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:  # the other side is closed
-                break
-            if not part:
-                break
-            drawn += part
-    os.close(ours)
-    assert process.returncode == 0
-    return drawn.decode()
+    code, drawn = on_a_terminal([sys.executable, "-c", TELLING], known, streams=["stderr"])
+    assert code == 0
+    return drawn
 
 
 def test_a_terminal_gets_one_line_that_moves_and_goes_away():
-    drawn = on_a_terminal([sys.executable, "-c", TELLING])
+    drawn = telling_on_a_terminal()
     kept = [line for line in drawn.split("\n") if "train: 9 of 9, 9 s" in line]
     assert len(kept) == 1
     assert "\x1b[2K" in drawn  # a line was taken away
     assert "long long" not in drawn.rpartition("\x1b[2K")[2]
-    assert "\x1b" not in on_a_terminal([sys.executable, "-c", TELLING], CI="1")
+    assert "\x1b" not in telling_on_a_terminal(CI="1")
 
 
 def children(process):
