@@ -3,6 +3,7 @@
 import glob
 import inspect
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ import typer
 
 from gapscope.cli import fields, pages
 from gapscope.cli.measuring import SHARPNESS, Job, common_of, configured, prepare, refuse_unwritable, say
-from gapscope.cli.settings import PLANNING, Common, Configuration
+from gapscope.cli.planning import Planned, planned, show_plans
+from gapscope.cli.settings import BUDGET, Common, Configuration
 from gapscope.cli.together import needed, of_pairs
 from gapscope.errors import ComparisonError, GapscopeError, LoadError, ReportError, UsageError
 
@@ -74,7 +76,7 @@ def command(configuration: Configuration) -> Callable[..., int | None]:
         [
             SUBJECTS,
             *fields.options(Own, prefix="GAPSCOPE_COMPARE"),
-            *fields.options(Common, without=("output", *PLANNING)),
+            *fields.options(Common, without=("output", *BUDGET)),
         ],
         compare,
     )
@@ -108,6 +110,9 @@ def compare_and_print(subjects: Sequence[Path], common: Common, own: Own, config
         _refuse_other_settings(analyzers, known)
     pair = pair if len(subjects) == len(jobs) == 2 and not own.by and names is None else []
     further = [a for a in configured(needed(pair), configuration) if a.name not in SHARPNESS]
+    if common.dry_run:
+        _show_plans(jobs, analyzers, further, pair, common)
+        return
     work = Work(known, dict(zip(known, known, strict=True)), jobs, quiet=common.quiet)
     wanted = list(jobs)
     if matching and not own.by_loss:
@@ -170,6 +175,20 @@ class Work:
             measured = self.jobs[path].measure(analyzers, self.contexts[path])
             self.known[path], self.paths[path] = measured.report, measured.path
             self.failures.extend([measured.failure] if measured.failure else [])
+
+
+def _show_plans(
+    jobs: Mapping[Path, Job], analyzers: Sequence[Any], further: Sequence[Any], pair: Sequence[Any], common: Common
+) -> None:
+    """Print what each checkpoint would take, all saved epochs among them, and what both would together."""
+    started = time.monotonic()
+    contexts = {path: job.context([*analyzers, *further]) for path, job in jobs.items()}
+    plans: dict[str, tuple[Planned, Path | None]] = {
+        str(path): (planned(context, analyzers, common, started), jobs[path].path) for path, context in contexts.items()
+    }
+    if pair:
+        plans["together"] = (planned(next(iter(contexts.values())), pair, common, started), None)
+    show_plans(plans, common)
 
 
 def _deliver(compared: "Comparison", common: Common, own: Own, work: Work, reports: Sequence[Path]) -> None:

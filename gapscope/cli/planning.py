@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -111,8 +111,34 @@ def show_plan(found: Planned, path: Path, common: Common) -> None:
         print(dumps(_plain(found, path)))
         return
     from gapscope.cli.measuring import say
+
+    _table(found)
+    say("", _total(found), f"would write {path}; nothing was measured", *_skipped(found))
+
+
+def show_plans(
+    plans: "Mapping[str, tuple[Planned, Path | None]]", common: Common, *, times: int = 1, loading: float = 0.0
+) -> None:
+    """Print the plans of several pieces of work by name, and what they take in all, so many times with the loading."""
+    from gapscope.cli.measuring import say
     from gapscope.measure.plan import clock
 
+    seconds = times * (loading + sum(found.seconds for found, _ in plans.values()))
+    if common.json:
+        from gapscope.report.export import dumps
+
+        each = {name: _plain(found, path) for name, (found, path) in plans.items()}
+        print(dumps({"plans": each, "times": times, "seconds_of_loading": loading, "seconds": seconds}))
+        return
+    for name, (found, path) in plans.items():
+        say(name)
+        _table(found)
+        say("", _total(found), *([f"would write {path}"] if path else []), *_skipped(found), "")
+    many = f"{times:,} such, and {clock(loading)} to load each: about " if loading else "about "
+    say(f"{many}{clock(seconds)} in all; nothing was measured" if plans else "nothing is left to measure")
+
+
+def _table(found: Planned) -> None:
     rows = [("", "gradients", "products", "time", "memory")]
     rows += [
         (
@@ -128,18 +154,22 @@ def show_plan(found: Planned, path: Path, common: Common) -> None:
     for name, *cells in rows:
         shown = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
         print("  ".join([name.ljust(widths[0]), *shown]).rstrip())
+
+
+def _total(found: Planned) -> str:
+    from gapscope.measure.plan import clock
+
     largest = max((f.cost.bytes for f in found.fits if not f.why), default=0)
     speed = f"a gradient takes {clock(found.speed.gradient)}"
     speed += f", a product {clock(found.speed.product)}" if found.speed.product else ""
-    say(
-        "",
-        f"about {clock(found.seconds)} and {_size(largest)} above the loaded model and data; {speed}",
-        f"would write {path}; nothing was measured",
-        *(f"{one.analyzer.name} {one.why}" for one in found.fits if one.why),
-    )
+    return f"about {clock(found.seconds)} and {_size(largest)} above the loaded model and data; {speed}"
 
 
-def _plain(found: Planned, path: Path) -> dict[str, Any]:
+def _skipped(found: Planned) -> list[str]:
+    return [f"{one.analyzer.name} {one.why}" for one in found.fits if one.why]
+
+
+def _plain(found: Planned, path: Path | None) -> dict[str, Any]:
     """Return the plan as JSON holds it; null where an analyzer does not say."""
     problem = found.context.problem()
     each = {
@@ -162,7 +192,7 @@ def _plain(found: Planned, path: Path) -> dict[str, Any]:
         "parameters": problem.size,
         "samples": problem.samples,
         "micro_batch": problem.micro_batch,
-        "report": str(path),
+        "report": None if path is None else str(path),
     }
 
 

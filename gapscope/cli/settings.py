@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 from gapscope.cli import fields
 from gapscope.errors import UsageError, did_you_mean
 
-PLANNING = ("time_budget", "dry_run")  # of commands that measure one thing, and no verdict on it
+BUDGET = ("time_budget",)  # of commands that measure one thing
+PLANNING = (*BUDGET, "dry_run")  # of those that give no verdict on it
 
 
 @dataclass(frozen=True)

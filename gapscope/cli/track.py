@@ -2,8 +2,9 @@
 
 import contextlib
 import inspect
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +13,10 @@ import typer
 from gapscope.cli import analyze, fields, pages
 from gapscope.cli.measuring import Job, common_of, configured, load, say
 from gapscope.cli.news import News
+from gapscope.cli.planning import planned, show_plans
 from gapscope.cli.resuming import telling
 from gapscope.cli.run_folder import Found, arranged
-from gapscope.cli.settings import PLANNING, Common, Configuration
+from gapscope.cli.settings import BUDGET, Common, Configuration
 from gapscope.errors import ComparisonError, GapscopeError, ReportError
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def command(configuration: Configuration) -> Callable[..., int | None]:
         [
             SUBJECTS,
             *fields.options(Own, prefix="GAPSCOPE_TRACK"),
-            *fields.options(Common, without=PLANNING, say={"output": output}),
+            *fields.options(Common, without=BUDGET, say={"output": output}),
         ],
         track,
     )
@@ -93,6 +95,9 @@ def track_and_print(subjects: Sequence[Path], common: Common, own: Own, configur
     folder = common.output or Path(f"{run.resolve().name}.track")
 
     news.tell(f"{len(found)} checkpoints by {axis}; their reports go to {folder}")
+    if common.dry_run:
+        _show_plan([one for one in found if not (folder / one.report).exists()], folder, analyzers, common)
+        return 0
     spent: list[tuple[float, int]] = []
     with _made(folder):
         if len(found) > group.count > 1:
@@ -106,6 +111,19 @@ def track_and_print(subjects: Sequence[Path], common: Common, own: Own, configur
     if work.points:
         _show(Trajectory(axis=axis, points=tuple(work.points), name=run.resolve().name), folder, own, work)
     return 2 if work.news.failures else 0
+
+
+def _show_plan(left: Sequence[Found], folder: Path, analyzers: Sequence[Any], common: Common) -> None:
+    """Print what the first of those without a report would take, and all if they take the same."""
+    plans, loading = {}, 0.0
+    for one in left[:1]:
+        load(one.path, common)  # the first also imports
+        started = time.monotonic()
+        context = Job(load(one.path, replace(common, quiet=True)), folder / one.report, common.quiet).context(analyzers)
+        loading = time.monotonic() - started
+        name = f"{one.path}, the first of {len(left):,} without a report"
+        plans[name] = (planned(context, analyzers, common, started), folder / one.report)
+    show_plans(plans, common, times=len(left), loading=loading)
 
 
 def _deal(found: Sequence[Found], folder: Path, analyzers: Sequence[Any], work: Work) -> list[tuple[float, int]]:

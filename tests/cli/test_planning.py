@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 from gapscope.cli import planning
 from gapscope.measure.analyzers import analyzer_class
@@ -86,3 +87,44 @@ def test_a_path_is_planned_and_refused_where_it_does_not_fit(run, small, large, 
     assert outcome.err.startswith("error: path would take about ")
     assert "Expected work that ends within it. Raise `--time-budget`, or ask for less, such as fewer" in outcome.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_comparison_plans_every_checkpoint_and_both_together(run, small, large, tmp_path, monkeypatch):
+    for name in ("eigenvalues", "gap", "path"):
+        monkeypatch.setattr(analyzer_class(name), "__call__", lambda *_: pytest.fail("it was measured"))
+    out = run("compare", small, large, "--dry-run").out
+    assert [line for line in out.splitlines() if line in (str(small), str(large), "together")] == [
+        str(small),
+        str(large),
+        "together",
+    ]
+    assert "would write digits-small-batch.report.h5" in out
+    assert out.rstrip().endswith("in all; nothing was measured")
+    found = json.loads(run("compare", small, large, "--dry-run", "--json", "--pair", "none").out)
+    assert list(found["plans"]) == [str(small), str(large)]
+    assert found["seconds"] == pytest.approx(sum(each["seconds"] for each in found["plans"].values()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_reports_has_nothing_to_measure(run, small, large):
+    run("gap", small, "-o", "a.h5")
+    run("gap", large, "-o", "b.h5")
+    assert run("compare", "a.h5", "b.h5", "--dry-run").out == "nothing is left to measure\n"
+
+
+def test_a_dry_run_of_a_run_counts_what_has_no_report(run, small, tmp_path):
+    state = torch.load(small, weights_only=True)
+    (tmp_path / "r").mkdir()
+    for step in (1, 2, 3):
+        torch.save({**state, "step": step}, tmp_path / "r" / f"{step}.pt")
+    words = ["track", "r", "--only", "gap"]
+    assert run(*words, "--dry-run").out.startswith("r/1.pt, the first of 3 without a report\n")
+    assert not (tmp_path / "r.track").exists()
+    run(*words)
+    (tmp_path / "r.track" / "2.report.h5").unlink()
+    found = json.loads(run(*words, "--dry-run", "--json").out)
+    assert list(found["plans"]) == ["r/2.pt, the first of 1 without a report"]
+    assert found["times"] == 1
+    assert found["seconds"] > found["seconds_of_loading"] > 0
+    run(*words)
+    assert run(*words, "--dry-run").out == "nothing is left to measure\n"
