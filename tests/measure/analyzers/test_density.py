@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import trapezoid
 from torch import nn
 
 from gapscope.errors import ProblemError, UsageError
@@ -16,7 +17,7 @@ def grid_of(result):
 
 
 def integral(result, power=0):
-    return np.trapezoid(result.density.value * grid_of(result) ** power, grid_of(result))
+    return trapezoid(result.density.value * grid_of(result) ** power, grid_of(result))
 
 
 @pytest.mark.parametrize("kind", ZOO)
