@@ -72,10 +72,7 @@ def plain(model: nn.Module, repaired: set[str]) -> Iterator[None]:
         generator = noted("checkpoint", _nothing)
         held.enter_context(_swapped(checkpoint, "_checkpoint_without_reentrant_generator", generator))
         held.enter_context(_fast_path_off())
-        owners, switch, off = _tf32()
-        for owner in owners:  # outer ones first: what follows them is not set itself, or it would follow them no more
-            if getattr(owner, switch) != off:
-                held.enter_context(_swapped(owner, switch, off))
+        held.enter_context(_float32())
         if any(isinstance(module, nn.RNNBase) for module in modules):
             held.enter_context(_swapped(torch.backends.cudnn, "enabled", False))
         if "torch._dynamo" in sys.modules:  # else nothing was compiled, and importing it takes seconds
@@ -124,15 +121,22 @@ def _fast_path_off() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _tf32() -> tuple[list[Any], str, Any]:
-    """Return what is told of TF32 (on a CPU, of bfloat16), under which name, and the value that means float32."""
+@contextlib.contextmanager
+def _float32() -> Iterator[None]:
+    """Allow no TF32 and, on a CPU, no bfloat16 in products of float32."""
     known: Any = torch.backends
-    if hasattr(
-        getattr(known.cudnn, "conv", None), "fp32_precision"
-    ):  # since torch 2.9, which warns of the older switches
-        outer, inner = [known, known.cudnn, known.mkldnn], [known.cudnn.conv, known.cudnn.rnn, known.cuda.matmul]
-        return [*outer, *inner, known.mkldnn.conv, known.mkldnn.matmul], "fp32_precision", "ieee"
-    return [known.cudnn, known.cuda.matmul], "allow_tf32", False
+    with contextlib.ExitStack() as held:
+        if hasattr(getattr(known.cudnn, "conv", None), "fp32_precision"):  # torch 2.9 warns of the older switches
+            inner = [known.cudnn.conv, known.cudnn.rnn, known.cuda.matmul, known.mkldnn.conv, known.mkldnn.matmul]
+            # outer ones first: what follows them is not set itself, or it would follow them no more
+            for owner in (known, known.cudnn, known.mkldnn, *inner):
+                if owner.fp32_precision != "ieee":
+                    held.enter_context(_swapped(owner, "fp32_precision", "ieee"))
+        else:
+            held.enter_context(_swapped(known.cudnn, "allow_tf32", False))
+            held.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+        yield
 
 
 def _run(function: Callable[..., Any], _: bool, *args: Any) -> Any:
