@@ -25,6 +25,7 @@ class Preconditioner:
     beta: float
     rate: float | None
     decay: Tensor  # (n,) weight decay that is part of the gradient, so of the Hessian; decoupled decay is not
+    unsaid: bool = False  # whether the groups leave open if their weight decay is decoupled
 
     @property
     def limit(self) -> float | None:
@@ -55,6 +56,7 @@ def adam_preconditioner(
     found: dict[str, Tensor] = {}
     decays: dict[str, Tensor] = {}
     betas: set[tuple[float, float | None]] = set()
+    unsaid = False
     for name, shape, group, state in _matched(groups, states, [(name, p.shape) for name, p in named]):
         second, step = state.get("exp_avg_sq"), state.get("step")
         b1, b2, e = _settings(group)
@@ -65,6 +67,7 @@ def adam_preconditioner(
         found[name] = (1 - b1**t) * ((second.double() / (1 - b2**t)).sqrt() + e)
         decay = group.get("weight_decay") or 0.0
         coupled = isinstance(decay, int | float) and not group.get("decoupled_weight_decay", decoupled)
+        unsaid = unsaid or (decay != 0 and "decoupled_weight_decay" not in group)
         decays[name] = torch.full(shape, float(decay) if coupled else 0.0, dtype=torch.float64)
         rate = group.get("lr")
         betas.add((b1, float(rate) if isinstance(rate, int | float | Tensor) else None))
@@ -78,7 +81,7 @@ def adam_preconditioner(
     rates = {rate for _, rate in betas}
     rate = rates.pop() if len(rates) == 1 and len({b for b, _ in betas}) == 1 else None
     decay = problem.parameters.flatten(decays).to(problem.device, problem.dtype)
-    return Preconditioner(diagonal.to(problem.device, problem.dtype), beta, rate, decay)
+    return Preconditioner(diagonal.to(problem.device, problem.dtype), beta, rate, decay, unsaid)
 
 
 def _settings(group: Mapping[str, Any]) -> tuple[float, float, float]:

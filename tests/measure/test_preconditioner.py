@@ -25,7 +25,7 @@ def trained(where, steps=30, optimizer=torch.optim.Adam, groups=None, **options)
 
 def within(where, optimizer):
     state = None if optimizer is None else optimizer.state_dict()
-    subject = Subject(problems={"train": where}, training={"optimizer": "adam"}, optimizer=state)
+    subject = Subject(problems={"train": where}, training={"optimizer": type(optimizer).__name__}, optimizer=state)
     return Context(subjects=(subject,))
 
 
@@ -188,6 +188,23 @@ def test_decay_that_is_part_of_the_gradient_is_part_of_the_hessian(optimizer):
     assert result.top.value == pytest.approx(np.linalg.eigvalsh(dense)[-1], rel=1e-6)
     weights = np.bincount(where.chunk_of.numpy()) / 30
     assert (weights > 0).all() or result.top.chunks is None
+
+
+@pytest.mark.parametrize(
+    ("recorded", "coupled", "said"), [("AdamW", False, False), ("Adam", True, False), ("", True, True)]
+)
+def test_a_state_of_an_older_torch_is_read_by_the_recorded_optimizer_or_says_what_was_assumed(recorded, coupled, said):
+    given = ZOO["tanh mlp"].problem(samples=30)
+    state = trained(given, weight_decay=0.5).state_dict()
+    state["param_groups"][0].pop("decoupled_weight_decay", None)
+    where = fresh(given)
+    training = {"optimizer": recorded} if recorded else {}
+    subject = Subject(problems={"train": where}, training=training, optimizer=state)
+    result = Eigenvalues(preconditioned=True, tolerance=1e-6)(Context(subjects=(subject,)))
+    p = adam_preconditioner(where, state).diagonal.numpy()
+    dense = (dense_hessian(where) + 0.5 * coupled * np.eye(len(p))) / np.sqrt(np.outer(p, p))
+    assert result.top.value == pytest.approx(np.linalg.eigvalsh(dense)[-1], rel=1e-6)
+    assert any("does not say whether Adam or AdamW wrote its optimizer state" in note for note in result.notes) is said
 
 
 def test_groups_of_like_shapes_without_names_are_refused():

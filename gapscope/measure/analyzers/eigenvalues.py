@@ -196,6 +196,11 @@ class Eigenvalues:
             notes.append(
                 f"preconditioned by Adam's second moments; its limit of stability (2 + 2 b1)/((1 - b1) eta): {limit}"
             )
+            if adam.unsaid and not context.training().get("optimizer"):
+                notes.append(
+                    "the file does not say whether Adam or AdamW wrote its optimizer state; Adam's, whose weight decay "
+                    "is part of the gradient, was assumed: record `optimizer` in the checkpoint's training"
+                )
         elif "adam" in str(context.training().get("optimizer", "")).lower():
             notes.append(
                 "trained with Adam: its stability limit needs its preconditioner, so none is shown; "
