@@ -51,18 +51,6 @@ def here(measured, tmp_path):
     return tmp_path
 
 
-def console(folder, *words, **environment):
-    """Run the installed command in a process of its own."""
-    return subprocess.run(
-        [CONSOLE, *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=120,
-        env={**os.environ, **environment},
-    )
-
-
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -85,11 +73,23 @@ def console(folder, *words, **environment):
         (("small.h5", "--max", "eigenvalues/top=0.8884", "--max", "*/top=0.1"), 1, "1 fail, 1 unsure"),
     ],
 )
-def test_verdicts_and_exit_codes_of_real_reports(here, words, code, said):
-    done = console(here, "gate", *words)
-    assert done.returncode == code, done.stderr
-    assert said in " ".join(done.stdout.split())
-    assert done.stderr == ""
+def test_verdicts_and_exit_codes_of_real_reports(run, here, words, code, said):
+    done = run("gate", *words)
+    assert done.code == code, done.err
+    assert said in " ".join(done.out.split())
+    assert done.err == ""
+
+
+def test_the_installed_command_exits_likewise(here):
+    done = subprocess.run(
+        [CONSOLE, "gate", "small.h5", "--max", "eigenvalues/top=0.8884"],
+        capture_output=True,
+        text=True,
+        cwd=here,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (3, "")
+    assert "1 unsure" in done.stdout
 
 
 @pytest.mark.parametrize(

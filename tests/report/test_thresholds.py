@@ -1,12 +1,14 @@
+import math
+
 import numpy as np
 import pytest
 from example_reports import eigenvalues, epsilon_sharpness, report, with_quantity
 
 from gapscope.errors import UsageError
-from gapscope.report.thresholds import Change, analyzers, parsed, select, threshold
+from gapscope.report.thresholds import Change, Threshold, analyzers, parsed, select, threshold
 from gapscope.results import Quantity
 
-KNOWN = {"eigenvalues": ("top", "bottom"), "trace": ("trace",), "curvature": ("top",)}
+KNOWN = {"eigenvalues": ("top", "bottom", "values"), "trace": ("trace",), "curvature": ("top",)}
 
 
 def near_rank():
@@ -54,6 +56,8 @@ def test_brackets_are_labels_and_no_set_of_characters():
     [
         ("eigenvalues/topp", "Did you mean `eigenvalues/top`?"),
         ("eigenvalue/top", "Did you mean `eigenvalues/top`?"),
+        ("eigenvalues/valu", "Did you mean `eigenvalues/values`?"),  # no element of it
+        ("trace/trce", "Did you mean `trace/trace`?"),  # though it was not measured
         ("eigenvalues/values[3]", "Did you mean `eigenvalues/values["),
         ("zzz*/zzz", 'The threshold "zzz*/zzz" selects nothing. Expected'),
         ("trace/*", 'The threshold "trace/*" selects nothing.'),
@@ -82,12 +86,25 @@ def test_every_key_is_read():
     assert found.max_increase == Change(amount=0.25, share=True)
     assert found.max_decrease == Change(amount=3.0)
     assert (str(found.max_increase), str(found.max_decrease)) == ("25 %", "3")
+    third = [str(Change(amount=1 / 3, share=share)) for share in (False, True)]
+    assert third == ["0.333333", "33.3333 %"]
+
+
+def test_limits_at_the_edge_of_what_is_allowed():
+    found = threshold("a/b", {"max": 1, "min": 1, "max_increase": 0, "max_decrease": 0.5, "min_delta": 0}, "x")
+    assert found == Threshold(
+        selector="a/b", max=1.0, min=1.0, max_increase=Change(amount=0.0), max_decrease=Change(amount=0.5)
+    )
+    assert threshold("a/b", {"min": -1}, "x") == Threshold(selector="a/b", min=-1.0)
 
 
 @pytest.mark.parametrize(
     ("selector", "table", "message"),
     [
         ("top", {"max": 1}, '"top" in x names no quantity. Expected ANALYZER/QUANTITY'),
+        ("a/b]", {"max": 1}, '"a/b]" in x names no quantity.'),
+        ("a/b", {"max": 1, "selector": "c/d"}, "has an unknown key `selector`."),
+        ("a/b", {"max_increase": math.inf}, "has `max_increase = inf`. Expected a number from 0 up, or a share"),
         ("a/b", 50, '"a/b" in x is 50. Expected a table of limits'),
         ("a/b", {"maximum": 1}, "has an unknown key `maximum`. Did you mean `max`?"),
         ("a/b", {"level": "warn"}, "has no limit. Expected one or more of max, min"),
@@ -119,3 +136,5 @@ def test_options_are_read():
 def test_an_option_without_a_limit_is_refused(text):
     with pytest.raises(UsageError, match=r"has no limit\. Expected SELECTOR=NUMBER: `--max eigenvalues/top=50`"):
         parsed("max", text)
+    with pytest.raises(UsageError, match=r"`--max-increase eigenvalues/top=25%`"):
+        parsed("max-increase", text)

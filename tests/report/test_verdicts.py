@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from example_reports import adaptive_sharpness, eigenvalues, epsilon_sharpness, gap, report, with_quantity
 
+from gapscope.report.contrasts import paired_rates
 from gapscope.report.thresholds import elements, threshold
 from gapscope.report.verdicts import EVERYWHERE, Check, exit_code, interval_of, judge
 from gapscope.results import Quantity, Status
@@ -47,6 +48,50 @@ def test_a_value_exactly_at_the_limit_passes():
     assert verdict(content, max=math.nextafter(1, 0)) == verdict(content, min=math.nextafter(1, 2)) == "fail"
 
 
+def test_an_interval_that_ends_at_the_limit_is_unsure_above_and_passes_below():
+    content = number(1.0, numerical_error=0.125)  # 0.625 to 1.375, exact in binary
+    assert [verdict(content, max=limit) for limit in (0.625, 1.375)] == ["unsure", "pass"]
+    assert [verdict(content, min=limit) for limit in (0.625, 1.375)] == ["pass", "unsure"]
+
+
+def interval(value, *, population=False, **given):
+    (element,) = elements(number(value, **given))
+    return interval_of(element, population=population)
+
+
+def test_a_bound_is_one_up_to_the_rounding_of_float32():
+    """A lower bound of 1000 may be 1000 (1 - 1e-5), and 3 numerical errors above; a small error is kept as it is."""
+    assert interval(1000.0, bound="lower", numerical_error=0.5) == (1000 - 1e-5 * 1000, 1001.5)
+    assert interval(1000.0, bound="upper", numerical_error=0.5) == (998.5, 1000 + 1e-5 * 1000)
+    assert interval(-1000.0, bound="lower", numerical_error=0.5) == (-1000 - 1e-5 * 1000, -998.5)
+    assert interval(1000.0, numerical_error=0.5) == (998.5, 1001.5)
+    assert interval(1000.0, bound="lower", numerical_error=0.001) == (1000 - 0.003, 1000 + 0.003)
+
+
+def test_for_the_population_an_unknown_error_over_the_data_proves_nothing():
+    assert interval(1.0, numerical_error=0.1, population=True) == EVERYWHERE
+    assert interval(1.0, numerical_error=0.1) == pytest.approx((0.7, 1.3))
+
+
+def test_a_check_says_what_it_looked_at():
+    (found,) = checks(number(1.0, numerical_error=0.125, unit="%"), max=2)
+    assert found == Check(
+        report="now.h5",
+        path="eigenvalues/top",
+        title="top eigenvalue",
+        unit="%",
+        rule="max",
+        limit=2.0,
+        verdict="pass",
+        level="error",
+        value=1.0,
+        baseline=found.baseline,
+        observed=1.0,
+        interval=(0.625, 1.375),
+    )
+    assert math.isnan(found.baseline)
+
+
 def test_an_unconverged_bound_proves_one_side_only():
     lower = number(1.0, status=Status.BUDGET_SPENT, bound="lower", numerical_error=0.01)
     assert [verdict(lower, max=limit) for limit in (5, 0.9)] == ["unsure", "fail"]
@@ -55,6 +100,7 @@ def test_an_unconverged_bound_proves_one_side_only():
     assert [verdict(upper, max=limit) for limit in (5, 0.9)] == ["pass", "unsure"]
     assert [verdict(upper, min=limit) for limit in (5, 0.9)] == ["fail", "unsure"]
     assert verdict(number(1.0, bound="lower", numerical_error=0.01), max=5) == "pass"
+    assert verdict(number(1.0, bound="upper", numerical_error=0.01), min=0.9) == "pass"
 
 
 def test_an_iteration_without_a_stated_error_is_unsure_either_way():
@@ -100,6 +146,9 @@ def test_the_error_over_the_data_counts_under_a_limit_or_for_the_population_only
             {},
             "no `--limit`: their error is not known",
         ),
+        # 1.96 * 0.5 is less than the numerical 3 * 0.4, and 1.96 * 1 more than that
+        (number(1.0, numerical_error=0.4, sampling_error=0.5), {"claim": "population"}, "`--dtype float64`"),
+        (number(1.0, numerical_error=0.4, sampling_error=1.0), {"claim": "population"}, "more data, or `claim"),
     ],
 )
 def test_it_says_what_would_settle_an_unsure_check(content, limits, said):
@@ -125,15 +174,18 @@ def test_what_proves_nothing_cannot_be_judged_and_never_passes(content, said):
         (check,) = checks(content, **limits)
         assert check.verdict == "cannot be judged"
         assert said in check.reason
+        assert "with ± signs" not in check.reason  # of the notes the first
         assert exit_code([check]) == 2
 
 
 def test_what_is_absent_is_explained():
     (plain,) = checks(report(gap()), max=1)
+    assert (plain.reason, plain.unit) == ("it is not in the report", "")
     assert plain.settle == "measure it: `gapscope eigenvalues CHECKPOINT`"
     silent = report(with_quantity(eigenvalues(status=Status.NO_TEST_DATA)))
     (check,) = checks(silent, max=1)
     assert check.reason.startswith("it is not in the report: no test data were given")
+    assert check.settle == ""  # measuring it again would not help
     both = judge({"a.h5": report(), "b.h5": report(gap())}, [threshold("eigen*/top", {"max": 1}, "")])
     assert [(c.verdict, c.settle) for c in both][1] == ("cannot be judged", "measure it: as in the other reports")
 
@@ -146,6 +198,7 @@ def test_differences_are_judged_where_that_is_allowed():
 def test_without_a_baseline_changes_are_skipped_with_the_command_to_accept_one():
     first, second = checks(report(), max=1, max_increase="25%")
     assert (first.verdict, second.verdict) == ("pass", "skipped")
+    assert second.reason == "there is no baseline yet"
     assert second.settle.startswith('`gapscope baseline accept now.h5 --reason "..."`')
     assert exit_code([second]) == 0
 
@@ -175,10 +228,42 @@ def exact(value, **given):
         (-1.0, -0.8, {"max_increase": "25%"}, "pass"),  # a share of the size
         (-1.0, -0.7, {"max_increase": "25%"}, "fail"),
         (0.01, -0.01, {"max_increase": "25%"}, "pass"),
+        (1e9, 1.25e9 + 0.1, {"max_increase": "25%"}, "fail"),  # 1e-10 of the old value is no rounding
+        (1.1, 3.3, {"max_increase": "200%"}, "pass"),  # 3.3 / 1.1 - 1 is not 2
+        (1e6, 1e6 - 0.1, {"max_decrease": 0.1}, "pass"),  # nor is the difference 0.1, by 2e-11
     ],
 )
 def test_changes_against_the_baseline(old, new, limits, expected):
     assert verdict(exact(new), baseline=exact(old), **limits) == expected
+
+
+def change(old, new, **limits):
+    (check,) = checks(new, baseline=old, **limits)
+    return check
+
+
+def test_a_change_says_what_it_looked_at():
+    found = change(exact(0.5), exact(0.75), max_increase="25%", min_delta=0.125)
+    assert (found.verdict, found.limit, found.share) == ("fail", 0.25, True)
+    assert (found.baseline, found.value, found.observed, found.interval) == (0.5, 0.75, 0.5, (0.5, 0.5))
+    assert (found.reason, found.settle) == ("", "")
+    amount = change(exact(0.5), exact(0.75), max_increase=0.125)
+    assert (amount.limit, amount.share, amount.observed, amount.interval) == (0.125, False, 0.25, (0.25, 0.25))
+    for old, new in ((-2.0, -1.0), (2.0, 0.0)):  # a share of the size of what has no ratio is an amount
+        whole = change(exact(old), exact(new), max_increase="50%")
+        assert (whole.limit, whole.share, whole.observed) == (1.0, False, new - old)
+    unsure = change(number(1.0, numerical_error=0.01), number(1.3, numerical_error=0.01), max_increase="25%")
+    assert (unsure.verdict, unsure.settle) == ("unsure", "double precision: `--dtype float64`")
+
+
+def test_what_is_the_same_bit_by_bit_has_not_changed_at_all():
+    same = number(1.0, numerical_error=0.5)
+    found = change(same, same, max_increase=1)
+    assert (found.verdict, found.observed, found.interval) == ("pass", 0.0, (0.0, 0.0))
+    more = with_quantity(
+        eigenvalues(), top=same.results["eigenvalues"].quantities["top"], bottom=Quantity(value=1.0, doc="")
+    )
+    assert change(same, report(replace(more, settings={})), max_increase=1).interval == (-3.0, 3.0)
 
 
 def test_a_change_within_its_error_is_unsure():
@@ -198,6 +283,30 @@ def test_an_unconverged_bound_opens_a_change_on_its_side():
     assert verdict(higher, baseline=done, max_increase="25%") == "fail"
     assert verdict(bound(2.0, Status.CONVERGED), baseline=open_, max_increase="25%") == "unsure"
     assert verdict(bound(1.01, Status.CONVERGED), baseline=open_, max_increase="25%") == "pass"
+    assert change(done, bound(1.5, Status.BUDGET_SPENT), max_increase=1).interval[1] == math.inf
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_change_is_open_where_either_end_is(side):
+    """Above where the new lower bound may rise or the old upper bound may sink; below likewise."""
+
+    def content(value, bound, status):
+        return number(value, status=status, bound=bound, numerical_error=0.125)
+
+    up, down = ("lower", "upper") if side > 0 else ("upper", "lower")
+    for old, new in (
+        (content(1.0, up, Status.CONVERGED), content(2.0, up, Status.BUDGET_SPENT)),
+        (content(1.0, down, Status.BUDGET_SPENT), content(2.0, down, Status.CONVERGED)),
+    ):
+        low, high = change(old, new, max_increase=1).interval
+        assert (low, high) == ((0.25, math.inf) if side > 0 else (-math.inf, 1.75))
+
+
+def test_a_change_whose_error_over_the_data_is_unknown_is_unsure():
+    old, new = number(1.0, numerical_error=0.0), number(3.0, numerical_error=0.0)
+    for limit in ("25%", 1):
+        found = change(old, new, max_increase=limit, claim="population")
+        assert (found.verdict, found.interval) == ("unsure", EVERYWHERE)
 
 
 def test_for_the_population_a_change_is_paired_over_the_chunks():
@@ -214,9 +323,72 @@ def test_for_the_population_a_change_is_paired_over_the_chunks():
     assert verdict(content(1.3, paired=True), baseline=content(1.0, paired=True), **limits) == "fail"
 
 
+def test_for_the_population_an_entry_of_an_array_is_paired_with_its_own_chunks():
+    luck = np.random.default_rng(0).normal(size=(32, 2))
+    luck = 1 + 0.5 * (luck - luck.mean(0))
+
+    def content(values):
+        dims = {"dims": ("x",), "labels": {"x": ("a", "b")}}
+        found = Quantity(
+            value=values,
+            doc="",
+            numerical_error=[0.0, 0.0],
+            sampling_error=[0.3, 0.3],
+            chunks=np.array(values) * luck,
+            **dims,
+        )
+        return report(replace(with_quantity(eigenvalues(), values=found), settings={}))
+
+    limits = {"selector": "eigenvalues/values[b]", "max_increase": "25%", "claim": "population"}
+    found = change(content([1.0, 1.0]), content([7.0, 1.2]), **limits)
+    assert (found.verdict, found.observed) == ("pass", pytest.approx(0.2))
+    assert found.interval == pytest.approx((0.2, 0.2), abs=1e-9)  # the luck of the data cancels to the last digit
+
+
+def test_for_the_population_accuracies_are_paired_over_the_samples():
+    """Ten of 497 samples are lost and none gained: the score interval of paired rates, in percent."""
+    old, new = gap(wrong=range(35)), gap(wrong=range(45))
+    first, last = (record.quantities["test_accuracy"].samples for record in (old, new))
+    low, high = paired_rates(first, last)
+    for unit in ("%", "points"):
+        contents = [with_unit(record, unit) for record in (old, new)]
+        found = change(*contents, selector="gap/test_accuracy", max_decrease=1, claim="population")
+        assert found.observed == pytest.approx(-1000 / 497)
+        assert found.interval == (100 * low, 100 * high)
+    shares = [with_unit(record, "", 0.01) for record in (old, new)]
+    found = change(*shares, selector="gap/test_accuracy", max_decrease=1, claim="population")
+    assert found.interval == (low, high)
+    whole = change(*shares, selector="gap/test_accuracy", max_decrease=1)
+    assert whole.interval[0] == whole.interval[1] == whole.observed  # on these data nothing is left to chance
+
+
+def with_unit(record, unit, factor=1.0):
+    accuracy = record.quantities["test_accuracy"]
+    return report(with_quantity(record, test_accuracy=replace(accuracy, value=factor * accuracy.value, unit=unit)))
+
+
+def two_axes(*dims):
+    labels = {"x": ("a", "b"), "y": ("1", "2")}
+    return Quantity(value=np.eye(2), doc="", dims=dims, labels={dim: labels[dim] for dim in dims})
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        two_axes("y", "x"),
+        replace(two_axes("x", "y"), labels={"x": ("a", "c"), "y": ("1", "2")}),
+    ],
+)
+def test_entries_in_another_order_or_of_other_names_are_incomparable(old):
+    new = report(with_quantity(eigenvalues(), top=two_axes("x", "y")))
+    found = checks(new, baseline=report(with_quantity(eigenvalues(), top=old)), max_increase="25%")
+    assert {check.reason for check in found} == {"incomparable with the baseline: its entries have other labels"}
+
+
 @pytest.mark.parametrize(
     ("baseline", "said"),
     [
+        (report(split="test", dtype="float64"), "baseline: dtype: float64 / float32; split: test / train"),
         (report(split="test"), "incomparable with the baseline: split: test / train"),
         (report(eigenvalues(k=3)), "incomparable with the baseline: eigenvalues.k: 3 / 1"),
         (report(replace(eigenvalues(), version="2")), "eigenvalues.version: 2 / 1"),
