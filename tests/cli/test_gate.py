@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from gapscope.cli.gate import quantities
+from gapscope.errors import ReportError
 from gapscope.report.file import read, write
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +103,15 @@ def test_the_installed_command_exits_likewise(here):
         (("small.h5", "--max", "eigenvalues/tip=1"), "Did you mean `eigenvalues/top`?"),
         (("small.h5", "--max", "*/tip=1"), 'The threshold "*/tip" selects nothing.'),
         (("small.h5", "--max", "eigenvalues/top"), "has no limit. Expected SELECTOR=NUMBER"),
-        ((FIXTURES / "digits-small-batch.pt", "--max", "*/tip=1"), "name no analyzer that could measure"),
+        (
+            ("small.h5", FIXTURES / "digits-small-batch.pt", "--max", "*/tip=1", "--max", "*/tap=1"),
+            f"The thresholds (*/tip, */tap) name no analyzer that could measure {FIXTURES / 'digits-small-batch.pt'}.",
+        ),
+        (
+            ("small.h5", "--max", "eigenvalues/top=1", "--min", "eigenvalues/top=2"),
+            '"eigenvalues/top" in the thresholds has min = 2.0 above max = 1.0.',
+        ),
+        (("small.h5", "--max-increase", "eigenvalues/top"), "`--max-increase eigenvalues/top=25%`"),
         ((FIXTURES / "reports" / "v1.comparison.h5", "--max", "eigenvalues/top=1"), "comparison"),
     ],
 )
@@ -163,12 +172,23 @@ def test_the_same_weights_pass_every_change(run, here):
 
 def test_a_checkpoint_is_measured_first_by_what_the_limits_name(run, small, tmp_path):
     outcome = run("gate", small, "--max", "gap/loss_gap=1", "--min", "gap/test_accuracy=99", "-q")
-    assert outcome.code == 1, outcome.err
+    assert (outcome.code, outcome.err) == (1, "")
     assert list(read(tmp_path / "digits-small-batch.report.h5").results) == ["gap"]
-    again = run("gate", small, "digits-small-batch.report.h5", "--max", "gap/loss_gap=1")
+    again = run("gate", small, "digits-small-batch.report.h5", small, "--max", "gap/loss_gap=1")
     assert again.code == 0
-    assert "measuring" in again.err
-    assert "1 pass" in again.out  # both are the same report
+    assert again.err.count("measuring ") == 1
+    assert "1 pass" in again.out  # all are the same report
+    assert [path.name for path in tmp_path.glob("*.h5")] == ["digits-small-batch.report.h5"]
+
+
+def test_a_report_that_cannot_be_written_is_not_judged(run, small, monkeypatch):
+    def full(report, path):
+        raise ReportError(f"{path} cannot be written: no space. Expected room for it. Make some.")
+
+    monkeypatch.setattr("gapscope.report.file.write", full)
+    outcome = run("gate", small, "--max", "gap/loss_gap=1", "--exit-zero")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "digits-small-batch.report.h5 cannot be written: no space." in outcome.err
 
 
 def test_verbose_lists_every_pass(run, here):
@@ -195,8 +215,10 @@ def test_formats(run, here, monkeypatch):
     words = ("gate", "small.h5", "large.h5", "--max", "eigenvalues/top=1")
     found = json.loads(run(*words, "--format", "json").out)
     assert (found["verdict"], found["exit_code"]) == ("fail", 1)
-    assert run(*words, "--format", "junit").out.startswith("<?xml")
-    assert run(*words, "--format", "markdown").out.startswith("### gapscope gate")
+    for form, start in (("junit", "<?xml"), ("markdown", "### gapscope gate")):
+        out = run(*words, "--format", form).out
+        assert out.startswith(start)
+        assert out == out.rstrip("\n") + "\n"
     plain = run(*words).out
     assert plain == run(*words, "--format", "plain").out == run(*words, "--format", "rich").out
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
@@ -210,6 +232,11 @@ def test_formats(run, here, monkeypatch):
     assert go == f"::{stop.removeprefix('::stop-commands::')}::"
     assert error.startswith("::error title=gapscope gate%3A top eigenvalue::large.h5: fail:")
     assert (here / "summary.md").read_text().startswith("before\n### gapscope gate\n")
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY")
+    passed = run("gate", "small.h5", "--max", "eigenvalues/top=1")  # nothing to annotate, and no summary to write
+    assert passed.code == 0
+    assert passed.out.startswith("::stop-commands::")
+    assert passed.out.endswith(f"{passed.out.partition(chr(10))[0].removeprefix('::stop-commands')}::\n")
 
 
 def test_a_summary_that_cannot_be_written_is_an_error(run, here, monkeypatch):
@@ -246,6 +273,22 @@ def test_every_analyzer_of_one_checkpoint_declares_its_quantities():
     assert known["eigenvalues"][0] == "top"
     assert "loss_gap" in known["gap"]
     assert all(known.values())
+
+
+def test_an_analyzer_that_cannot_be_imported_or_declares_nothing_has_no_quantities(monkeypatch):
+    """Those of other packages."""
+    from gapscope.cli import gate
+
+    class Number:
+        arity = 1
+
+        def __call__(self, context) -> int:
+            return 1
+
+    classes = {"number": Number, "gap": gate.analyzer_class("gap")}
+    monkeypatch.setattr(gate, "names", lambda: ["broken", *classes])
+    monkeypatch.setattr(gate, "analyzer_class", lambda name: classes[name])
+    assert list(quantities()) == ["gap"]
 
 
 def step(text, folder, **environment):
