@@ -45,6 +45,59 @@ def test_other_sizes_than_of_8_bytes_are_refused():
         hdf5.check_heaps(b"\x89HDF\r\n\x1a\n\0\0\0\0\0\4\4\0")
 
 
+def an_object(index, held, content=b""):
+    return struct.pack("<HHIQ", index, 1, 0, held) + content
+
+
+def a_heap(*objects, more=0):
+    return b"GCOL\1\0\0\0" + struct.pack("<Q", 16 + sum(map(len, objects)) + more) + b"".join(objects)
+
+
+SUPERBLOCK = b"\x89HDF\r\n\x1a\n\0\0\0\0\0\x08\x08"
+FIVE, EIGHT = an_object(1, 5, bytes(8)), an_object(2, 8, bytes(8))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        a_heap(FIVE, EIGHT, an_object(0, 24, bytes(8))),  # free: its size includes its head
+        a_heap(an_object(0, 16), an_object(3, 0)),
+        a_heap(FIVE, bytes(8)),  # too little is left for a head
+        a_heap(FIVE) + b"\1" + a_heap(EIGHT),
+        a_heap(an_object(256, 5, bytes(8))),  # only of index 0 does the size include the head
+    ],
+)
+def test_a_heap_that_adds_up_is_passed(content):
+    for version, start in ((b"\0", SUPERBLOCK), (b"\1", SUPERBLOCK), (b"\2", SUPERBLOCK[:9] + b"\x08\x08")):
+        hdf5.check_heaps(SUPERBLOCK[:8] + version + start[9:] + bytes(20) + content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        a_heap(an_object(1, 9, bytes(8))),
+        a_heap(FIVE, an_object(0, 25, bytes(8))),
+        a_heap(FIVE, an_object(0, 0, bytes(8))),
+        a_heap(EIGHT) + a_heap(an_object(2, 9, bytes(8))),
+        a_heap(an_object(1, 24, bytes(8)), more=16),  # adds up, and the file ends before
+    ],
+)
+def test_a_heap_that_does_not_add_up_is_refused_with_its_place(content):
+    at = len(SUPERBLOCK) + content.rindex(b"GCOL")
+    with pytest.raises(ValueError, match=f"its heap at byte {at} does not add up"):
+        hdf5.check_heaps(SUPERBLOCK + content)
+
+
+@pytest.mark.parametrize("sizes", [b"\x08\x04", b"\x04\x08"])
+@pytest.mark.parametrize("version", [0, 1, 2, 3])
+def test_sizes_of_other_than_8_bytes_are_refused_in_every_superblock(version, sizes):
+    start = SUPERBLOCK[:8] + bytes([version])
+    at = 13 if version < 2 else 9
+    hdf5.check_heaps(start + bytes(at - 9) + b"\x08\x08")
+    with pytest.raises(ValueError, match="are not of 8 bytes"):
+        hdf5.check_heaps(start + bytes(at - 9) + sizes + b"\x08\x08")
+
+
 def test_the_heaps_of_reports_add_up(stored):
     hdf5.check_heaps(stored.read_bytes())
     file.write(compare([small_report(), examples.large(examples.eigenvalues(0.3))]), stored)

@@ -19,12 +19,18 @@ from tests.report.example_reports import report
 
 def test_what_a_killed_writer_left_goes_after_an_hour(tmp_path):
     old, young, other = tmp_path / f".one{SUFFIX}", tmp_path / f".two{SUFFIX}", tmp_path / ".other.tmp"
-    for path, age in ((old, ABANDONED + 60), (young, ABANDONED - 60), (other, 10 * ABANDONED)):
+    seen = tmp_path / f"seen{SUFFIX}"  # not hidden: a name that somebody chose
+    folder = tmp_path / f".folder{SUFFIX}"  # cannot be unlinked, which stops nothing
+    folder.mkdir()
+    os.utime(folder, (time.time() - 36000,) * 2)
+    assert ABANDONED == 3600
+    for path, age in ((old, 3660), (young, 3540), (other, 36000), (seen, 36000)):
         path.write_bytes(b"a part")
         os.utime(path, (time.time() - age,) * 2)
     with replacing(tmp_path / "r.h5") as stream:
         stream.write(b"whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([young.name, other.name, "r.h5"])
+    left = [young.name, other.name, seen.name, f".folder{SUFFIX}", "r.h5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left)
 
 
 class Stopped:

@@ -1,5 +1,7 @@
+import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -8,7 +10,9 @@ from pathlib import Path
 import pytest
 from example_reports import large, report
 
+from gapscope import replacing
 from gapscope.errors import ReportError
+from gapscope.report.atomic import replace, replace_together, withheld
 from gapscope.report.file import read_report, write
 
 # Real mechanisms, and the old file stays
@@ -85,3 +89,103 @@ def test_a_kill_at_the_last_moment_leaves_the_old_report(how, path):
     assert path.read_bytes() == before
     left = sorted(set(os.listdir(path.parent)) - {path.name})
     assert left == [] if how == "SIGINT" else len(left) == 1
+
+
+def test_nothing_is_written_while_it_is_withheld(tmp_path, path):
+    before = path.read_bytes()
+    with contextlib.suppress(RuntimeError), withheld(True):
+        write(large(), path)
+        with withheld(False):
+            write(report(), tmp_path / "inner.h5")
+        write(large(), path)
+        raise RuntimeError
+    assert path.read_bytes() == before == (tmp_path / "inner.h5").read_bytes()
+    write(large(), path)
+    assert path.read_bytes() != before
+
+
+def test_a_file_is_whole_on_the_disk_before_it_takes_its_name_and_the_folder_after(tmp_path, monkeypatch):
+    seen, sync, rename = [], os.fsync, os.replace
+
+    def watched(descriptor):
+        folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        seen.append("folder" if folder else os.fstat(descriptor).st_size)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr(os, "replace", lambda *paths: (seen.append("name"), rename(*paths)))
+    replace(tmp_path / "a", b"content")
+    assert seen == [7, "name", "folder"]
+    seen.clear()
+    replace_together({tmp_path / "a": b"one", tmp_path / "b": b"other"})
+    names = seen.index("name")
+    assert seen[:2] == [3, 5]  # both are on the disk before either takes its name
+    assert names == 3
+    assert seen.count("name") == seen.count("folder") == 2
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two files and one that does not exist yet, with new contents."""
+    for name in "ab":
+        (tmp_path / name).write_bytes(f"old {name}".encode())
+    return {tmp_path / name: f"new {name}".encode() for name in "abc"}
+
+
+def contents(pair):
+    return [path.read_bytes().decode() if path.exists() else "" for path in pair]
+
+
+def test_files_are_replaced_together(pair):
+    replace_together(pair)
+    assert contents(pair) == ["new a", "new b", "new c"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize(
+    ("renamed", "after"),
+    [
+        (0, ["old a", "old b", ""]),
+        (1, ["old a", "old b", ""]),
+        (2, ["old a", "old b", ""]),
+        (3, ["new a", "new b", "new c"]),  # the first is the last: then it is done
+    ],
+)
+def test_a_stop_between_two_renamings_puts_the_old_ones_back(renamed, after, stop, pair, monkeypatch):
+    done, rename = [], os.replace
+
+    def stopped(*paths):
+        if len(done) < renamed:
+            rename(*paths)
+        done.append(paths)
+        if len(done) == max(renamed, 1):
+            monkeypatch.setattr(os, "replace", rename)
+            raise stop("stopped")
+
+    monkeypatch.setattr(os, "replace", stopped)
+    expected = ReportError if stop is OSError else stop
+    with pytest.raises(expected, match="a cannot be written: stopped" if stop is OSError else "stopped"):
+        replace_together(pair)
+    assert contents(pair) == after
+    assert len(os.listdir(next(iter(pair)).parent)) == sum(map(bool, after))
+
+
+def test_a_place_among_several_that_cannot_be_written_changes_none(pair, tmp_path):
+    with pytest.raises(ReportError, match=r"a cannot be written: No such file .* another place with `--html`"):
+        replace_together({**pair, tmp_path / "none" / "d": b""}, option="--html")
+    assert contents(pair) == ["old a", "old b", ""]
+    with pytest.raises(ReportError, match="another place with `--plot`"):
+        replace(tmp_path / "none" / "d", b"", option="--plot")
+
+
+def test_one_at_a_time_changes_the_files_of_a_folder(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "r.h5")
+    (tmp_path / "real").mkdir()
+    folder = os.open(tmp_path / "real", os.O_RDONLY)
+    with replacing.in_turn(tmp_path / "link"), pytest.raises(BlockingIOError):
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it was let go
+    os.close(folder)
+    with replacing.in_turn(tmp_path / "none" / "r.h5"):  # nothing to lock: nobody waits
+        pass

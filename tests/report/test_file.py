@@ -1,16 +1,18 @@
 import math
+import re
 import time
 from dataclasses import fields, replace
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from example_reports import eigenvalues, large, plane, report, together, with_quantity
+from example_reports import eigenvalues, gap, large, plane, report, together, with_quantity
 from example_reports import path as path_record
 
 from gapscope.errors import ReportError
 from gapscope.report.comparison import compare
-from gapscope.report.file import read, read_report, write
+from gapscope.report.file import _at, read, read_report, write
 from gapscope.results import Quantity, Status
 
 
@@ -43,6 +45,26 @@ def test_a_report_reads_as_it_was_written(path):
 
 def test_the_message_is_the_sentence_of_the_status(path):
     assert read_report(path).results["gap"].message == Status.EXACT.value
+    with h5py.File(path, "r") as file:
+        assert file["results/gap"].attrs["message"] == Status.EXACT.value
+
+
+def test_what_other_readers_rely_on(tmp_path):
+    """Settings with sorted keys, 0 and 1 in one byte each and packed, a scale of the chunks where there are any."""
+    alone, outcomes = eigenvalues().quantities["top"], np.array([0, 1, 1])
+    record = with_quantity(gap(), rate=Quantity(value=0.5, doc="", samples=outcomes, dims=()))
+    empty = with_quantity(eigenvalues(), top=Quantity(value=0.5, doc="", samples=np.zeros(0)))
+    write(report(replace(record, settings={"z": 1, "a": 2}), empty), tmp_path / "r.h5")
+    with h5py.File(tmp_path / "r.h5", "r") as file:
+        assert file["results/gap"].attrs["settings"] == '{"a": 2, "z": 1}'
+        stored = file["results/gap/samples/rate"]
+        assert (stored.dtype, stored.compression, stored[()].tolist()) == (np.uint8, "gzip", [0, 1, 1])
+        assert "chunk" not in file["results/gap"]
+    assert read_report(tmp_path / "r.h5").results["eigenvalues"].quantities["top"].samples.shape == (0,)
+    write(report(with_quantity(eigenvalues(), top=alone)), tmp_path / "r.h5")
+    with h5py.File(tmp_path / "r.h5", "r") as file:
+        assert file["results/eigenvalues/chunk"][()].tolist() == list(range(32))
+        assert file["results/eigenvalues/chunks/top"].dims[0].label == "chunk"
 
 
 def test_a_comparison_reads_as_it_was_written(tmp_path):
@@ -73,6 +95,8 @@ def test_a_comparison_without_rows_and_results_is_one(tmp_path):
     write(replace(together(), rows=(), reading=(), results={}), tmp_path / "c.h5")
     after = read(tmp_path / "c.h5")
     assert (after.rows, after.results) == ((), {})
+    with h5py.File(tmp_path / "c.h5", "r") as file:
+        assert file["results"].attrs["default"] == "comparison"
 
 
 def test_a_comparison_is_byte_reproducible_outside_the_environment(tmp_path):
@@ -107,6 +131,12 @@ def test_the_file_is_byte_reproducible(path, tmp_path):
     time.sleep(1.1)  # HDF5's own time stamps have a resolution of a second
     write(report(), tmp_path / "again.h5")
     assert (tmp_path / "again.h5").read_bytes() == path.read_bytes()
+
+
+def test_a_report_is_written_where_it_belongs_and_nowhere_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(report(), "r.h5")
+    assert [one.name for one in tmp_path.iterdir()] == ["r.h5"]
 
 
 def test_the_environment_changes_nothing_outside_itself(path, tmp_path):
@@ -153,6 +183,19 @@ def test_viewers_find_the_first_array(path):
         assert file.attrs["default"] == "results"
         assert file["results"].attrs["default"] == "eigenvalues"
         assert file["results/eigenvalues"].attrs["signal"] == "values"
+        kinds = [file[name].attrs["NX_class"] for name in ("/", "results", "results/eigenvalues")]
+        assert kinds == ["NXroot", "NXentry", "NXdata"]
+    numbers = with_quantity(gap(), **{k: q for k, q in gap().quantities.items() if not q.dims})
+    write(report(numbers, eigenvalues()), path)  # the first that is an array, not the first
+    with h5py.File(path, "r") as file:
+        assert file["results"].attrs["default"] == "eigenvalues"
+        assert dict(file["results/gap"].attrs)["NX_class"] == "NXcollection"
+        assert "signal" not in file["results/gap"].attrs
+    write(compare([report(), large()]), path)
+    with h5py.File(path, "r") as file:
+        assert file["results"].attrs["default"] == "comparison"
+        table = file["results/comparison"].attrs
+        assert (table["NX_class"], table["signal"]) == ("NXdata", "values")
 
 
 LABELS = {"rank": ("1", "2")}
@@ -167,13 +210,15 @@ UNFIT = {
     },
     "`a/b` cannot be stored": {"a/b": Quantity(value=1, doc="")},
     "`chunk` cannot be stored": {"a": Quantity(value=[1], doc="", dims=("chunk",), labels={"chunk": ("1",)})},
+    **{f"`{name}` cannot be stored": {name: Quantity(value=1, doc="")} for name in ("", ".", "a\0b", "a__b")},
+    **{f"`{name}` cannot be stored": {name: Quantity(value=1, doc="")} for name in ("samples", "chunks", "comparison")},
 }
 
 
 @pytest.mark.parametrize("message", UNFIT)
 def test_quantities_that_the_format_cannot_hold_are_refused(message, path):
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         write(report(with_quantity(eigenvalues(), **UNFIT[message])), path)
     assert path.read_bytes() == before
 
@@ -227,7 +272,42 @@ def test_a_newer_report_is_refused(path):
 
 
 def test_an_unfinished_report_is_refused(path):
-    assert "was never finished. Expected a complete report." in damage(path, lambda file: file.attrs.pop("complete"))
+    for change in (
+        lambda file: file.attrs.pop("complete"),
+        attribute("/", "complete", 0),
+        attribute("/", "format_version", 0),
+        lambda file: file.attrs.pop("format_version"),
+    ):
+        write(report(), path)
+        assert "was never finished. Expected a complete report." in damage(path, change)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyError("a name"), "a name"),
+        (IndexError("out of range"), "out of range"),
+        (OSError(5, "Input/output error"), "[Errno 5] Input/output error"),
+        (RuntimeError("first line\nsecond"), "first line"),
+        (OverflowError("infinite"), "infinite"),
+        (ValueError(""), "unreadable"),
+        (KeyError(), "unreadable"),
+        (TypeError("an array"), "an array"),
+        (AttributeError("None"), "None"),
+    ],
+)
+def test_whatever_damage_raises_becomes_one_error_of_one_line(error, said):
+    with pytest.raises(ReportError) as caught, _at(Path("r.h5"), "/x"):
+        raise error
+    assert str(caught.value).startswith(f"r.h5 is damaged at /x: {said}. Expected what gapscope wrote.")
+
+
+def test_a_lock_keeps_nobody_from_reading(path):
+    """Reports are replaced, never changed; some network drives leave locks behind."""
+    fcntl = pytest.importorskip("fcntl")
+    with path.open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert read_report(path).results
 
 
 def test_a_comparison_is_no_report(tmp_path):

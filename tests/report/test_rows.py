@@ -84,6 +84,8 @@ def test_runs_that_no_subject_has_are_damage(path):
 def test_damage_in_a_run_is_reported_with_its_place(path):
     said = refusal(path, lambda file: file.__delitem__("subjects/1/runs/0/training"))
     assert "is damaged at /subjects/1/runs/0/training: `training` is missing" in said
+    said = refusal(path, lambda file: file["subjects/1/runs/0"].attrs.__setitem__("label", 3))
+    assert "is damaged at /subjects/1/runs/0: `label` is a int64, not a string." in said
 
 
 def test_runs_have_no_runs_of_their_own(path):
