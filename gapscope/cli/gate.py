@@ -182,7 +182,7 @@ def _is_hdf5(path: Path) -> bool:
     return bool(h5py.is_hdf5(path))
 
 
-def show(checks: "Sequence[Check]", own: Own, code: int, *, verbose: bool = False) -> None:
+def show(checks: "Sequence[Check]", own: Own, code: int, *, verbose: bool) -> None:
     """Print the verdicts in the format asked for."""
     from gapscope.report import ci, terminal
 

@@ -134,6 +134,7 @@ def test_the_error_over_the_data_counts_under_a_limit_or_for_the_population_only
             {},
             "more `--max-matvecs`",
         ),
+        (number(1.0, numerical_error=1.0, settings={"draws": 3}), {}, "more work: more `--draws` of `gapscope eigenv"),
         (number(1.0, numerical_error=1.0), {}, "double precision: `--dtype float64`"),
         (number(1.0, numerical_error=0.0, sampling_error=1.0), {"claim": "population"}, 'or `claim = "data"`'),
         (
@@ -193,6 +194,8 @@ def test_what_is_absent_is_explained():
 def test_differences_are_judged_where_that_is_allowed():
     content = number(1.0, status=Status.EXACT, settings={"hvp": "differences"})
     assert verdict(content, max=2, allow_differences=True) == "pass"
+    (check,) = judge({"now.h5": content}, [threshold("eigenvalues/top", {"max": 2}, "")])
+    assert check.verdict == "cannot be judged"
 
 
 def test_without_a_baseline_changes_are_skipped_with_the_command_to_accept_one():
