@@ -38,7 +38,7 @@ def texts(given: Sequence[str]) -> Any:
 
 def put_texts(group: h5py.Group, name: str, given: Sequence[str]) -> None:
     """Store strings as one attribute."""
-    group.attrs.create(name, texts(given), dtype=_STRINGS)
+    group.attrs[name] = texts(given)
 
 
 def put_array(group: h5py.Group, name: str, values: Any, scales: Sequence[Any], **storage: Any) -> Any:
@@ -164,10 +164,8 @@ def _dataset(group: h5py.Group, names: Sequence[str], kinds: str) -> Any:
     data = member(group, names[-1], h5py.Dataset)
     if data.is_virtual or data.external:
         raise ValueError(f"`{data.name}` keeps its values in other files, which are never followed")
-    if not data.size or data.dtype.kind not in kinds:
-        stored = data.size == 0 and data.dtype.kind in kinds
-    else:  # values that nobody wrote take no room in a file, and gigabytes in memory; zlib packs 1,032 to 1 at best
-        stored = data.size <= LARGEST and data.nbytes <= 1100 * data.id.get_storage_size()
-    if not stored:
+    # values that nobody wrote take no room in a file, and gigabytes in memory; zlib packs 1,032 to 1 at best
+    stored = data.size is not None and data.size <= LARGEST and data.nbytes <= 1100 * data.id.get_storage_size()
+    if not stored or data.dtype.kind not in kinds:
         raise ValueError(f"`{data.name}` holds {data.size} elements of {data.dtype}, which is not what a report holds")
     return data

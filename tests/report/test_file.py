@@ -11,6 +11,7 @@ from example_reports import eigenvalues, gap, large, plane, report, together, wi
 from example_reports import path as path_record
 
 from gapscope.errors import ReportError
+from gapscope.report import hdf5
 from gapscope.report.comparison import compare
 from gapscope.report.file import _at, read, read_report, write
 from gapscope.results import Quantity, Status
@@ -338,13 +339,36 @@ def unstore(name):
     return change
 
 
-TOP = "/results/eigenvalues/top"
+def outside(name):
+    def change(file):
+        del file[name]
+        file.create_dataset(name, (2,), "f8", external=[("secret.bin", 0, 16)])
+
+    return change
+
+
+def misname(name):
+    """An attribute whose name is no text."""
+
+    def change(file):
+        h5py.h5a.create(file[name].id, b"\xff", h5py.h5t.NATIVE_DOUBLE, h5py.h5s.create(h5py.h5s.SCALAR))
+
+    return change
+
+
+TOP, VALUES = "/results/eigenvalues/top", "/results/eigenvalues/values"
 DAMAGES = [
     (lambda file: file.__delitem__(TOP), TOP, "`top` is missing"),
     (put(TOP, h5py.SoftLink("/results")), TOP, "`top` is a soft link, which is never followed"),
     (put(TOP, h5py.ExternalLink("other.h5", "/x")), TOP, "`top` is an external link, which is never followed"),
     (unstore(TOP), TOP, "keeps its values in other files, which are never followed"),
+    (outside(VALUES), VALUES, "keeps its values in other files, which are never followed"),
     (put(TOP, "text"), TOP, "which is not what a report holds"),
+    (put(TOP, h5py.Empty("f8")), TOP, "holds None elements of float64, which is not what a report holds"),
+    (put(VALUES, np.zeros(0, "S1")), VALUES, "holds 0 elements of |S1, which is not what a report holds"),
+    (misname("/subject/training"), "/subject/training", "the name b'\\xff' is not UTF-8"),
+    (attribute("/results", "order", ["."]), "/results/.", "`.` is not the name of a member"),
+    (attribute("/results", "order", [""]), "/results/", "`` is not the name of a member"),
     (put(f"{TOP}__numerical_error", np.zeros(3)), TOP, "numerical_error has shape (3,)"),
     (put("/results/eigenvalues/values", np.zeros(2)), "/results/eigenvalues/values", "`` is not the name of a member"),
     (attribute(TOP, "better", "sideways"), TOP, "`better` is 'sideways', not one of lower, higher, none"),
@@ -375,6 +399,22 @@ def test_a_hostile_size_is_refused_before_it_is_read(path):
         file.create_dataset(TOP, (2**40,), chunks=(2**20,), dtype="f8")
 
     assert f"holds {2**40} elements" in damage(path, change)
+
+
+def test_values_that_nobody_wrote_are_refused_whatever_their_size(path):
+    def change(file):
+        del file[TOP]
+        file.create_dataset(TOP, (2**10,), chunks=(2**10,), dtype="f8")
+
+    assert "holds 1024 elements of float64, which is not what a report holds" in damage(path, change)
+
+
+def test_too_many_values_are_refused_however_well_they_are_packed(path, monkeypatch):
+    write(report(with_quantity(eigenvalues(), values=eigenvalues().quantities["values"])), path)
+    monkeypatch.setattr(hdf5, "LARGEST", 2)
+    assert read_report(path).results
+    monkeypatch.setattr(hdf5, "LARGEST", 1)
+    assert "holds 2 elements of float64, which is not what a report holds" in refusal(path)
 
 
 ROW_DAMAGES = [
