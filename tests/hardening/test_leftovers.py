@@ -27,9 +27,10 @@ def test_what_a_killed_writer_left_goes_after_an_hour(tmp_path):
     for path, age in ((old, 3660), (young, 3540), (other, 36000), (seen, 36000)):
         path.write_bytes(b"a part")
         os.utime(path, (time.time() - age,) * 2)
+    (tmp_path / f".link{SUFFIX}").symlink_to(other)  # young itself
     with replacing(tmp_path / "r.h5") as stream:
         stream.write(b"whole")
-    left = [young.name, other.name, seen.name, f".folder{SUFFIX}", "r.h5"]
+    left = [f".link{SUFFIX}", young.name, other.name, seen.name, f".folder{SUFFIX}", "r.h5"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left)
 
 

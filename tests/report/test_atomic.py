@@ -189,3 +189,47 @@ def test_one_at_a_time_changes_the_files_of_a_folder(tmp_path):
     os.close(folder)
     with replacing.in_turn(tmp_path / "none" / "r.h5"):  # nothing to lock: nobody waits
         pass
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files")
+def test_no_file_stays_open(tmp_path):
+    before = os.listdir("/proc/self/fd")
+    replace(tmp_path / "a", b"content")
+    with replacing.in_turn(tmp_path / "a"):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_a_folder_that_cannot_be_synced_stops_nothing(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def watched(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError("not here")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    replace(tmp_path / "a", b"content")
+    assert (tmp_path / "a").read_bytes() == b"content"
+
+
+def test_what_stops_the_writing_is_what_is_raised(tmp_path):
+    """Only of a RuntimeError what it was raised from: that is torch, which cannot finish its archive."""
+    with pytest.raises(RuntimeError, match="own"), replacing.replacing(tmp_path / "a"):
+        raise RuntimeError("own")
+    with pytest.raises(RuntimeError, match="own"), replacing.replacing(tmp_path / "a"):
+        raise_from(KeyError("first"), RuntimeError("own"))
+    with pytest.raises(ValueError, match="own"), replacing.replacing(tmp_path / "a"):
+        raise_from(OSError("first"), ValueError("own"))
+    with pytest.raises(OSError, match="first"), replacing.replacing(tmp_path / "a"):
+        raise_from(OSError("first"), RuntimeError("own"))
+    with pytest.raises(FileNotFoundError), replacing.replacing(tmp_path / "a") as stream:
+        os.unlink(stream.name)  # by somebody else: there is nothing left to rename or to remove
+    assert os.listdir(tmp_path) == []
+
+
+def raise_from(first, second):
+    try:
+        raise first
+    except type(first):
+        raise second  # noqa: B904 (as torch does)
