@@ -249,12 +249,17 @@ def _is_importable(module: str) -> bool:
         return False
 
 
+def _plain_dict(*_: object) -> dict[object, object]:
+    """Return a dictionary to fill in the place of a defaultdict, which torch's reader of weights does not fill."""
+    return {}
+
+
 def _harmless() -> list[tuple[object, str]]:
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
     pairs: list[tuple[object, str]] = [
         (argparse.Namespace, "argparse.Namespace"),
         (types.SimpleNamespace, "types.SimpleNamespace"),
-        (collections.defaultdict, "collections.defaultdict"),
+        (_plain_dict, "collections.defaultdict"),
         (collections.OrderedDict, "collections.OrderedDict"),
         *((getattr(python_builtins, name), f"builtins.{name}") for name in ("list", "dict", "set", "int", "float")),
         *(

@@ -41,6 +41,10 @@ def test_a_file_finds_the_modules_beside_it_and_the_path_is_restored(folder):
     ("spec", "message"),
     [
         ("zoo", "`zoo` names no object. Expected `pkg.mod:attr` or `path/file.py:attr`."),
+        (":Net", "`:Net` names no object."),
+        ("zoo:", "`zoo:` names no object."),
+        ("absent.sub:x", "There is no module `absent.sub` here or among the installed packages."),
+        ("quits.py:x", "Importing `quits.py` raised SystemExit: 3. Fix that file first."),
         ("zooo:Net", "There is no module `zooo` here or among the installed packages. Did you mean `zoo`?"),
         ("zoo:Nett", "`zoo` has no `Nett`. Did you mean `Net`?"),
         ("zoo:qqqqqq", "`zoo` has no `qqqqqq`. It defines Net, not_a_module, broken"),
@@ -61,13 +65,39 @@ def test_a_name_that_does_not_resolve_says_why(folder, spec, message):
         resolve(spec)
 
 
+def test_a_file_that_fails_leaves_none_of_its_own_modules_and_all_others(folder, monkeypatch):
+    (folder / "pkg").mkdir()
+    (folder / "pkg" / "__init__.py").write_text("import colorsys\n")
+    (folder / "pkg" / "bad.py").write_text("from . import sibling\n1 / 0\n")
+    (folder / "pkg" / "sibling.py").write_text("")
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    before = set(sys.modules)
+    with pytest.raises(LoadError, match="ZeroDivisionError"):
+        resolve("pkg/bad.py:x")
+    assert set(sys.modules) - before == {"colorsys"}
+
+
+def test_the_folder_of_a_named_file_comes_before_the_current_one_and_both_before_installed_packages(folder):
+    (folder / "sub").mkdir()
+    for place, text in (("sub/beside_it.py", "x = 1"), ("beside_it.py", "x = 2"), ("colorsys.py", "y = 3")):
+        (folder / place).write_text(text)
+    (folder / "sub" / "main.py").write_text("from beside_it import x\nfrom colorsys import y\n")
+    sys.modules.pop("colorsys", None)
+    try:
+        assert (resolve("sub/main.py:x"), resolve("sub/main.py:y")) == (1, 3)
+    finally:
+        for name in ("beside_it", "colorsys"):
+            sys.modules.pop(name, None)
+
+
 def test_a_recorded_builtin_needs_no_trust():
     assert recorded("mlp") == 1
 
 
 @pytest.mark.parametrize("kind", ["model", "data", "test data", "loss"])
 @pytest.mark.parametrize(
-    "spec", ["os:system", "zoo:run", "zoo.py:run", "canary:build", "canary.py:build", "logging:os.system"]
+    "spec",
+    ["os:system", "builtins:eval", "zoo:run", "zoo.py:run", "canary:build", "canary.py:build", "logging:os.system"],
 )
 def test_an_untrusted_recorded_name_is_refused_before_any_import(folder, kind, spec):
     with pytest.raises(
@@ -75,7 +105,7 @@ def test_an_untrusted_recorded_name_is_refused_before_any_import(folder, kind, s
     ) as error:
         recorded(spec, kind=kind)
     flag = {"model": "-m", "data": "-d", "test data": "--test-data", "loss": "--loss"}[kind]
-    if spec == "os:system":
+    if spec in ("os:system", "builtins:eval"):
         assert f"can run any command: the file may be an attack. Name the {kind} yourself: `{flag} NAME`" in str(
             error.value
         )
@@ -125,6 +155,12 @@ def test_a_recorded_name_may_have_letters_of_any_language(spec):
     check_recorded(spec, kind="model", trust=Trust((), embedded=True))
 
 
+def test_a_recorded_name_has_at_most_300_letters():
+    check_recorded("a" * 298 + ":b", kind="model", trust=Trust((), embedded=True))
+    with pytest.raises(LoadError, match="not of the form"):
+        check_recorded("a" * 299 + ":b", kind="model", trust=Trust((), embedded=True))
+
+
 @pytest.mark.parametrize(
     ("spec", "named"),
     [
@@ -133,6 +169,7 @@ def test_a_recorded_name_may_have_letters_of_any_language(spec):
         ("photos", "photos"),
         ("a/../dätä.npz", "'a/../dätä.npz'"),
         ("x\ny.npz", "NAME"),
+        ("", "NAME"),
         ("d" * 301, "NAME"),
         (7, "NAME"),
     ],
@@ -172,6 +209,7 @@ def test_an_installed_package_is_not_shadowed_by_a_file_beside_the_checkpoint(fo
         ("posix.system", "would let the file run any code"),
         ("builtins.eval", "would let the file run any code"),
         ("__main__.Config", "was defined by the script that saved the file and cannot be imported"),
+        ("nowhere.deep.Thing", "names nothing importable. Expected `package.module.Class`"),
         ("nowhere.Thing", "names nothing importable. Expected `package.module.Class`"),
         ("argparse.Namespac", "`argparse` has no `Namespac`. Did you mean `Namespace`?"),
     ],

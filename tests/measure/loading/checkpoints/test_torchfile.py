@@ -15,12 +15,16 @@ import safetensors.torch
 import torch
 
 from gapscope.errors import LoadError
-from gapscope.measure.loading.checkpoints.torchfile import read_torch_file
-from gapscope.measure.loading.trust import Trust
+from gapscope.measure.loading.checkpoints.torchfile import read_torch_file, unsafe_error
+from gapscope.measure.loading.trust import HARMLESS, Trust
 
 
 class Config:
     """A class of the user's own."""
+
+
+class Other:
+    """And another."""
 
 
 def read(path, *allowed: str):
@@ -49,6 +53,47 @@ def test_harmless_companions_of_weights_load_without_a_flag(tmp_path):
     assert read_back["history"].tolist() == [0, 1, 2]
     assert str(read_back["path"]) == "runs/x"
     assert read_back["when"] == content["when"]
+
+
+VALUES = [
+    collections.defaultdict(kind, a=kind()) for kind in (list, dict, set, int, float)
+] + [
+    types.SimpleNamespace(a=1),
+    collections.OrderedDict(a=1),
+    datetime.datetime(2020, 1, 2, 3, tzinfo=datetime.UTC),
+    datetime.date(2020, 1, 2),
+    datetime.time(1, 2),
+    datetime.timedelta(seconds=3),
+    pathlib.PurePosixPath("a/b"),
+    pathlib.Path("a/b"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("dump", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
+def test_every_harmless_class_is_read(tmp_path, dump, value):
+    dump({"w": torch.ones(2), "value": value}, tmp_path / "a.pt")
+    found = read(tmp_path / "a.pt").value["value"]  # of a defaultdict a dict
+    assert str(found) == str(value) if isinstance(value, pathlib.PurePath) else found == value
+
+
+@pytest.mark.parametrize("code", [code for code in np.typecodes["All"] if code != "O"])
+def test_arrays_and_numbers_of_every_kind_are_read_and_of_objects_not_by_torch(tmp_path, code):
+    array = np.zeros(2, "V3") if code == "V" else np.ones(2) if code in "Mm" else np.ones(2, code)
+    array = array.astype(f"{code}8[s]") if code in "Mm" else array
+    content = {"w": torch.ones(2), "array": array, "number": array[0]}
+    torch.save(content, tmp_path / "a.pt")
+    found = read(tmp_path / "a.pt").value
+    assert (found["array"].dtype, found["number"].dtype) == (array.dtype, array[0].dtype)
+    assert "numpy.dtypes.ObjectDType" not in {name for _, name in HARMLESS}
+
+
+def test_names_of_numpy_1_are_those_of_numpy_2(tmp_path):
+    for dump in (np.float64(0.5), np.arange(3)):
+        content = pickle.dumps({"x": dump}, 2)
+        assert b"numpy._core." in content
+        (tmp_path / "a.pkl").write_bytes(content.replace(b"numpy._core.", b"numpy.core."))
+        np.testing.assert_equal(read(tmp_path / "a.pkl").value["x"], dump)
 
 
 def test_a_windows_path_loads_everywhere(tmp_path):
@@ -166,6 +211,11 @@ def test_what_had_to_be_trusted_is_returned(tmp_path):
     name = f"{__name__}.Config"
     assert read(tmp_path / "a.pt", name).trust == f"allowed globals: {name}"
     assert read_torch_file(tmp_path / "a.pt", Trust(file=True)).trust == "the whole file was trusted"
+    content = {"w": torch.ones(2), "config": Config()}
+    torch.save(content, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
+    for path in ("legacy.pt", "a.pkl"):
+        assert read(tmp_path / path, name, "argparse.Namespace").trust == f"allowed globals: {name}"
     torch.save({"w": torch.ones(2)}, tmp_path / "plain.pt")
     for trust in (Trust(file=True), Trust(allowed_globals=(name,))):
         assert read_torch_file(tmp_path / "plain.pt", trust).trust == "nothing from the file runs"
@@ -179,6 +229,34 @@ def test_a_trusted_file_gives_its_module(tmp_path, dump):
     assert content.format.name == "pickled module"
 
 
+def test_a_large_pickle_is_trusted_or_refused_from_its_beginning(tmp_path):
+    """Reading has gone far beyond one buffer before it meets the first class."""
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"long": "x" * 2**20, "config": Config(), "other": Other()}))
+    assert isinstance(read_torch_file(path, Trust(file=True)).value["config"], Config)
+    with pytest.raises(LoadError) as error:
+        read(path)
+    assert f"plain tensors: {__name__}.Config, {__name__}.Other\n" in str(error.value)
+    assert f"file?     --allow-global {__name__}.Config --allow-global {__name__}.Other\n" in str(error.value)
+
+
+def test_at_most_five_names_are_shown():
+    names = [f"a.B{i}" for i in range(7)]
+    shown = ["a.B0, a.B1, a.B2, a.B3, a.B4" + more for more in ("", " and 1 more", " and 2 more")]
+    for count, said in zip((5, 6, 7), shown, strict=True):
+        assert f"not plain tensors: {said}\n" in str(unsafe_error(pathlib.Path("a.pt"), names[:count]))
+    dangerous = [f"os.f{i}" for i in range(7)]
+    assert "would run os.f0, os.f1, os.f2, os.f3, os.f4 when" in str(unsafe_error(pathlib.Path("a.pt"), dangerous))
+
+
+def test_a_class_of_the_script_that_saved_it_cannot_be_allowed():
+    said = str(unsafe_error(pathlib.Path("a.pt"), ["__main__.Config"]))
+    assert "--allow-global" not in said
+    assert said.endswith(
+        "was loaded.\n  Keep only the weights:  " + '`torch.save(model.state_dict(), "weights.pt")` where it was made'
+    )
+
+
 def test_a_trusted_file_whose_classes_are_gone_says_so(tmp_path):
     torch.save(Config(), tmp_path / "a.pt")
     (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes().replace(b"Config", b"Konfig"))
@@ -190,5 +268,14 @@ def test_looking_does_not_read_the_numbers(tmp_path):
     safetensors.torch.save_file({"w": torch.ones(2, 3, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
     seen = read_torch_file(tmp_path / "a.safetensors", Trust(), values=False).value["w"]
     assert (seen.device.type, seen.shape, seen.dtype) == ("meta", (2, 3), torch.bfloat16)
-    torch.save({"w": torch.ones(2)}, tmp_path / "a.pt")
-    assert read_torch_file(tmp_path / "a.pt", Trust(), values=False).value["w"].shape == (2,)
+    for zipped in (True, False):
+        torch.save({"w": torch.ones(2)}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+        assert read_torch_file(tmp_path / "a.pt", Trust(), values=False).value["w"].shape == (2,)
+
+
+def test_what_was_read_stays_when_the_file_changes(tmp_path):
+    """The digest is that of the numbers: they are not mapped."""
+    torch.save({"w": torch.ones(2000)}, tmp_path / "a.pt")
+    found = read(tmp_path / "a.pt").value["w"]
+    (tmp_path / "a.pt").write_bytes(bytes((tmp_path / "a.pt").stat().st_size))
+    assert float(found.sum()) == 2000
