@@ -74,7 +74,8 @@ def test_a_loss_with_equal_weights_is_bound_to_itself():
     assert CE.bound(targets).per_sample is CE.per_sample
     assert MSE.bound(targets) == MSE
     again = CE.bound(torch.tensor([[1, -100], [1, 1]]))
-    assert again.bound(torch.tensor([[1, 1]])) == again  # of the data it was bound to first
+    for ragged in ([[1, 1]], [[1, -100], [1, 1]]):
+        assert again.bound(torch.tensor(ragged)) == again  # of the data it was bound to first
     with pytest.raises(LoadError, match=r"`cross-entropy` leaves out every target. Expected some with a weight"):
         CE.bound(torch.full((3,), -100))
 
@@ -86,6 +87,17 @@ def test_smoothing_keeps_its_digits_where_the_network_is_sure():
     wide = hessian(lambda z: loss(z, targets).sum())(outputs.double())
     assert torch.allclose(narrow, wide, rtol=1e-5, atol=1e-24)
     assert 0 < wide[0, 0, 0, 0] < 1e-10
+
+
+def test_one_class_is_always_right_and_flat():
+    outputs, targets = torch.tensor([[300.0], [-2.0]]), torch.tensor([0, 0])
+    for found in derivatives(lambda z: CE.per_sample(z, targets).mean(), outputs):
+        assert torch.equal(found, torch.zeros_like(found))
+    assert CE.per_sample(outputs, targets).shape == (2,)
+
+
+def test_every_loss_is_listed_under_its_name():
+    assert all(loss.name == name for name, loss in LOSSES.items())
 
 
 def test_a_causal_language_model_is_judged_by_the_next_token():
@@ -143,6 +155,8 @@ def test_the_name_says_the_options_in_one_way():
         ("cross-entropy:0.1", "`cross-entropy` has no option `0.1`."),
         ("mse:x=1", "`mse` has no option `x`. Expected none"),
         ("cross-entropy:weight=2", "`weight` is 2. Expected numbers, 0 or more, as [1, 2.5]. Mend `--loss`."),
+        ("cross-entropy:label_smoothing=-0.1", "`label_smoothing` is -0.1. Expected a number from 0 to 1."),
+        ("cross-entropy:label_smoothing=true", "`label_smoothing` is True. Expected a number from 0 to 1."),
         ("cross-entropy:label_smoothing=2", "`label_smoothing` is 2. Expected a number from 0 to 1."),
         ("cross-entropy:ignore_index=1.5", "`ignore_index` is 1.5. Expected a label."),
         ("bce-with-logits:pos_weight=[nan]", "`pos_weight` is [nan]. Expected numbers, 0 or more"),
@@ -188,6 +202,30 @@ def test_the_loss_follows_the_kind_of_target():
     assert infer_loss(torch.tensor([1.0])) is MSE
 
 
+class NetForCausalLM(torch.nn.Module):
+    """Tokens (B, T) to scores (B, T, 9)."""
+
+    def forward(self, tokens):
+        return F.one_hot(tokens, 9).double()
+
+
+class NetForMaskedLM(NetForCausalLM):
+    pass
+
+
+def test_a_language_model_tells_its_loss_by_its_name_and_targets():
+    ids = torch.arange(10).reshape(2, 5) % 9
+    following, left_out = ids.roll(-1, 1), ids.clone()
+    following[:, -1], left_out[:, 1] = 7, -100
+    assert infer_loss(ids, NetForMaskedLM(), ids) is LOSSES["masked-lm"]
+    for targets in (ids, left_out, ids.flip(1)):
+        assert infer_loss(targets, NetForCausalLM(), ids) is LOSSES["causal-lm"]
+        assert infer_loss(targets, NetForCausalLM(), {"input_ids": ids}) is LOSSES["causal-lm"]
+    assert infer_loss(following, NetForCausalLM(), ids) is CE  # the next tokens already
+    following[0, 1] = -100
+    assert infer_loss(following, NetForCausalLM(), ids) is CE
+
+
 def test_a_users_loss_is_used_as_it_is(folder):
     outputs, targets = torch.randn(3, 2), torch.tensor([0, 1, 1])
     assert build("zoo:l1").per_sample(outputs, targets).shape == (3,)
@@ -221,6 +259,15 @@ def test_a_loss_that_returns_one_number_is_refused(folder, spec):
         build(spec).per_sample(torch.randn(3, 2), torch.tensor([0, 1, 1]))
 
 
+def test_a_users_loss_gives_a_tensor_of_one_number_per_sample(folder):
+    with (folder / "zoo.py").open("a") as file:
+        file.write("\ndef listed(outputs, targets):\n    return [0.0] * len(targets)\n")
+        file.write("\ndef whole(outputs, targets):\n    return (outputs - targets).square().mean((1, 2))\n")
+    with pytest.raises(LoadError, match="returned list for 3 samples"):
+        build("zoo:listed").per_sample(torch.randn(3, 2), torch.tensor([0, 1, 1]))
+    assert build("zoo:whole").per_sample(torch.ones(3, 2, 2), torch.zeros(3, 2, 2)).tolist() == [1, 1, 1]
+
+
 def test_outputs_of_another_shape_are_shown_beside_the_targets():
     with pytest.raises(
         LoadError, match=r"returns \(3, 2, 2\) for targets \(3,\). Cross-entropy expects one score per class"
@@ -242,6 +289,8 @@ def test_a_recorded_loss_that_is_not_trusted_is_not_imported(folder):
 def test_scores_for_one_place_alone_are_led_on():
     with pytest.raises(LoadError, match=r"\(2, 1, 9\) for targets \(2, 5\): scores for one place of 5. Expected"):
         classes_last(torch.rand(2, 1, 9), torch.ones(2, 5).long())
+    with pytest.raises(LoadError, match=r"\(2,\) for targets \(2, 5\)\. Cross-entropy expects one score per class"):
+        classes_last(torch.rand(2), torch.ones(2, 5).long())
 
 
 def test_numbers_in_another_order_never_fit():
@@ -254,6 +303,7 @@ def test_numbers_in_another_order_never_fit():
 def test_torchs_losses_of_equal_shapes_are_averaged_over_the_outputs(name):
     outputs, targets = torch.rand(7, 3), torch.rand(7, 3)
     loss, theirs = build(f"torch.nn:{name}"), getattr(torch.nn, name)()
+    assert loss.per_sample(outputs, targets).shape == (7,)
     assert torch.allclose(loss.per_sample(outputs, targets).mean(), theirs(outputs, targets))
     flat = loss.per_sample(outputs[:, :1], targets[:, 0])  # which torch would broadcast
     assert torch.allclose(flat.mean(), theirs(outputs[:, 0], targets[:, 0]))

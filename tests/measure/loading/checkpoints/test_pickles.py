@@ -11,18 +11,24 @@ import pytest
 import torch
 
 from gapscope.measure.loading.checkpoints.pickles import (
+    PLAIN,
     NotAdmittedError,
     Record,
     Restricted,
+    dtype_of,
     load_plain,
     names_in,
     record_of,
 )
-from gapscope.measure.loading.trust import Trust
+from gapscope.measure.loading.trust import HARMLESS, Trust
 
 
 class Own:
     """A class of the user's own."""
+
+
+class Other:
+    """And another."""
 
 
 class Evil:
@@ -63,6 +69,14 @@ def test_a_name_that_is_not_admitted_is_not_called(tmp_path, monkeypatch):
     assert not (tmp_path / "sang").exists()
 
 
+@pytest.mark.parametrize("name", ["torch save", "torch.nn Linear", "os float32", "torch float33"])
+def test_of_torch_only_dtypes_are_admitted_by_their_names(name):
+    assert load({"dtype": torch.bfloat16}, protocol=2)["dtype"] is torch.bfloat16
+    assert dtype_of("torch.float32") is torch.float32
+    with pytest.raises(NotAdmittedError, match=name.replace(" ", ".")):
+        load_plain(io.BytesIO(b"\x80\x02c%s\n." % name.replace(" ", "\n").encode()), Trust())
+
+
 def test_a_class_that_the_user_allows_is_admitted():
     with pytest.raises(NotAdmittedError, match="Own"):
         load(Own())
@@ -101,6 +115,46 @@ def test_an_unknown_object_is_kept_as_what_it_was_made_of():
     assert made.name == f"{__name__}.Own"
     made.__setstate__({"a": 1})
     assert made["a"] == 1
+
+
+PUTS = {"MEMOIZE": b"\x94", "BINPUT": b"q%c", "LONG_BINPUT": b"r%c\0\0\0", "PUT": b"p%d\n"}
+GETS = {"BINGET": b"h%c", "LONG_BINGET": b"j%c\0\0\0", "GET": b"g%d\n"}
+
+
+@pytest.mark.parametrize("put", PUTS)
+@pytest.mark.parametrize("get", GETS)
+def test_names_that_are_put_away_and_taken_up_again_are_listed(put, get):
+    """The second and the third of three texts are kept, and fetched in the other order among others."""
+
+    def text(content):
+        return b"\x8c%c%s" % (len(content), content)
+
+    def kept(index):
+        return PUTS[put] % index if b"%" in PUTS[put] else PUTS[put]
+
+    content = b"\x80\x04" + text(b"nothing") + kept(0) + text(b"system") + kept(1) + text(b"posix") + kept(2)
+    content += text(b"later") + GETS[get] % 2 + GETS[get] % 1 + b"\x93."
+    assert names_in(io.BytesIO(content)) == {"posix.system"}
+    first = b"\x80\x04" + text(b"posix") + kept(0) + text(b"later") + GETS[get] % 0 + text(b"system") + b"\x93."
+    assert names_in(io.BytesIO(first)) == {"posix.system"}
+
+
+def test_names_of_every_opcode_are_listed():
+    assert names_in(io.BytesIO(b"(iposix\nsystem\n.")) == {"posix.system"}
+    assert names_in(io.BytesIO(b"cposix\nsystem\n.")) == {"posix.system"}
+    two = pickle.dumps([Own(), Other(), *map(str, range(300)), Other()], 4)  # the module once, and far from its end
+    assert names_in(io.BytesIO(two)) == {f"{__name__}.Own", f"{__name__}.Other"}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_what_tensors_and_arrays_name_is_plain(protocol):
+    half = torch.ones(2).half()
+    content = [half, torch.nn.Parameter(half), torch.Size([1]), np.ones(2), collections.OrderedDict(a=1), b"x"]
+    named = names_in(io.BytesIO(pickle.dumps(content, protocol)))
+    assert {name for name in named if not dtype_of(name)} <= PLAIN.union(name for _, name in HARMLESS)
+    for name in ("numpy._core.numeric._frombuffer", "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v3"):
+        assert name in PLAIN
+    assert {"numpy.core.numeric._frombuffer", "torch.device", "torch.nn.parameter.Parameter"} <= PLAIN
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
