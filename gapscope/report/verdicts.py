@@ -283,13 +283,12 @@ def _contrast(case: _Case, old: Element, *, share: bool) -> Interval:
 
     def scalar(element: Element) -> contrasts.Scalar:
         quantity, index = element.quantity, element.index
-        whole = not case.population
         return contrasts.Scalar(
             value=element.at(quantity.value),
             numerical=_numerical(element),
-            sampling=0.0 if whole else element.at(quantity.sampling_error),
-            chunks=None if whole or quantity.chunks is None else np.moveaxis(quantity.chunks, 0, -1)[index],
-            samples=None if whole or quantity.dims else quantity.samples,
+            sampling=element.at(quantity.sampling_error) if case.population else 0.0,
+            chunks=None if quantity.chunks is None else np.moveaxis(quantity.chunks, 0, -1)[index],
+            samples=None if quantity.dims else quantity.samples,
         )
 
     first, last = scalar(old), scalar(case.element)

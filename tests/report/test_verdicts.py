@@ -201,7 +201,7 @@ def test_differences_are_judged_where_that_is_allowed():
 def test_without_a_baseline_changes_are_skipped_with_the_command_to_accept_one():
     first, second = checks(report(), max=1, max_increase="25%")
     assert (first.verdict, second.verdict) == ("pass", "skipped")
-    assert second.reason == "there is no baseline yet"
+    assert (second.reason, second.limit, second.share) == ("there is no baseline yet", 0.25, True)
     assert second.settle.startswith('`gapscope baseline accept now.h5 --reason "..."`')
     assert exit_code([second]) == 0
 
@@ -233,7 +233,9 @@ def exact(value, **given):
         (0.01, -0.01, {"max_increase": "25%"}, "pass"),
         (1e9, 1.25e9 + 0.1, {"max_increase": "25%"}, "fail"),  # 1e-10 of the old value is no rounding
         (1.1, 3.3, {"max_increase": "200%"}, "pass"),  # 3.3 / 1.1 - 1 is not 2
-        (1e6, 1e6 - 0.1, {"max_decrease": 0.1}, "pass"),  # nor is the difference 0.1, by 2e-11
+        (0.7, 2.1, {"max_increase": "200%"}, "pass"),  # nor 2.1 / 0.7 - 1, which is above it
+        (1000000.2, 1000000.3, {"max_increase": 0.1}, "pass"),  # nor is the difference 0.1, by 9e-11
+        (1000000.2, 1000000.31, {"max_increase": 0.1}, "fail"),
     ],
 )
 def test_changes_against_the_baseline(old, new, limits, expected):
@@ -363,6 +365,19 @@ def test_for_the_population_accuracies_are_paired_over_the_samples():
     assert found.interval == (low, high)
     whole = change(*shares, selector="gap/test_accuracy", max_decrease=1)
     assert whole.interval[0] == whole.interval[1] == whole.observed  # on these data nothing is left to chance
+
+
+def test_entries_of_an_array_are_not_paired_over_samples_that_are_of_none_of_them():
+    outcomes = gap().quantities["test_accuracy"].samples
+    axis = {"dims": ("x",), "labels": {"x": ("a",)}}
+    old, new = (
+        Quantity(value=[value], doc="", numerical_error=[0.0], sampling_error=[0.1], samples=outcomes, **axis)
+        for value in (0.9, 0.8)
+    )
+    contents = [report(replace(with_quantity(eigenvalues(), top=one), settings={})) for one in (old, new)]
+    found = change(*contents, max_decrease=1, claim="population")
+    half = 1.96 * math.hypot(0.1, 0.1)
+    assert found.interval == pytest.approx((-0.1 - half, -0.1 + half), abs=1e-4)
 
 
 def with_unit(record, unit, factor=1.0):
