@@ -36,7 +36,7 @@ def test_a_heap_that_hdf5_walks_for_ever_is_refused(stored, head):
     at = data.index(b"GCOL\1") + 16
     data[at : at + 16] = head
     stored.write_bytes(data)
-    with pytest.raises(ReportError, match=r"its heap at byte \d+ does not add up. Expected what gapscope wrote"):
+    with pytest.raises(ReportError, match=r"damaged at /: its heap at byte \d+ does not add up\. Expected what"):
         file.read(stored)
 
 
@@ -63,6 +63,7 @@ FIVE, EIGHT = an_object(1, 5, bytes(8)), an_object(2, 8, bytes(8))
         a_heap(FIVE, EIGHT, an_object(0, 24, bytes(8))),  # free: its size includes its head
         a_heap(an_object(0, 16), an_object(3, 0)),
         a_heap(FIVE, bytes(8)),  # too little is left for a head
+        a_heap(FIVE, bytes(15)),
         a_heap(FIVE) + b"\1" + a_heap(EIGHT),
         a_heap(an_object(256, 5, bytes(8))),  # only of index 0 does the size include the head
     ],
@@ -78,6 +79,8 @@ def test_a_heap_that_adds_up_is_passed(content):
         a_heap(an_object(1, 9, bytes(8))),
         a_heap(FIVE, an_object(0, 25, bytes(8))),
         a_heap(FIVE, an_object(0, 0, bytes(8))),
+        a_heap(FIVE, an_object(0, 0)),
+        a_heap(an_object(1, 2**56)),
         a_heap(EIGHT) + a_heap(an_object(2, 9, bytes(8))),
         a_heap(an_object(1, 24, bytes(8)), more=16),  # adds up, and the file ends before
     ],

@@ -174,6 +174,10 @@ def test_a_place_among_several_that_cannot_be_written_changes_none(pair, tmp_pat
     with pytest.raises(ReportError, match=r"a cannot be written: No such file .* another place with `--html`"):
         replace_together({**pair, tmp_path / "none" / "d": b""}, option="--html")
     assert contents(pair) == ["old a", "old b", ""]
+    new = tmp_path / "c"
+    with pytest.raises(ReportError, match=r"c cannot be written: No such file .* another place with `--output`"):
+        replace_together({new: b"", tmp_path / "none" / "d": b""})
+    assert not new.exists()
     with pytest.raises(ReportError, match="another place with `--plot`"):
         replace(tmp_path / "none" / "d", b"", option="--plot")
 

@@ -117,9 +117,9 @@ def test_no_result_may_take_the_place_of_the_rows(tmp_path):
 
 def test_nan_infinity_and_odd_strings_survive(tmp_path):
     odd = Quantity(value=[math.nan, -math.inf], doc="a\0b \udcff ü", dims=("d",), labels={"d": ("", "λ")})
-    write(report(with_quantity(eigenvalues(), odd=odd), name="bad\udcff"), tmp_path / "r.h5")
+    write(report(with_quantity(eigenvalues(), oddX=odd), name="bad\udcff"), tmp_path / "r.h5")
     after = read_report(tmp_path / "r.h5")
-    same_quantity(after.results["eigenvalues"].quantities["odd"], replace(odd, doc="a\\0b \\udcff ü"))
+    same_quantity(after.results["eigenvalues"].quantities["oddX"], replace(odd, doc="a\\0b \\udcff ü"))
     assert after.conditions["name"] == "bad\\udcff"
 
 

@@ -44,6 +44,11 @@ def test_a_selector_selects_by_name_label_and_glob(selector, expected):
     assert paths(selector) == expected
 
 
+def test_an_element_is_called_by_its_title_and_labels():
+    (found,) = select("*/near_rank[fc1,rel:1e-2]", [report(near_rank())], KNOWN)[0]
+    assert found.name.endswith(" rank, fc1, rel:1e-2")
+
+
 def test_brackets_are_labels_and_no_set_of_characters():
     """fnmatch would let `[fc1]` match the single letter f."""
     assert paths("*/near_rank[*]") == paths("*/near_rank")
