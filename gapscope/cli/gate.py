@@ -141,9 +141,10 @@ def _reports(
     from gapscope.report.file import read_report
     from gapscope.report.thresholds import analyzers
 
+    paths = list(dict.fromkeys(paths))
     read = {path: read_report(path) for path in paths if _is_hdf5(path)}
     wanted = list(dict.fromkeys(name for one in thresholds for name in analyzers(one.selector, known)))
-    if len(read) < len(set(paths)) and not wanted:
+    if len(read) < len(paths) and not wanted:
         listed = ", ".join(one.selector for one in thresholds)
         raise UsageError(
             f"The thresholds ({listed}) name no analyzer that could measure {next(p for p in paths if p not in read)}. "
@@ -151,10 +152,10 @@ def _reports(
         )
     jobs: dict[Path, Job] = {}
     for path in paths:
-        if path not in read and path not in jobs:
+        if path not in read:
             jobs[path] = prepare(path, common, list(jobs.values()))
     found = {}
-    for path in dict.fromkeys(paths):
+    for path in paths:
         if path in read:
             found[str(path)] = read[path]
             continue

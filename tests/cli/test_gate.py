@@ -111,6 +111,8 @@ def test_the_installed_command_exits_likewise(here):
             ("small.h5", "--max", "eigenvalues/top=1", "--min", "eigenvalues/top=2"),
             '"eigenvalues/top" in the thresholds has min = 2.0 above max = 1.0.',
         ),
+        (("small.h5", "--max", "eigenvalues/top=1", "--json"), "No such option: --json"),
+        (("small.h5", "--max", "eigenvalues/top=1", "--output", "x.h5"), "No such option: --output"),
         (("small.h5", "--max-increase", "eigenvalues/top"), "`--max-increase eigenvalues/top=25%`"),
         ((FIXTURES / "reports" / "v1.comparison.h5", "--max", "eigenvalues/top=1"), "comparison"),
     ],
@@ -237,6 +239,22 @@ def test_formats(run, here, monkeypatch):
     assert passed.code == 0
     assert passed.out.startswith("::stop-commands::")
     assert passed.out.endswith(f"{passed.out.partition(chr(10))[0].removeprefix('::stop-commands')}::\n")
+
+
+def test_auto_is_rich_on_a_terminal_alone(run, here, monkeypatch):
+    shown = []
+    monkeypatch.setattr("gapscope.report.terminal.output", shown.append)
+    words = ("gate", "small.h5", "--max", "eigenvalues/top=1")
+    assert run(*words).out.endswith("gate: 1 pass\n")
+    assert shown == []
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run(*words).out == ""
+    assert len(shown) == 1
+
+
+def test_own_options_may_come_from_the_environment(run, here, monkeypatch):
+    monkeypatch.setenv("GAPSCOPE_GATE_ON_UNSURE", "fail")
+    assert run("gate", "small.h5", "--max", "eigenvalues/top=0.8884").code == 1
 
 
 def test_a_summary_that_cannot_be_written_is_an_error(run, here, monkeypatch):
