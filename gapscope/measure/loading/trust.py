@@ -185,8 +185,6 @@ def _load_file(path: Path) -> types.ModuleType:
     module.__file__, module.__package__ = str(path.resolve()), names[-2]
     sys.modules[package] = root
     try:
-        for parent in names[1:-1]:
-            importlib.import_module(parent)
         sys.modules[name] = module  # dataclasses and pickling look their module up
         exec(compile(source, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:

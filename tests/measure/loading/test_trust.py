@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from gapscope.errors import LoadError
-from gapscope.measure.loading.trust import Trust, check_recorded, resolve, resolve_recorded, safe_globals
+from gapscope.measure.loading.trust import Trust, check_recorded, importable, resolve, resolve_recorded, safe_globals
 
 
 def recorded(spec: str, *trusted: str, embedded: bool = False, kind: str = "model") -> object:
@@ -88,6 +88,16 @@ def test_the_folder_of_a_named_file_comes_before_the_current_one_and_both_before
     finally:
         for name in ("beside_it", "colorsys"):
             sys.modules.pop(name, None)
+
+
+def test_only_the_folder_of_a_named_file_becomes_importable_with_the_current_one(folder):
+    before = list(sys.path)
+    for spec, folders in (("zoo:Net", [folder]), (":", [folder]), ("sub/net.py:Net", [folder / "sub", folder])):
+        with importable(spec):
+            assert sys.path == [*map(str, folders), *before]
+        with importable(spec, cwd_first=False):
+            assert sys.path == [*before, *map(str, folders[::-1])]
+    assert sys.path == before
 
 
 def test_a_recorded_builtin_needs_no_trust():

@@ -142,6 +142,8 @@ def test_names_that_are_put_away_and_taken_up_again_are_listed(put, get):
 def test_names_of_every_opcode_are_listed():
     assert names_in(io.BytesIO(b"(iposix\nsystem\n.")) == {"posix.system"}
     assert names_in(io.BytesIO(b"cposix\nsystem\n.")) == {"posix.system"}
+    framed = b"\x80\x04\x8c\x05posix\x95" + bytes(8) + b"\x8c\x06system\x93."  # a frame begins between the two
+    assert names_in(io.BytesIO(framed)) == {"posix.system"}
     two = pickle.dumps([Own(), Other(), *map(str, range(300)), Other()], 4)  # the module once, and far from its end
     assert names_in(io.BytesIO(two)) == {f"{__name__}.Own", f"{__name__}.Other"}
 

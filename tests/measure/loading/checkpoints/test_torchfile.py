@@ -240,6 +240,12 @@ def test_a_large_pickle_is_trusted_or_refused_from_its_beginning(tmp_path):
     assert f"file?     --allow-global {__name__}.Config --allow-global {__name__}.Other\n" in str(error.value)
 
 
+def test_a_damaged_pickle_of_classes_is_refused_by_the_first(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps([Config(), "x" * 1000, Other()], 2)[:-500])
+    with pytest.raises(LoadError, match=rf"holds objects that are not plain tensors: {__name__}\.Config\n"):
+        read(tmp_path / "a.pkl")
+
+
 def test_at_most_five_names_are_shown():
     names = [f"a.B{i}" for i in range(7)]
     shown = ["a.B0, a.B1, a.B2, a.B3, a.B4" + more for more in ("", " and 1 more", " and 2 more")]
