@@ -116,6 +116,11 @@ def test_labels_to_be_left_out_are_accepted():
     assert note == "data: the data: 2 of 6 labels are -1, left out of the loss"
 
 
+def test_outputs_from_0_to_1_that_add_up_to_something_else_are_no_softmax():
+    net = nn.Sequential(nn.Linear(3, 2), nn.Sigmoid())
+    assert check_fit(net, "m", data(X, Y), loss("cross-entropy")) == ()
+
+
 def test_one_output_for_labels_is_led_to_the_binary_loss():
     with pytest.raises(LoadError, match=r"has 1 output. Expected one output per class. .*: `--loss bce-with-logits`."):
         check_fit(nn.Linear(3, 1), "m", data(X, Y), loss("cross-entropy"))

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from gapscope.errors import LoadError
 from gapscope.measure.loading.checkpoints.checkpoint import read_checkpoint
-from gapscope.measure.loading.checkpoints.distributed import ADMITTED, read_distributed
+from gapscope.measure.loading.checkpoints.distributed import ADMITTED, _place, read_distributed
 from gapscope.measure.loading.checkpoints.pickles import names_in
 from gapscope.measure.loading.trust import Trust
 
@@ -48,6 +48,13 @@ def save(folder, content):
         warnings.simplefilter("ignore")  # that there is one process only
         dcp.save(content, checkpoint_id=folder)
     return folder
+
+
+def test_a_tensor_is_placed_at_the_end_of_its_path():
+    content = {}
+    for at, path in enumerate((["w"], ["a", "w"], ["a", "b", "w"])):
+        _place(content, path, at)
+    assert content == {"w": 0, "a": {"w": 1, "b": {"w": 2}}}
 
 
 @pytest.fixture

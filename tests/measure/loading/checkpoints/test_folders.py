@@ -65,6 +65,12 @@ def test_a_folder_with_one_file_and_one_with_pickled_shards(tmp_path):
     assert set(read(folder).tensors) == {"w", "v"}
 
 
+def test_an_index_may_have_another_beginning(sharded):
+    """As those of the parts of a pipeline have."""
+    (sharded / "model.safetensors.index.json").rename(sharded / "text_encoder.safetensors.index.json")
+    assert set(read(sharded).tensors) == {"fc1.weight", "fc2.weight"}
+
+
 def test_looking_reads_no_numbers(sharded):
     assert read_folder(sharded, Trust(), values=False).tensors["fc1.weight"].device.type == "meta"
 

@@ -59,6 +59,7 @@ def test_a_format_is_told_whatever_the_suffix(tmp_path, write, found):
     [
         (hdf5, "HDF5 file", "`gapscope show "),
         (tar, "tar archive, perhaps of torch before 0.4", "Expected a file of a later torch."),
+        (b"sys_info\0", "tar archive, perhaps of torch before 0.4", "Expected a file of a later torch."),
         (lambda p: archive(p, "config.json", "model.weights.h5"), "Keras archive", "np.savez(path"),
         (lambda p: archive(p, "a/readme"), "zip of something else", "Expected a file made by `torch.save`"),
         (b"GGUF\3\0\0\0", "GGUF file", "PyTorch or safetensors original"),

@@ -44,6 +44,8 @@ def test_the_target_is_found_by_name_or_is_last_and_said():
     assert pair.targets.tolist() == [0, 1, 0]
     assert pair.notes == ("data: t: the target is the last column, `b`",)
     assert pair_of_columns({"a": X, "b": Y}, Keys(target="b"), "t", last=True).notes == ()
+    assert target_name({"LABEL": 0, "label": 1}) == "label"
+    assert target_name({"LABEL": 0, "Label": 1}) == "LABEL"
 
 
 def test_an_input_may_be_its_own_target():

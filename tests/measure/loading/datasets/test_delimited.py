@@ -24,6 +24,7 @@ def read(path, text, keys=Keys()):  # noqa: B008
         ("a.csv", '\ufeff"a","target","b"\n"1","0","0.5"\n"2","1","1.5"\n'),
         ("a.csv", ",a,b,c\n0,1,0.5,0\n1,2,1.5,1\n"),
         ("a.csv", "1,0.5,0\n2,1.5,1\n"),
+        ("a.csv", "0,1,label\n1,0.5,0\n2,1.5,1\n"),  # text above a number is a name, though others are numbers
     ],
 )
 def test_features_and_classes_are_found(tmp_path, name, text):
