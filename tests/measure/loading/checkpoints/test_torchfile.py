@@ -89,11 +89,11 @@ def test_arrays_and_numbers_of_every_kind_are_read_and_of_objects_not_by_torch(t
 
 
 def test_names_of_numpy_1_are_those_of_numpy_2(tmp_path):
-    for dump in (np.float64(0.5), np.arange(3)):
-        content = pickle.dumps({"x": dump}, 2)
-        assert b"numpy._core." in content
-        (tmp_path / "a.pkl").write_bytes(content.replace(b"numpy._core.", b"numpy.core."))
-        np.testing.assert_equal(read(tmp_path / "a.pkl").value["x"], dump)
+    for value in (np.float64(0.5), np.arange(3)):
+        old = pickle.dumps({"x": value}, 2).replace(b"numpy._core.", b"numpy.core.")
+        for content in (old, old.replace(b"numpy.core.", b"numpy._core.")):
+            (tmp_path / "a.pkl").write_bytes(content)
+            np.testing.assert_equal(read(tmp_path / "a.pkl").value["x"], value)
 
 
 def test_a_windows_path_loads_everywhere(tmp_path):
