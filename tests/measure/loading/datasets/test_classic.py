@@ -60,6 +60,7 @@ def test_damaged_idx_files_say_so(mnist):
         (huge, "bytes, but the file is too short to hold them"),
         (gzip.compress(huge), "bytes, but the file is too short to hold them"),
         (gzip.compress(good)[:-20], "is a damaged gzip file"),
+        (b"\x1f\x8b\x07" + gzip.compress(good)[3:], "is a damaged gzip file"),  # packed in a way that nobody knows
         (gzip.compress(good + bytes(2**22)), "declares 3,920 bytes and holds more"),
         (b"\0\0\x0d\x03", "is no IDX file of bytes (it starts with b'\\x00\\x00\\r\\x03')"),
         (b"", "is no IDX file of bytes (it starts with b'')"),

@@ -34,6 +34,18 @@ class Augmented(Dataset):
         return X[i] * torch.randint(0, 2, ()), Y[i]
 
 
+class Endless(Dataset):
+    """Samples by number, and no number of samples."""
+
+    def __getitem__(self, i):
+        return X[i], Y[i]
+
+
+def test_arrays_without_splits_that_were_named_as_test_data_are_all_test():
+    for found in ({"images": X, "labels": Y}, SET):
+        assert read_object("mine:data", lambda found=found: found, split="test").targets.tolist() == Y.tolist()
+
+
 @pytest.mark.parametrize(
     "factory",
     [
@@ -45,6 +57,7 @@ class Augmented(Dataset):
         lambda: DataLoader(Subset(SET, range(10)), batch_size=4),
         lambda: DataLoader(SET, batch_sampler=[[0, 1], [2]]),
         lambda: DataLoader(SET, batch_size=None),
+        lambda: DataLoader(Endless(), sampler=range(10), batch_size=4),
         lambda: DataLoader(TensorDataset(X.view(2, 5, 2), Y.view(2, 5)), batch_size=None),
         lambda: DataLoader(Stream(), batch_size=4),
         lambda: Stream(),

@@ -152,6 +152,7 @@ def test_parquet_files_in_a_folder_are_named_after_their_split(tmp_path):
     (tmp_path / "data" / "test-0.parquet").rename(tmp_path / "data" / "all.parquet")
     assert len(read_table_folder(tmp_path, "train", NONE, whole=False).targets) == 3
     assert read_table_folder(tmp_path, "test", NONE, whole=False) is None
+    assert len(read_table_folder(tmp_path, "test", NONE, whole=True).targets) == 3
     write(tmp_path / "data" / "more.parquet", {"other": [1]})
     with pytest.raises(LoadError, match=r"its files do not fit together \(Arrow"):
         read_table_folder(tmp_path, "train", NONE, whole=False)
