@@ -15,7 +15,7 @@ import torch
 
 from gapscope.measure.loading.trust import HARMLESS, Trust, safe_globals
 
-PLAIN = frozenset(  # what pickled tensors name, of whatever age
+PLAIN = frozenset(  # what pickled tensors name, of whatever age, besides what is harmless
     {
         *(f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "parameter")),
         *(
@@ -23,7 +23,7 @@ PLAIN = frozenset(  # what pickled tensors name, of whatever age
             "torch._utils._rebuild_sparse_tensor",
             "torch.serialization._get_layout",
         ),
-        *("torch.storage._load_from_bytes", "torch.Size", "_codecs.encode", "collections.OrderedDict", "torch.device"),
+        *("torch.storage._load_from_bytes", "torch.Size", "_codecs.encode", "torch.device"),
         *("torch._tensor._rebuild_from_type_v2", "torch.Tensor", "torch.nn.parameter.Parameter"),
         *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"),
     }
