@@ -61,10 +61,13 @@ def test_what_other_readers_rely_on(tmp_path):
         stored = file["results/gap/samples/rate"]
         assert (stored.dtype, stored.compression, stored[()].tolist()) == (np.uint8, "gzip", [0, 1, 1])
         assert "chunk" not in file["results/gap"]
+        axis = file["results/gap/samples/rate__sample"]  # netCDF's name for a dimension without values
+        assert axis.attrs["NAME"] == b"This is a netCDF dimension but not a netCDF variable.         3"
     assert read_report(tmp_path / "r.h5").results["eigenvalues"].quantities["top"].samples.shape == (0,)
     write(report(with_quantity(eigenvalues(), top=alone)), tmp_path / "r.h5")
     with h5py.File(tmp_path / "r.h5", "r") as file:
         assert file["results/eigenvalues/chunk"][()].tolist() == list(range(32))
+        assert file["results/eigenvalues/chunk"].attrs["NAME"] == b"chunk"
         assert file["results/eigenvalues/chunks/top"].dims[0].label == "chunk"
 
 
@@ -181,7 +184,7 @@ def test_xarray_opens_a_result_with_labels(path):
 
 def test_viewers_find_the_first_array(path):
     with h5py.File(path, "r") as file:
-        assert file.attrs["default"] == "results"
+        assert (file.attrs["format"], file.attrs["default"]) == ("gapscope-report", "results")
         assert file["results"].attrs["default"] == "eigenvalues"
         assert file["results/eigenvalues"].attrs["signal"] == "values"
         kinds = [file[name].attrs["NX_class"] for name in ("/", "results", "results/eigenvalues")]
@@ -195,6 +198,7 @@ def test_viewers_find_the_first_array(path):
     write(compare([report(), large()]), path)
     with h5py.File(path, "r") as file:
         assert file["results"].attrs["default"] == "comparison"
+        assert file.attrs["format"] == "gapscope-comparison"
         table = file["results/comparison"].attrs
         assert (table["NX_class"], table["signal"]) == ("NXdata", "values")
 
@@ -372,6 +376,8 @@ DAMAGES = [
     (put(f"{TOP}__numerical_error", np.zeros(3)), TOP, "numerical_error has shape (3,)"),
     (put("/results/eigenvalues/values", np.zeros(2)), "/results/eigenvalues/values", "`` is not the name of a member"),
     (attribute(TOP, "better", "sideways"), TOP, "`better` is 'sideways', not one of lower, higher, none"),
+    (attribute(TOP, "bound", "sideways"), TOP, "`bound` is 'sideways', not one of none, lower, upper"),
+    (attribute(TOP, "contrast", "sideways"), TOP, "`contrast` is 'sideways', not one of ratio, difference"),
     (attribute(TOP, "doc", 3), TOP, "`doc` is a int64, not a string"),
     (attribute("/results/gap", "status", "FINE"), "/results/gap", "`status` is 'FINE', not one of EXACT"),
     (attribute("/results/gap", "settings", "[]"), "/results/gap", "`settings` is not a JSON object"),
