@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
@@ -134,7 +135,8 @@ def test_a_vit_folder_classifies_images(capsys):
     found, printed = measured(capsys, "vit")
     expected = top(model, lambda m: m(pixel_values=PIXELS.double(), labels=KINDS).loss)
     assert found == pytest.approx(expected, rel=2e-3)
-    assert "as transformers does" in " ".join(printed.split())
+    saved = set(load_file("vit/model.safetensors"))
+    assert ("as transformers does" in " ".join(printed.split())) is (saved != set(model.state_dict()))
 
 
 NET = """

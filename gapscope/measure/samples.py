@@ -226,7 +226,7 @@ class Samples:
 
     def _mean_and_rows(self, per_batch: Callable[[Batch], tuple[Tensor, Tensor]]) -> tuple[Tensor, Array]:
         mean, rows = self.problem.mean_and_rows(per_batch)
-        return self.problem._vector(mean), np.asarray(rows.numpy())
+        return self.problem._vector(mean), np.asarray(rows.detach().numpy())
 
     def _piece(self, vectors: int) -> int:
         """Return how many samples are differentiated together, each by itself, with so many vectors (n,) each."""

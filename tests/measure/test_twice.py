@@ -44,7 +44,7 @@ def derivatives(operation, given, orders=3):
 
 def node(operation, x):
     with Twice():
-        return operation(x).grad_fn.name()
+        return type(operation(x).grad_fn).__name__
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -73,7 +73,9 @@ def test_under_autocast_the_types_are_those_of_autocast():
 
 def test_outside_nothing_is_replaced():
     assert node(lambda x: F.conv1d(x, x.new_ones(6, 4, 3)), torch.randn(2, 4, 5, requires_grad=True)).startswith("_")
-    assert not F.conv1d(torch.randn(2, 4, 5, requires_grad=True), torch.ones(6, 4, 3)).grad_fn.name().startswith("_")
+    assert not type(
+        F.conv1d(torch.randn(2, 4, 5, requires_grad=True), torch.ones(6, 4, 3)).grad_fn
+    ).__name__.startswith("_")
 
 
 def resnet(**more):
