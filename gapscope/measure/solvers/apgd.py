@@ -105,7 +105,7 @@ def apgd(
     """
     search = _Search(objective, ball, origin, draw)
     starts = max(2, steps // STEPS_PER_START)
-    leg = max(1, min(LEG, steps // starts))
+    leg = min(LEG, steps // starts)
     flat = not bool(ball.unit(origin[1]).any())
     try:
         path = leader = _Path(search, search.random() if flat else ball.steepest(origin[1]), leg)
@@ -129,7 +129,7 @@ def apgd(
         status=Status.CONVERGED if settled else Status.BUDGET_SPENT,
         message="fixed point" if settled else "no slope" if lost else "out of evaluations",
         first=origin[0] if flat else search.history[0],
-        halfway=max(origin[0], *search.history[: max(1, steps // 2)]),
+        halfway=max(origin[0], *search.history[: steps // 2]),
     )
 
 

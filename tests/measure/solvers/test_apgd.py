@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -25,6 +26,144 @@ def source(seed=0, size=20):
 
 def climb(objective, ball, seed=0, size=20, **more):
     return apgd(objective, ball, objective(torch.zeros(size, dtype=torch.float64)), source(seed, size), **more)
+
+
+def wavy(seed=0, size=20):
+    """Return a function with many maxima in the unit balls, and its gradient."""
+    rng = torch.Generator().manual_seed(seed)
+    a = torch.randn(size, size, generator=rng, dtype=torch.float64) / 2
+    return lambda u: (float(torch.sin(a @ u + 1).sum()), a.T @ torch.cos(a @ u + 1))
+
+
+def step_up(u):
+    """Return the square of what u_0 has above 0.3: flat at u = 0."""
+    over = torch.relu(u[0] - 0.3)
+    return float(over**2), 2 * over * torch.eye(len(u), dtype=u.dtype)[0]
+
+
+def by_the_paper(objective, norm, radius, draw, steps):
+    """Return every point of Croce and Hein's algorithm 1 with the starts of the header, written down once more."""
+    points = []
+
+    def project(u):
+        return u.clip(-radius, radius) if norm == "linf" else u * min(1.0, radius / max(float(u.norm()), 1e-300))
+
+    def unit(g):
+        return g.sign() if norm == "linf" else g / g.norm()
+
+    class Path:
+        def __init__(self, x):
+            self.xs, self.eta, self.seen = [x], 2 * radius, []
+            self.look()
+
+        def look(self):
+            points.append(self.xs[-1])
+            self.now = (*objective(self.xs[-1]), self.xs[-1])
+            self.seen.append(self.now)
+
+        def best(self):
+            return max(self.seen, key=lambda one: one[0])
+
+        def step(self):
+            value, g, x = self.now
+            if g.any():
+                z = project(x + self.eta * unit(g))
+                self.xs.append(z if len(self.xs) == 1 else project(x + 0.75 * (z - x) + 0.25 * (x - self.xs[-2])))
+            else:
+                self.xs = [radius * unit(draw())]
+            self.look()
+            return self.now[0] > value
+
+    starts = max(2, steps // 10)
+    g = objective(torch.zeros(20, dtype=torch.float64))[1]
+    paths = []
+    for number in range(starts):
+        opposite = -paths[0].best()[2] if number == 1 else None
+        first = opposite if number == 1 else radius * unit(g if number == 0 and g.any() else draw())
+        paths.append(Path(first))
+        for _ in range(min(4, steps // starts) - 1):
+            paths[-1].step()
+    path = max(paths, key=lambda one: one.best()[0])
+    left = steps - len(points)
+    shares = [0.0, 0.22]
+    while shares[-1] < 1:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    marks = sorted({min(left, math.ceil(share * left)) for share in shares})
+    top, halved = path.best()[0], False
+    for before, mark in itertools.pairwise(marks):
+        rises = sum(path.step() for _ in range(mark - before))
+        halved = rises < 0.75 * (mark - before) or (not halved and path.best()[0] == top)
+        top = path.best()[0]
+        if halved:
+            path.eta /= 2
+            path.now = path.best()
+            path.xs = [path.now[2]]
+    return points
+
+
+@pytest.mark.parametrize("function", [wavy(0), wavy(1), wavy(2), quadratic(slope=1.0)[2], step_up])
+@pytest.mark.parametrize("steps", [2, 7, 20, 47])
+@pytest.mark.parametrize(("norm", "radius"), [("l2", 1.0), ("l2", 6.0), ("linf", 0.4), ("linf", 3.0)])
+def test_every_step_is_that_of_the_paper(function, steps, norm, radius):
+    calls, values = [], []
+
+    def objective(u):
+        calls.append(u)
+        values.append(function(u)[0])
+        return function(u)
+
+    peak = apgd(objective, Ball(norm, radius), function(torch.zeros(20, dtype=torch.float64)), source(), steps=steps)
+    expected = by_the_paper(function, norm, radius, source(), steps)
+    assert torch.allclose(torch.stack(calls), torch.stack(expected), rtol=0, atol=1e-9 * radius)
+    flat = not function(torch.zeros(20, dtype=torch.float64))[1].any()
+    assert peak.first == (peak.start_value if flat else values[0])
+    assert peak.halfway == max(peak.start_value, *values[: steps // 2])
+    assert peak.value == max(peak.start_value, *values)
+    assert peak.value in (peak.start_value, function(peak.point)[0])
+
+
+@pytest.mark.parametrize("constant", [0.0, 1e3])
+def test_converged_is_a_first_order_step_that_promises_one_percent(constant):
+    shares = []
+    for seed in range(4):
+        function = wavy(seed)
+        origin = function(torch.zeros(20, dtype=torch.float64))
+
+        def shifted(u, function=function):
+            value, slope = function(u)
+            return value + constant, slope
+
+        for steps in range(2, 20):
+            peak = apgd(shifted, Ball("l2", 1.0), (origin[0] + constant, origin[1]), source(), steps=steps)
+            slope = function(peak.point)[1]
+            assert peak.gap == pytest.approx(float(slope.norm() - slope @ peak.point), abs=1e-12)
+            shares.append(peak.gap / (peak.value - peak.start_value))
+            assert peak.status is (Status.CONVERGED if shares[-1] <= 0.01 else Status.BUDGET_SPENT)
+    assert any(0.01 < share < 0.02 for share in shares)  # near the limit, too
+
+
+def test_the_steepest_point_of_a_ball_lies_along_the_slope():
+    down = torch.tensor([-3.0, 0.0, -4.0])
+    assert torch.allclose(Ball("l2", 2.0).steepest(down), torch.tensor([-1.2, 0.0, -1.6]))
+    assert torch.equal(Ball("linf", 2.0).steepest(down), torch.tensor([-2.0, 0.0, -2.0]))
+
+
+def test_coordinates_without_a_slope_are_not_a_flat_function():
+    """Dead units have none: their weights are in theta all the same."""
+    g = source(3)()
+    g[0] = 0
+
+    def level(u):  # from the first step on there is no slope: it is the maximum
+        rise = float(g @ u)
+        return (rise, g) if rise < 0.1 else (0.1, torch.zeros_like(g))
+
+    def never():
+        raise AssertionError
+
+    ramp = apgd(lambda u: (float(g @ u), g), Ball("l2", 1.0), (0.0, g), never)
+    assert ramp.first == pytest.approx(float(g.norm()))
+    end = climb(level, Ball("l2", 1.0))
+    assert (end.status, end.value, end.gap) == (Status.CONVERGED, 0.1, 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -55,6 +194,7 @@ def test_in_an_l2_ball_with_a_slope_the_maximum_is_that_of_the_secular_equation(
 def test_in_an_linf_ball_a_diagonal_quadratic_ends_at_a_vertex(radius):
     h = torch.linspace(0.1, 7, 20, dtype=torch.float64)
     peak = climb(lambda u: (float(0.5 * h @ u**2), h * u), Ball("linf", radius))
+    assert peak.evaluations == 20
     assert peak.value == pytest.approx(0.5 * radius**2 * float(h.sum()), rel=1e-9)
     assert float(peak.point.abs().max()) <= radius
 
@@ -138,12 +278,6 @@ def test_the_size_of_the_slope_does_not_matter_in_float32(norm, factor):
     assert b.status is a.status
 
 
-def step_up(u):
-    """Return the square of what u_0 has above 0.3: flat at u = 0."""
-    over = torch.relu(u[0] - 0.3)
-    return float(over**2), 2 * over * torch.eye(len(u), dtype=u.dtype)[0]
-
-
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("seed", range(5))
 def test_where_there_is_no_slope_random_starts_find_one(norm, seed):
@@ -165,6 +299,8 @@ def test_no_slope_anywhere_is_no_maximum_unless_the_ball_is_a_point():
 
     climb(seen, Ball("l2", 1.0), steps=20)
     assert len({tuple(u.tolist()) for u in calls}) == 21  # the center and 20 random points
+    half = apgd(flat, Ball("l2", 1.0), flat(torch.zeros(3)), lambda: torch.tensor([0.0, 1.0, 2.0]))
+    assert half.message == "no slope"
     point = apgd(flat, Ball("l2", 1.0), flat(torch.zeros(3)), lambda: torch.zeros(3))
     assert point.status is Status.CONVERGED
 
@@ -173,10 +309,18 @@ def test_a_cliff_is_not_a_maximum():
     def cliff(u):
         return math.inf if float(u.norm()) > 0.9 else float(u.sum()), torch.ones_like(u)
 
-    peak = climb(cliff, Ball("l2", 1.0))
+    peak = climb(lambda u: (cliff(u)[0] + 3, cliff(u)[1]), Ball("l2", 1.0))
     assert peak.status is Status.NONFINITE
+    assert peak.start_value == 3
+    assert float(peak.point.norm()) > 0.9  # where it happened
     assert math.isnan(peak.value)
     assert math.isnan(peak.gap)
-    broken = climb(lambda u: (float(u.sum()), u.new_full(u.shape, 1 if not u.any() else math.nan)), Ball("l2", 1.0))
+
+    def torn(u):
+        slope = torch.ones_like(u)
+        slope[3] = math.nan if u.any() else 1.0
+        return float(u.sum()), slope
+
+    broken = climb(torn, Ball("l2", 1.0))
     assert broken.status is Status.NONFINITE
     assert broken.message == "the loss is not finite"

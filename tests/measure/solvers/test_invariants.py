@@ -2,10 +2,13 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
-from gapscope.measure.solvers.invariants import error_of_mean, matrices
+from gapscope.measure.operators import from_dense
+from gapscope.measure.solvers.invariants import error_of_mean, matrices, relative_flatness
+from tests.spectra import matrix
 
 
 @pytest.mark.parametrize("draws", [20, 30, 100])
@@ -19,6 +22,17 @@ def test_the_truth_is_seldom_beyond_three_errors(draws, freedom, share):
 def test_of_many_normal_draws_it_is_the_standard_error():
     values = 10 + np.random.default_rng(0).standard_normal(100_000)
     assert error_of_mean(values) == pytest.approx(1 / math.sqrt(100_000), rel=0.01)
+
+
+@pytest.mark.parametrize(("shift", "draws"), [(0, 3), (100, 3), (100, 30), (0, 30), (-1, 30), (-5, 7)])
+def test_it_is_students_quantile_and_the_larger_of_two_skewnesses(shift, draws):
+    values = shift + np.random.default_rng(draws).chisquare(2, draws)
+    variance = scipy.stats.kstat(values, 2)
+    seen = abs(scipy.stats.kstat(values, 3)) / variance**1.5
+    least = min(2 * math.sqrt(variance) / abs(values.mean()), math.sqrt(8))
+    student = scipy.stats.t.isf(scipy.stats.norm.sf(3), draws - 1)
+    johnson = 19 / 18 * max(seen, least) / math.sqrt(draws)  # 1/3 (1/6 + 1/3 3^2)
+    assert error_of_mean(values) == pytest.approx(math.sqrt(variance / draws) * (student / 3 + johnson), rel=1e-6)
 
 
 def test_shift_aside_it_scales_with_the_values_and_has_no_sign():
@@ -47,3 +61,42 @@ def test_matrices_have_the_given_values_and_not_the_models():
     assert (convolution.shape, linear.shape) == ((3, 8), (5, 4))
     assert (convolution == 0).all()
     assert (linear == 4).all()
+
+
+def stacked(*shapes):
+    """Return layers of these shapes, one after the other: orthogonal rows or columns, each of another length."""
+    layers, start = {}, 0
+    for out, into in shapes:
+        turn = torch.linalg.qr(torch.randn(max(out, into), min(out, into), dtype=torch.float64)).Q
+        weights = turn * torch.arange(1.0, 1 + min(out, into), dtype=torch.float64)
+        weights = weights if out >= into else weights.T
+        layers[f"{out} of {into}"] = (slice(start, start + out * into), weights)
+        start += out * into
+    return layers, start
+
+
+def test_of_a_multiple_of_the_identity_every_probe_knows_the_flatness():
+    """kappa = c inputs |W|^2, and v'Hv is that for every v = vec(A R) where A'A is diagonal."""
+    layers, size = stacked((5, 3), (3, 5), (4, 4))
+    c = torch.ones(size, dtype=torch.float64)
+    for number, (where, _) in enumerate(layers.values()):
+        c[where] = -2.0 + 3 * number
+    found = relative_flatness(from_dense(torch.diag(c)), layers, 2, torch.Generator().manual_seed(0))
+    true = [float(c[where][0] * w.shape[1] * w.square().sum()) for where, w in layers.values()]
+    assert found.values == pytest.approx(true, rel=1e-13)
+    assert found.matvecs == 2
+    eps = torch.finfo(torch.float64).eps
+    assert found.errors == pytest.approx(
+        10 * eps * np.abs(true), rel=0.5
+    )  # |v||Hv| = |kappa|, and what rounding spread
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_flatness_is_the_trace_of_the_hessian_times_the_gram_matrix_of_the_rows(seed):
+    layers, size = stacked((5, 3), (3, 5), (4, 4))
+    dense = matrix(torch.linspace(-1, 3, size, dtype=torch.float64), seed)
+    found = relative_flatness(from_dense(dense), layers, 400, torch.Generator().manual_seed(seed))
+    grams = [torch.kron(w @ w.T, torch.eye(w.shape[1], dtype=w.dtype)) for _, w in layers.values()]
+    true = [float((dense[where, where] * gram).sum()) for (where, _), gram in zip(layers.values(), grams, strict=True)]
+    assert (np.abs(found.values - true) <= 3 * found.errors).all()
+    assert (found.errors < 0.1 * np.abs(true)).all()

@@ -42,6 +42,43 @@ def test_a_basis_is_a_matrix_however_it_is_laid_out(more, monkeypatch):
         assert torch.equal(basis.all()[5], w)
 
 
+@pytest.mark.parametrize(("slab", "rows"), [(4, 9), (4, 20), (3, 20), (None, 1)])
+def test_no_more_rows_are_taken_than_whole_slabs_and_the_capacity(slab, rows):
+    basis, _ = filled(rows, slab=slab)
+    taken = sum(len(part) for part in basis._slabs)
+    assert taken == (20 if slab is None else min(20, slab * -(-rows // slab)))
+    with basis:
+        pass
+    assert list(basis._parts()) == []  # given back, whoever still holds the basis
+
+
+@pytest.mark.parametrize("slab", [None, 4])
+def test_a_row_is_orthogonalized_twice_with_one_sum_over_the_processes_a_part(slab):
+    sums = []
+    basis, q = filled(8, slab=slab, total=lambda part: sums.append(part) or part)
+    basis.orthogonal(q[0])
+    assert len(sums) == 2 * (1 if slab is None else 2)
+
+
+def test_other_devices_than_a_cpu_give_memory_by_and_by_and_only_where_the_basis_lies_there():
+    row = torch.empty(3, device="meta")
+    there, here = Basis(40, row), Basis(40, row, home="host")
+    assert (there.device.type, here.device.type) == ("meta", "cpu")
+    there.append(row)
+    assert len(there._slabs[0]) < 40
+    here.append(torch.ones(3))
+    assert len(here._slabs[0]) == 40
+
+
+def test_on_disk_the_rows_are_the_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    basis, q = filled(9, home="disk")
+    with basis:
+        (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+        stored = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.float64)
+        assert torch.equal(stored.view(20, 50)[:9], q)
+
+
 def test_a_run_from_disk_gives_the_same_answer_and_leaves_no_file(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     operator = from_dense(matrix(SPECTRA["clustered"]))

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from gapscope.measure.operators import from_dense
@@ -41,6 +42,29 @@ def test_at_the_bounds_the_squares_of_the_orthonormal_polynomials_sum_to_the_inv
     run = krylov(name)
     for mu in (reach(run).upper(), reach(run).lower()):
         assert math.log((polynomials(run, mu) ** 2).sum()) == pytest.approx(-2 * TAU, rel=1e-4)  # searched for to 1e-6
+
+
+@pytest.mark.parametrize("tau", [1e-2, 1e-200])  # far beyond the width of the Ritz values, too
+@pytest.mark.parametrize(
+    ("ritz", "residuals", "dropped"),
+    [([-1.0, 0.5, 2.0], [0.3, 0.01, 0.2], [0.1, 1.5]), ([2.0], [0.7], []), ([-3.0, -1.0], [1e-9, 0.5], [])],
+)
+def test_at_the_bounds_the_sum_of_the_header_is_the_inverse_square_of_tau(ritz, residuals, dropped, tau):
+    betas = 0.8
+    bound = Reach(np.array(ritz), np.array(residuals), np.array(dropped), math.log(betas), math.log(tau))
+    assert bound.lower() < min(ritz)
+    assert bound.upper() > max(ritz)
+    for mu in (bound.lower(), bound.upper()):
+        phi = np.prod([mu - t for t in ritz + dropped]) / betas
+        beside = 1 + sum((rho / (mu - t)) ** 2 for rho, t in zip(residuals, ritz, strict=True))
+        assert abs(phi) * tau * math.sqrt(beside) == pytest.approx(1, rel=1e-4)  # searched for to 1e-6
+
+
+@pytest.mark.parametrize("delta", [1e-2, 1e-4])
+def test_a_normal_component_is_shorter_than_tau_with_the_stated_probability(delta):
+    tau = math.exp(log_tau(1.0, delta))
+    assert 2 * scipy.stats.norm.cdf(tau) - 1 == pytest.approx(delta, rel=delta**2)
+    assert log_tau(7.0, delta) == pytest.approx(math.log(tau / 7))
 
 
 def test_the_sum_is_never_less_sharp_than_its_last_term():
