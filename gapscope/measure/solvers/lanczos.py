@@ -224,12 +224,10 @@ def extreme_eigenpairs(
     capacity, home = (room or Room()).place(operator, k, min(steps, operator.size))
     start = gaussian_start(operator, rng)
     with Basis(capacity, start, home, total=operator.total) as basis:
-        return _run(_Iteration(operator, start, basis), k, steps, stopping, verify, watch)
+        return _run(_Iteration(operator, start, basis), k, stopping, verify, watch)
 
 
-def _run(
-    iteration: _Iteration, k: int, steps: int, stopping: Stopping, verify: Verify | None, watch: Watch
-) -> Eigenpairs:
+def _run(iteration: _Iteration, k: int, stopping: Stopping, verify: Verify | None, watch: Watch) -> Eigenpairs:
     size, keep = iteration.operator.size, (iteration.basis.capacity + k) // 2 - 1
     spent, taken, wanted = 0, 0, stopping.tolerance
     while True:
@@ -238,13 +236,12 @@ def _run(
         if not math.isfinite(iteration.alpha[-1]) or not math.isfinite(iteration.beta[-1]):
             return _nonfinite(iteration.operator, k, spent)
         values, inner = iteration.ritz()
-        top, rho = values[::-1][:k], iteration.beta[-1] * np.abs(inner[-1, ::-1][:k])
-        above = iteration.reach(values, inner, stopping.delta).upper() + iteration.rounding(values) - top[0]
-        scale = max(abs(top[0]), 1e-300)
-        watch(taken, float(top[0]), float(max(above, *rho[1:], 0.0)))
+        top, rho = float(values[-1]), iteration.beta[-1] * np.abs(inner[-1, ::-1][:k])
+        above = iteration.reach(values, inner, stopping.delta).upper() + iteration.rounding(values) - top
+        scale = max(abs(top), 1e-300)
+        watch(taken, top, float(max(above, *rho[1:], 0.0)))
         ready = len(values) >= k and max(above, _off(values, rho[0]), *rho[1:]) <= wanted * scale
-        out_of_budget = taken >= steps
-        if growing and not ready and not out_of_budget:
+        if growing and not ready and spent + k < stopping.max_matvecs:
             iteration.extend(keep)
             continue
         pairs = _verified(iteration, k, verify, stopping.delta)
@@ -252,7 +249,7 @@ def _run(
         if not np.isfinite(pairs.residuals).all():
             return _nonfinite(iteration.operator, k, spent)
         close = max(pairs.upper - pairs.values[0], *pairs.residuals[1:], 0.0) <= stopping.tolerance * scale
-        affordable = not out_of_budget and spent + 1 + k <= stopping.max_matvecs
+        affordable = spent + 1 + k <= stopping.max_matvecs
         if growing and ready and not close and affordable and wanted > stopping.tolerance / 100:
             wanted /= 4  # the recurrence was optimistic (rounding): go on until it asks for less
             iteration.extend(keep)

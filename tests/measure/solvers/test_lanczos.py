@@ -7,9 +7,12 @@ import torch
 
 from gapscope.errors import ProblemError
 from gapscope.measure.operators import Operator, from_dense
+from gapscope.measure.solvers.basis import Basis
 from gapscope.measure.solvers.lanczos import (
     Room,
     Stopping,
+    _Iteration,
+    _off,
     decompose,
     extreme_eigenpairs,
     gaussian_start,
@@ -74,6 +77,13 @@ def test_all_eigenvalues_are_found_where_k_exceeds_n():
     assert pairs.status is Status.CONVERGED
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_all_of_the_space_nothing_but_rounding_is_unknown(dtype):
+    pairs = extreme_eigenpairs(diagonal(5.0, 4.0, 3.0, 2.0, 1.0, dtype=dtype), 5, rng())
+    assert stated(pairs) <= 3 * pairs.rounding  # that of the Ritz value, of the verifying product and of its remainder
+    assert pairs.bottom - pairs.lower <= 3 * pairs.rounding
+
+
 def test_the_full_space_is_exact_where_rounding_keeps_the_bounds_open():
     pairs = extreme_eigenpairs(
         diagonal(3.0, 1.0, 0.5, dtype=torch.float32), 1, rng(), stopping=Stopping(tolerance=1e-6)
@@ -91,6 +101,12 @@ def test_the_answer_scales_with_the_matrix(dtype, scale):
     assert abs(pairs.values[0] - scale) <= stated(pairs) <= 2e-3 * scale
 
 
+def test_where_squares_vanish_in_float64_nothing_is_known():
+    pairs = extreme_eigenpairs(diagonal(3e-145, 1e-145, 2e-145), 1, rng())
+    assert pairs.status is Status.NONFINITE
+    assert pairs.matvecs == 1
+
+
 def test_a_matrix_that_is_not_finite_is_nonfinite():
     for bad in (float("nan"), float("inf")):
         dense = torch.eye(20)
@@ -100,8 +116,9 @@ def test_a_matrix_that_is_not_finite_is_nonfinite():
         assert np.isnan(pairs.values).all()
 
 
-def test_a_verifying_product_that_is_not_finite_is_nonfinite():
-    pairs = extreme_eigenpairs(diagonal(3.0, 1.0), 1, rng(), verify=lambda v: v * float("nan"))
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_verifying_product_that_is_not_finite_is_nonfinite(k):
+    pairs = extreme_eigenpairs(diagonal(3.0, 1.0), k, rng(), verify=lambda v: v * float("nan"))
     assert pairs.status is Status.NONFINITE
 
 
@@ -128,7 +145,23 @@ def test_the_stated_error_covers_the_true_one_on_random_small_matrices(dtype):
             assert stated(pairs) <= stopping.tolerance * abs(pairs.values[0]) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("budget", [3, 4, 7, 10])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_coupling_below_rounding_counts_as_rounding_of_the_largest_magnitude(sign):
+    operator = diagonal(*[sign * 1.0] * 9, *[sign * 0.01] * 9)
+    start = gaussian_start(operator, rng())
+    iteration = _Iteration(operator, start, Basis(18, start))
+    assert iteration.step()
+    iteration.extend(0)
+    assert not iteration.step()  # two eigenvalues
+    values, inner = iteration.ritz()
+    reach, unknown = iteration.reach(values, inner, 0.01), torch.finfo(torch.float64).eps
+    assert iteration.beta[-1] < unknown
+    assert np.abs(reach.residuals) == pytest.approx(unknown * np.abs(inner[-1]))
+    assert reach.log_betas == pytest.approx(math.log(iteration.beta[0] * unknown))
+    assert iteration.rounding(values) == pytest.approx(10 * unknown)
+
+
+@pytest.mark.parametrize("budget", [2, 3, 4, 7, 10])
 def test_a_small_budget_is_spent_and_said(budget):
     spectrum = SPECTRA["gap of 1.4 %"]
     for seed in range(10):
@@ -147,6 +180,19 @@ def test_fewer_steps_than_eigenvalues_asked_for_is_a_spent_budget():
     assert pairs.status is Status.BUDGET_SPENT
     assert pairs.values.shape == pairs.residuals.shape == (3,)
     assert pairs.vectors.shape == (3, 120)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_converged_are_all_of_the_pairs(k):
+    operator = from_dense(matrix(SPECTRA["gap of 1.4 %"]))
+    ends = set()
+    for budget in range(5 * k, 50, 4):
+        pairs = extreme_eigenpairs(operator, k, rng(), stopping=Stopping(max_matvecs=budget))
+        close = max(stated(pairs), *pairs.residuals[1:]) <= 1e-3 * pairs.values[0] and len(pairs.values) == k
+        assert pairs.status is (Status.CONVERGED if close else Status.BUDGET_SPENT)
+        assert pairs.matvecs <= budget
+        ends.add(close)
+    assert ends == {True, False}
 
 
 def test_matvecs_count_every_product():
@@ -184,10 +230,93 @@ def test_an_asymmetric_product_cannot_be_called_converged():
     assert pairs.residuals[0] > 1e-3 * pairs.values[0]
 
 
-def test_watch_sees_every_step_and_ritz_values_that_never_fall():
+def skewed(name, share):
+    """Return an operator that is off symmetry by this much: its recurrence is more optimistic than its residuals."""
+    skew = torch.triu(torch.randn(120, 120, generator=rng(), dtype=torch.float64), 1)
+    dense = matrix(SPECTRA[name]) + share * (skew - skew.T)
+    return Operator(120, lambda v: dense @ v, torch.float64)
+
+
+@pytest.mark.parametrize(("name", "k", "budgets"), [("clustered", 1, (21, 24)), ("negative definite", 3, (54, 62))])
+def test_the_budget_holds_where_pairs_are_verified_again(name, k, budgets):
+    for budget in range(*budgets):
+        pairs = extreme_eigenpairs(skewed(name, 2e-3), k, rng(), stopping=Stopping(max_matvecs=budget))
+        assert pairs.status is Status.BUDGET_SPENT
+        assert pairs.spent_on == "matvecs"
+        assert pairs.matvecs <= budget
+
+
+def test_where_verifying_does_not_help_the_precision_is_spent_and_not_the_budget():
+    """The recurrence is asked for less four times, and to a hundredth of the tolerance."""
+    verified = []
+    operator = skewed("separated", 1e-2)
+    pairs = extreme_eigenpairs(operator, 1, rng(), verify=lambda v: verified.append(v) or operator.matvec(v))
+    assert (pairs.status, pairs.spent_on) == (Status.BUDGET_SPENT, "precision")
+    assert len(verified) == 5
+    assert pairs.matvecs < 30
+    full = extreme_eigenpairs(skewed("separated", 1e-2), 1, rng(), stopping=Stopping(tolerance=1e-12, max_matvecs=121))
+    assert (full.status, full.spent_on) == (Status.BUDGET_SPENT, "precision")
+
+
+def test_going_on_after_a_verification_may_succeed():
+    """The first product that verifies is noisy, the next is not."""
+    dense, noise = matrix(SPECTRA["separated"]), [0.1, 0.0, 0.0]
+    pairs = extreme_eigenpairs(from_dense(dense), 1, rng(), verify=lambda v: dense @ v + noise.pop(0))
+    assert pairs.status is Status.CONVERGED
+    assert len(noise) == 1
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_what_the_verifying_product_is_off_widens_both_bounds(k):
+    dense, wrong = matrix(SPECTRA["gap of 1.4 %"]), torch.linspace(-1e-3, 1e-3, 120, dtype=torch.float64)
+    exact, off = (
+        extreme_eigenpairs(
+            from_dense(dense), k, rng(), stopping=Stopping(max_matvecs=8), verify=lambda v, e=e: dense @ v + e * wrong
+        )
+        for e in (0, 1)
+    )
+    size = float(wrong.norm())
+    assert off.upper == pytest.approx(exact.upper + size, abs=1e-9)
+    assert off.lower == pytest.approx(exact.lower - size, abs=1e-9)
+
+
+@pytest.mark.parametrize("delta", [0.01, 0.9])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_the_ends_of_a_spectrum_are_each_others_mirror_images(name, delta):
+    dense, stopping = matrix(SPECTRA[name]), Stopping(delta=delta, max_matvecs=7)
+    for seed in range(10):
+        up, down = (extreme_eigenpairs(from_dense(a), 1, rng(seed), stopping=stopping) for a in (dense, -dense))
+        if up.matvecs == down.matvecs:
+            scale = 1e-9 * float(SPECTRA[name].abs().max())
+            assert up.bottom == pytest.approx(-down.values[0], abs=scale)
+            assert up.lower == pytest.approx(-down.upper, abs=scale)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_bound_is_never_closer_than_the_second_order_error(seed):
+    """At a delta near 1 the bound from the start says next to nothing."""
+    stopping = Stopping(delta=1 - 1e-9, max_matvecs=7)
+    pairs = extreme_eigenpairs(from_dense(matrix(SPECTRA["gap of 1.4 %"])), 2, rng(seed), stopping=stopping)
+    residual, gap = pairs.residuals[0], pairs.values[0] - pairs.values[1]
+    assert stated(pairs) >= min(residual, residual**2 / gap) * (1 - 1e-9)
+
+
+def test_a_value_is_off_by_its_residual_or_to_second_order():
+    assert _off(np.array([1.0, 3.0]), 0.5) == 0.125
+    assert _off(np.array([-9.0, 1.0, 3.0]), 3.0) == 3
+    assert _off(np.array([3.0]), 0.5) == _off(np.array([3.0, 3.0]), 0.5) == 0.5
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("name", ["separated", "gap of 1.4 %", "negative definite"])
+def test_watch_sees_every_step_and_ritz_values_that_never_fall(name, k):
     seen = []
-    extreme_eigenpairs(from_dense(matrix(SPECTRA["clustered"])), 1, rng(), watch=lambda *step: seen.append(step))
-    assert [m for m, _, _ in seen] == list(range(1, len(seen) + 1))
+    pairs = extreme_eigenpairs(from_dense(matrix(SPECTRA[name])), k, rng(), watch=lambda *step: seen.append(step))
+    assert [m for m, _, _ in seen] == list(range(1, pairs.matvecs - k + 1))  # and one product to verify each pair
+    assert pairs.status is Status.CONVERGED
+    assert (pairs.residuals[1:] <= 1e-3 * abs(pairs.values[0])).all()
+    assert seen[-1][2] == pytest.approx(max(stated(pairs), *pairs.residuals[1:], 0), rel=1e-6)
+    assert all(width >= stated(pairs) * (1 - 1e-9) for _, _, width in seen)
     values = [value for _, value, _ in seen]
     assert all(b >= a - 1e-14 for a, b in itertools.pairwise(values))
 
@@ -200,6 +329,18 @@ def test_the_same_seed_gives_the_same_answer_and_another_start_does_not():
 
 
 # --- memory
+
+
+def test_a_basis_has_no_more_rows_than_steps():
+    operator = Operator(1_000_000, lambda v: v)  # of n x n it would be 4 TB
+    pairs = extreme_eigenpairs(operator, 1, rng(), stopping=Stopping(max_matvecs=10))
+    assert pairs.values == pytest.approx([1], abs=stated(pairs))
+
+
+def test_a_refusal_counts_the_ritz_vectors_that_were_asked_for():
+    """k + 8 of the basis, k as they are found and k of unit length; twice the bytes, for half of a budget is the basis'."""
+    with pytest.raises(ProblemError, match=r"of 11 vectors .* and 6 Ritz vectors need 0\.68 GB; .* to 1\.4GB,"):
+        extreme_eigenpairs(Operator(10_000_000, lambda v: v), 3, rng(), room=Room(1000))
 
 
 def test_a_basis_that_does_not_fit_is_refused_with_its_size():
@@ -228,7 +369,47 @@ def test_a_basis_that_is_full_is_restarted_and_its_bounds_hold(name, dtype):
         assert stated(pairs) <= 1e-3 * abs(pairs.values[0])
 
 
+@pytest.mark.parametrize("name", SPECTRA)
+def test_through_restarts_no_end_of_the_ritz_values_comes_back(name):
+    operator = from_dense(matrix(SPECTRA[name]))
+    start = gaussian_start(operator, rng())
+    iteration, ends = _Iteration(operator, start, Basis(9, start)), []
+    while iteration.step() and len(ends) < 30:
+        ends.append(iteration.ritz()[0][[0, -1]])
+        iteration.extend(keep=4)
+    slack = 10 * torch.finfo(torch.float64).eps * float(SPECTRA[name].abs().max())
+    lows, highs = np.array(ends).reshape(-1, 2).T
+    assert (np.diff(lows) <= slack).all()
+    assert (np.diff(highs) >= -slack).all()
+
+
 # --- the decomposition and the bound
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 120, 200])
+def test_decompose_takes_the_steps_asked_for_and_no_more_than_there_are(steps):
+    operator = from_dense(matrix(SPECTRA["negative definite"]))
+    krylov = decompose(operator, gaussian_start(operator, rng()), steps)
+    assert len(krylov.alpha) == len(krylov.beta) == len(krylov.basis) == krylov.matvecs == min(steps, 120)
+    gram = krylov.basis @ krylov.basis.T
+    assert float((gram - torch.eye(len(gram), dtype=gram.dtype)).abs().max()) <= 1e-13
+
+
+def test_in_the_complement_of_a_basis_the_run_is_that_of_what_is_left():
+    operator = diagonal(9.0, 8.0, *[1.0] * 10, *[2.0] * 10)
+    basis = Basis(10, torch.zeros(22, dtype=torch.float64))
+    for row in torch.eye(22, dtype=torch.float64)[:2]:
+        basis.append(row)
+    krylov = decompose(operator, gaussian_start(operator, rng()), 8, basis)
+    assert krylov.matvecs == 2
+    assert float(krylov.basis[:, :2].abs().max()) == 0
+    t = np.diag(krylov.alpha) + np.diag(krylov.beta[:-1], 1) + np.diag(krylov.beta[:-1], -1)
+    assert np.linalg.eigvalsh(t) == pytest.approx([1, 2])
+
+
+def test_a_zero_operator_closes_its_space_at_once():
+    krylov = decompose(from_dense(torch.zeros(30, 30)), torch.ones(30), 20)
+    assert (krylov.alpha, krylov.beta, krylov.matvecs) == ([0], [0], 1)
 
 
 def test_decompose_stops_where_the_krylov_space_closes():
