@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 
 from gapscope.measure.operators import Operator, from_dense
 from gapscope.measure.solvers.diagonal import GROUPS, estimate_diagonal, halved, quartiles_of, ratio_quartiles
+from gapscope.measure.solvers.lanczos import decompose, gaussian_start
 from gapscope.results import Status
 from tests.spectra import SPECTRA, matrix
 
@@ -69,6 +71,112 @@ def test_few_entries_are_measured_one_by_one():
     torch.testing.assert_close(found.entries, torch.diagonal(dense))
     assert (found.quartile_errors == 0).all()
     assert (found.trace_errors == 0).all()
+
+
+def signs(generator, size, count):
+    return [
+        2.0 * torch.randint(0, 2, (size,), generator=generator, dtype=torch.int8).double() - 1 for _ in range(count)
+    ]
+
+
+def by_the_header(offset, draws, blocks):
+    """Return entries, their errors, and quartiles by block with theirs, from probes (m, n): groups of every eighth."""
+    m = len(draws)
+    entries, errors = offset + draws.mean(0), draws.std(0, ddof=1) / np.sqrt(m)
+    quartiles, stated = [], []
+    for where in blocks.values():
+        full = np.quantile(np.abs(entries[where]), QUARTILES)
+        halves, differences = [], []
+        for row in scipy.linalg.hadamard(8)[1:]:
+            pair = []
+            for sign in (1, -1):
+                chosen = np.isin(np.arange(m) % 8, np.flatnonzero(row == sign))
+                pair.append(np.quantile(np.abs(offset + draws[chosen].mean(0))[where], QUARTILES))
+            halves += pair
+            differences.append((pair[0] - pair[1]) / 2)
+        square = np.maximum(2 * full**2 - np.mean(np.square(halves), axis=0), 0)
+        error = np.abs(full - np.sqrt(square)) + 4 * np.sqrt(np.mean(np.square(differences), axis=0))
+        noisy = np.median(errors[where]) > full
+        quartiles.append(full)
+        stated.append(np.where(noisy, np.maximum(error, full), error))
+    return entries, errors, np.array(quartiles), np.array(stated)
+
+
+@pytest.mark.parametrize("probes", [8, 24, 29])
+@pytest.mark.parametrize("directions", [0, 6])
+@pytest.mark.parametrize("dense", [matrix(SPECTRA["separated"]), small_beside_its_rows(120)])
+def test_everything_stated_is_by_the_formulas_of_the_header(dense, directions, probes):
+    blocks, seen = halves(120), []
+    found = estimate_diagonal(
+        from_dense(dense),
+        rng(2),
+        blocks=blocks,
+        tolerance=1e-9,
+        max_matvecs=probes + directions,
+        directions=directions,
+        watch=lambda *step: seen.append(step),
+    )
+    generator, inside = rng(2), torch.zeros_like(dense)
+    if directions:  # the last vector of the run is what A Q has beyond Q
+        run = decompose(from_dense(dense), gaussian_start(from_dense(dense), generator), directions)
+        q = run.basis[:-1].T
+        outside = torch.eye(120, dtype=torch.float64) - q @ q.T
+        inside = dense - outside @ dense @ outside
+    rest = dense - inside
+    draws = torch.stack([z * (rest @ z) for z in signs(generator, 120, probes)]).numpy()
+    entries, errors, quartiles, stated = by_the_header(inside.diagonal().numpy(), draws, blocks)
+    assert (found.probes, found.directions, found.matvecs) == (probes, max(0, directions - 1), probes + directions)
+    assert found.entries.numpy() == pytest.approx(entries, abs=1e-12)
+    assert found.errors.numpy() == pytest.approx(errors, abs=1e-12)
+    assert found.quartiles == pytest.approx(quartiles, abs=1e-12)
+    assert found.quartile_errors == pytest.approx(stated, abs=1e-10)
+    share = [np.median(errors[where]) / q[1] for where, q in zip(blocks.values(), quartiles, strict=True)]
+    assert found.noise_share == pytest.approx(share)
+    sums = np.array([draws[:, where].sum(1) for where in blocks.values()])
+    traces = [float(inside.diagonal()[where].sum()) for where in blocks.values()]
+    assert found.traces == pytest.approx(traces + sums.mean(1))
+    assert found.trace_errors == pytest.approx(sums.std(1, ddof=1) / np.sqrt(probes))
+    assert found.status is (Status.NOISE_DOMINATED if max(share) > 1 else Status.BUDGET_SPENT)
+    assert [spent for spent, _, _ in seen] == [directions + count for count in range(8, probes + 1, 8)]
+    if probes % 8 == 0:
+        relative = stated[:, 1] / quartiles[:, 1]
+        assert seen[-1][1:] == pytest.approx((quartiles[relative.argmax(), 1], relative.max()))
+
+
+def test_rounds_of_probes_end_where_the_worst_median_is_within_the_tolerance():
+    seen = []
+    found = estimate_diagonal(
+        from_dense(matrix(SPECTRA["negative definite"])),
+        rng(),
+        blocks=halves(120),
+        tolerance=0.05,
+        max_matvecs=1000,
+        directions=0,
+        watch=lambda *step: seen.append(step),
+    )
+    assert found.status is Status.CONVERGED
+    assert len(seen) > 1
+    assert all(error > 0.05 for _, _, error in seen[:-1])
+    assert seen[-1][2] <= 0.05
+    assert found.matvecs == seen[-1][0] == 8 * len(seen)
+    assert (found.quartile_errors[:, 1] <= 0.05 * found.quartiles[:, 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "directions", "products", "exact"),
+    [(48, 40, 100, True), (49, 40, 100, False), (20, 40, 20, True), (20, 40, 19, False)],
+)
+def test_all_entries_are_measured_where_that_is_within_directions_and_eight_more(size, directions, products, exact):
+    dense = matrix(torch.linspace(-1, 2, size, dtype=torch.float64))
+    found = estimate_diagonal(
+        from_dense(dense), rng(), blocks=halves(size), directions=directions, max_matvecs=products, tolerance=1e-9
+    )
+    assert (found.status is Status.EXACT) == exact
+    assert (found.noise_share == 0).all() == exact
+    assert found.matvecs <= products
+    if exact:
+        assert found.entries.numpy() == pytest.approx(torch.diagonal(dense).numpy())
+        assert found.traces == pytest.approx([float(torch.diagonal(dense)[w].sum()) for w in halves(size).values()])
 
 
 def test_noise_lifts_the_median_of_one_probe_several_times_and_the_status_says_so():
@@ -184,6 +292,24 @@ def test_halves_give_a_mean_its_standard_error():
     true = values.std(0).numpy() / 32**0.5
     assert quartiles[:, 1] == pytest.approx(true)
     assert traces == pytest.approx(true)
+
+
+def test_halves_weigh_chunks_by_their_samples_and_leave_dead_entries_out():
+    sums = torch.tensor([[1.0, 9.0, 3.0], [-2.0, 9.0, 1.0], [4.0, 9.0, 2.0], [8.0, 9.0, -9.0]], dtype=torch.float64)
+    counts, entries = np.array([1, 2, 3, 4]), torch.tensor([1.1, 0.0, -0.3], dtype=torch.float64)
+    quartiles, traces = halved(entries, sums, counts, {"a": slice(0, 2), "b": slice(2, 3)})
+    splits = [((0, 2), (1, 3)), ((0, 1), (2, 3)), ((0, 3), (1, 2))]
+    for at, name in enumerate((0, 2)):
+        pairs = [[float(sums[list(h), name].sum()) / counts[list(h)].sum() for h in split] for split in splits]
+        assert quartiles[at] == pytest.approx(np.sqrt(np.mean([((abs(a) - abs(b)) / 2) ** 2 for a, b in pairs])))
+        if name == 2:
+            assert traces[at] == pytest.approx(np.sqrt(np.mean([((a - b) / 2) ** 2 for a, b in pairs])))
+
+
+def test_quartiles_of_what_is_not_finite_are_no_numbers():
+    found, _ = quartiles_of(torch.tensor([1.0, torch.inf, 2.0, 3.0]), {"a": slice(0, 2), "b": slice(2, 4)})
+    assert np.isnan(found[0]).all()
+    assert found[1] == pytest.approx([2.25, 2.5, 2.75])
 
 
 def test_unfinished_rounds_of_probes_count():

@@ -5,7 +5,7 @@ from scipy.special import stdtrit
 from scipy.stats import norm
 
 from gapscope.measure.operators import Operator, from_dense
-from gapscope.measure.solvers.hutchinson import PILOT, estimate_trace
+from gapscope.measure.solvers.hutchinson import PILOT, _deflation_pays, _Probes, _span, caution, estimate_trace
 from gapscope.results import Status
 from tests.spectra import SPECTRA, matrix
 
@@ -57,6 +57,122 @@ def test_both_estimators_are_unbiased_and_their_errors_cover(method):
     assert abs(blocks.mean()) <= 4 * blocks.std() / 20
     squares = np.array([one.frobenius**2 for one in found])
     assert abs(squares.mean() - float(dense.norm()) ** 2) <= 4 * squares.std() / 20
+
+
+T = 1e-4  # the probability within three deviations has five digits: of t with one degree of freedom, 8e-5
+
+
+def signs(generator, count):
+    return [2.0 * torch.randint(0, 2, (120,), generator=generator, dtype=torch.int8) - 1 for _ in range(count)]
+
+
+def stated(values, least=0.0):
+    """Return mean and error of draws whose variance is at least so much: t for few of them, so that 3 hold."""
+    m = len(values)
+    wide = stdtrit(m - 1, norm.cdf(3)) / 3
+    return np.mean(values), wide * np.sqrt(max(np.var(values, ddof=1), least) / m)
+
+
+@pytest.mark.parametrize("probes", [10, 29])
+def test_plain_probes_are_averaged_by_the_formulas_of_the_header(probes):
+    dense = matrix(SPECTRA["separated"])
+    found = estimate_trace(from_dense(dense), rng(4), blocks=HALVES, tolerance=1e-9, max_matvecs=probes)
+    drawn = signs(rng(4), probes)
+    assert (found.method, found.probes, found.sketch, found.matvecs) == ("hutchinson", probes, 0, probes)
+    parts = [z.double() * (dense @ z.double()) for z in drawn]
+    assert (found.trace, found.trace_error) == pytest.approx(stated([float(part.sum()) for part in parts]), rel=T)
+    for name, value, error in zip(HALVES, found.blocks, found.blocks_error, strict=True):
+        assert (value, error) == pytest.approx(stated([float(part[HALVES[name]].sum()) for part in parts]), rel=T)
+    square, off = stated([float(part.square().sum()) for part in parts])  # z_i^2 = 1
+    assert found.frobenius == pytest.approx(np.sqrt(square))
+    assert found.frobenius_error == pytest.approx(off / (2 * np.sqrt(square)), rel=T)
+    assert found.rounding == pytest.approx(10 * torch.finfo(torch.float64).eps * np.sqrt(120) * found.frobenius)
+
+
+def test_after_a_deflation_probes_are_averaged_by_the_formulas_of_the_header():
+    dense, seen = decaying(), []
+    found = estimate_trace(
+        from_dense(dense), rng(4), blocks=HALVES, tolerance=1e-9, max_matvecs=45, watch=lambda *step: seen.append(step)
+    )
+    generator = rng(4)
+    images = torch.stack([dense @ z.double() for z in signs(generator, 10)])
+    q = torch.linalg.qr(images.T).Q
+    fresh = 45 - 10 - 10
+    assert (found.method, found.probes, found.sketch, found.matvecs) == ("hutch++", fresh, 10, 45)
+    p = torch.eye(120, dtype=torch.float64) - q @ q.T
+    inside = dense - p @ dense @ p
+    probes = [g.double() for g in signs(generator, fresh)]
+    parts = [g * (p @ dense @ p @ g) for g in probes]
+    others = [torch.cat([images[:j], images[j + 1 :]]).T for j in range(10)]
+    missed = np.mean(
+        [float((b - o @ torch.linalg.lstsq(o, b).solution).norm()) ** 2 for b, o in zip(images, others, strict=True)]
+    )
+    trace, error = stated([float(part.sum()) for part in parts], missed)
+    assert found.trace == pytest.approx(float(inside.trace()) + trace)
+    assert found.trace_error == pytest.approx(error, rel=T)
+    for where, value, off in zip(HALVES.values(), found.blocks, found.blocks_error, strict=True):
+        mean, spread = stated([float(part[where].sum()) for part in parts])
+        assert (value, off) == pytest.approx((float(inside.diagonal()[where].sum()) + mean, spread), rel=T)
+    square, off = stated([float((dense @ p @ g).square().sum()) for g in probes])
+    square += float((dense @ q).square().sum())
+    assert found.frobenius == pytest.approx(np.sqrt(square))
+    assert found.frobenius_error == pytest.approx(off / (2 * np.sqrt(square)), rel=T)
+    assert seen[0][0] == 10
+    assert [spent for spent, _, _ in seen[1:]] == list(range(30, 46))  # from ten probes on
+    assert seen[-1] == (45, found.trace, found.trace_error)
+
+
+def test_three_errors_of_few_draws_hold_as_often_as_those_of_a_normal_distribution():
+    for freedom in (1, 9, 59, 10**9):
+        assert 3 * caution(freedom) == pytest.approx(-stdtrit(freedom, norm.sf(3)), rel=T)
+    assert (caution(9), caution(59)) == pytest.approx((1.36, 1.04), abs=0.005)
+    assert np.isnan(caution(0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1.0, 1e19, 1e-19])
+def test_a_span_knows_how_far_each_row_is_from_the_others(dtype, scale):
+    one, two, three, four = torch.eye(4, dtype=dtype) * scale
+    basis, missed = _span(torch.stack([one, one + two, 2 * three]))
+    assert missed == pytest.approx((0.5 + 1 + 4) / 3 * scale**2, rel=1e-6)
+    assert torch.allclose(basis @ basis.T, torch.eye(3, dtype=dtype), atol=1e-6)
+    assert torch.allclose(basis.square().sum(0), torch.tensor([1, 1, 1, 0], dtype=dtype), atol=1e-6)
+    basis, missed = _span(torch.stack([one, one * (1 + 1e-7), 0 * one, four]))
+    assert missed == pytest.approx(scale**2 / 4, rel=1e-6)
+    assert basis.square().sum(0) == pytest.approx([1, 0, 0, 1], abs=1e-6)
+    assert _span(torch.zeros(3, 4, dtype=dtype))[1] == 0
+
+
+def probes(variance, count):
+    """Return so many probes with this sample variance."""
+    each = _Probes({}, np.zeros(1), 0.0)
+    each.traces = list(np.sqrt(variance * (count - 1) / count) * np.array([1.0, -1.0] * (count // 2)))
+    return each
+
+
+@pytest.mark.parametrize(
+    ("variance", "missed", "left", "last", "pays"),
+    [
+        # wanted .1, 20 probes, a sketch of 20: plain needs v / .1 - 20 more, Hutch++ 20 + max(10, 2 missed / .1)
+        (5.2, 0.1, 100, False, True),  # 32 against 30
+        (4.8, 0.1, 100, False, False),  # 28
+        (5.2, 0.6, 100, False, False),  # 32 against 32
+        (6.3, 1.0, 100, False, True),  # 43 against 40
+        (5.9, 1.0, 100, False, False),  # 39
+        (1.0, 0.0, 100, False, False),  # -10 counts as 1
+        (100.0, 0.1, 30, False, True),  # what fits the budget
+        (100.0, 0.1, 29, False, False),
+        (100.0, 0.1, 29, True, False),  # 9 fresh probes are too few for an error
+        (5.0, 1.0, 31, False, False),  # 30 do
+        (100.0, 100.0, 60, False, False),  # neither: variances at the end of the budget, 2 missed / 40 against v / 80
+        (100.0, 24.0, 60, True, True),  # 1.2 against 1.25
+        (100.0, 26.0, 60, True, False),
+        (100.0, 12.0, 30, True, False),  # 2.4 against 2
+        (100.0, 9.0, 30, True, True),  # 1.8
+    ],
+)
+def test_what_reaches_the_tolerance_sooner_or_ends_with_the_smaller_error_is_taken(variance, missed, left, last, pays):
+    assert _deflation_pays(probes(variance, 20), missed, 20, 0.1, left, last=last) is pays
 
 
 def test_the_variance_of_one_probe_is_that_of_the_formula():

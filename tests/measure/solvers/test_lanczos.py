@@ -338,7 +338,7 @@ def test_a_basis_has_no_more_rows_than_steps():
 
 
 def test_a_refusal_counts_the_ritz_vectors_that_were_asked_for():
-    """k + 8 of the basis, k as they are found and k of unit length; twice the bytes, for half of a budget is the basis'."""
+    """k + 8 of the basis, k as found, k of unit length; twice the bytes, of which a half is the basis'."""
     with pytest.raises(ProblemError, match=r"of 11 vectors .* and 6 Ritz vectors need 0\.68 GB; .* to 1\.4GB,"):
         extreme_eigenpairs(Operator(10_000_000, lambda v: v), 3, rng(), room=Room(1000))
 

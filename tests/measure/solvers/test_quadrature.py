@@ -7,7 +7,7 @@ from gapscope.errors import ProblemError
 from gapscope.measure.operators import Operator, from_dense
 from gapscope.measure.solvers import quadrature
 from gapscope.measure.solvers.lanczos import decompose
-from gapscope.measure.solvers.quadrature import spectral_density
+from gapscope.measure.solvers.quadrature import SpectralDensity, spectral_density
 from tests.spectra import SPECTRA, matrix
 
 DTYPES = [torch.float32, torch.float64]
@@ -47,6 +47,86 @@ def test_gauss_quadratures_are_exact_up_to_their_degree():
             for degree in range(2 * steps):
                 exact = float(v @ torch.linalg.matrix_power(dense, degree) @ v)
                 assert (mass * at**degree).sum() == pytest.approx(exact, rel=1e-9)
+
+
+def three_probes(coupling):
+    """Return three probes of two rules and two nodes, with the first node taken out: 1/4, at 2."""
+    nodes = np.array([[[2.0, 0.0], [2.0, 0.1]], [[2.0, 0.2], [2.0, 0.9]], [[2.0, 0.3], [2.0, 1.0]]])
+    return SpectralDensity(nodes, np.broadcast_to([0.25, 0.75], (3, 2, 2)), 0.25, coupling, 7, 1e-9)
+
+
+@pytest.mark.parametrize("coupling", [0.0, 0.5])
+def test_a_mass_is_the_mean_over_rules_and_probes_with_what_differs_among_them(coupling):
+    found = three_probes(coupling)
+    assert (found.smallest, found.largest, found.finite) == (0, 2, True)
+    inside = np.array([[0, 0.75], [0.75, 0], [0.75, 0]])  # of the nodes from .1 to .5
+    value, error, moved = found.mass(0.1, 0.5)
+    full = inside.mean(1)
+    assert (value, error) == pytest.approx((full.mean(), full.std(ddof=1) / np.sqrt(3)))
+    both = 2 * 0.25 if coupling else 0  # one eigenvalue at each edge
+    assert moved == pytest.approx(inside.mean(0).std() + both)
+    assert found.mass(0.0, 2.0) == pytest.approx((1, 0, both))  # edges belong to it
+    assert found.mass(-0.5, 2.5) == pytest.approx((1, 0, both))  # as far as the coupling reaches
+    assert found.mass(-0.51, 2.51) == pytest.approx((1, 0, 0))
+    assert found.mass(-np.inf, 1.5)[2] == pytest.approx(both / 2)
+
+
+def test_a_broadened_density_is_the_mean_of_its_bells():
+    grid, width = np.array([-0.4, 0.7, 2.2]), 0.3
+    found = three_probes(0.0)
+    bells = np.exp(-((grid - found.nodes[..., None]) ** 2) / (2 * width**2)) / np.sqrt(2 * np.pi * width**2)
+    each = (found.weights[..., None] * bells).sum(2)  # (probes, rules, points)
+    value, error, moved = found.broadened(grid, width)
+    assert value == pytest.approx(each.mean((0, 1)))
+    assert error == pytest.approx(each.mean(1).std(0, ddof=1) / np.sqrt(3))
+    assert moved == pytest.approx(each.mean(0).std(0))
+
+
+@pytest.mark.parametrize("steps", [4, 9, 20])
+def test_the_rules_are_those_of_the_last_third_of_the_steps_and_products_are_counted(steps):
+    spent, dense, seen = [], matrix(torch.linspace(-1, 3, 120, dtype=torch.float64)), []
+    counting = Operator(120, lambda v: spent.append(1) or dense @ v, torch.float64)
+    found = spectral_density(counting, rng(), probes=4, steps=steps, watch=lambda *step: seen.append(step))
+    assert len(spent) == found.matvecs == 5 * steps
+    assert found.nodes.shape[:2] == found.weights.shape[:2] == (4, steps // 3 + 1)
+    assert found.one == 1 / 120
+    assert [step[0] for step in seen] == [2 * steps, 3 * steps, 4 * steps, 5 * steps]
+    assert seen[-1][1] == found.largest
+    assert found.rounding == pytest.approx(10 * torch.finfo(torch.float64).eps * np.abs(found.nodes).max())
+
+
+def test_probes_end_where_three_or_more_are_enough():
+    asked = []
+
+    def enough(found):
+        asked.append(len(found.nodes))
+        return asked[-1] == 5
+
+    found = spectral_density(from_dense(matrix(SPECTRA["separated"])), rng(), probes=8, steps=4, enough=enough)
+    assert asked == [3, 4, 5]
+    assert len(found.nodes) == len(found.weights) == 5
+    assert found.matvecs == 6 * 4
+    assert len(spectral_density(from_dense(matrix(SPECTRA["separated"])), rng(), steps=4).nodes) == 8
+
+
+def test_what_is_taken_out_is_coupled_by_its_residuals():
+    """Those of the first run, of one percent of the largest magnitude at most."""
+    dense = matrix(SPECTRA["separated"])
+    found = spectral_density(from_dense(dense), rng(), probes=2, steps=9)
+    run = decompose(from_dense(dense), torch.randn(120, generator=rng(), dtype=torch.float64), 9)
+    t = np.diag(run.alpha) + np.diag(run.beta[:-1], 1) + np.diag(run.beta[:-1], -1)
+    values, vectors = np.linalg.eigh(t)
+    ritz = torch.from_numpy(vectors.T) @ run.basis
+    residuals = np.array([float((dense @ y - v * y).norm()) for v, y in zip(values, ritz, strict=True)])
+    near = residuals <= 0.01 * 8
+    assert 0 < near.sum() < 9
+    taken = found.nodes[0, 0, : near.sum()]
+    assert taken == pytest.approx(values[near])
+    assert found.weights[0, 0, : near.sum()] == pytest.approx(1 / 120)
+    assert found.coupling == pytest.approx(np.sqrt((residuals[near] ** 2).sum()))
+    assert found.weights[:, :, near.sum() :].sum(2) == pytest.approx(1 - near.sum() / 120)
+    low = decompose(from_dense(-dense), torch.randn(120, generator=rng(), dtype=torch.float64), 9)
+    assert len(quadrature._known(low, closed=False)[0]) == near.sum()  # of the largest magnitude, whatever its sign
 
 
 @pytest.mark.parametrize("name", ["separated", "gap of 1.4 %", "low rank"])
@@ -152,11 +232,23 @@ def test_all_of_the_space_is_every_eigenvalue():
 def test_what_is_not_finite_is_seen():
     found = spectral_density(Operator(9, lambda v: v * float("inf"), torch.float64), rng())
     assert not found.finite
+    assert found.matvecs == 1
+    calls = []
+    late = Operator(60, lambda v: calls.append(1) or v * (1 + torch.arange(60)) * (1.0 if len(calls) < 30 else np.nan))
+    found = spectral_density(late, rng(), steps=10)
+    assert not found.finite
+    assert found.matvecs == 30
 
 
 def test_a_basis_that_does_not_fit_is_refused():
     with pytest.raises(ProblemError, match=r"20 vectors of 120 entries need 3.8e-05 GB; .* where 1 vectors each fit"):
         spectral_density(from_dense(matrix(SPECTRA["zero"])), rng(), basis_bytes=2000)
+    with pytest.raises(ProblemError, match=r"of 10,000,000 entries need 1\.6 GB; .* to 3\.2GB, or take fewer"):
+        spectral_density(Operator(10_000_000, lambda v: v), rng(), basis_bytes=10**9)
+    enough = 2 * 20 * 120 * 8  # two bases of 20 vectors
+    assert spectral_density(from_dense(matrix(SPECTRA["zero"])), rng(), basis_bytes=enough).finite
+    with pytest.raises(ProblemError):
+        spectral_density(from_dense(matrix(SPECTRA["zero"])), rng(), basis_bytes=enough - 1)
 
 
 def test_a_seed_is_a_number():
