@@ -65,9 +65,9 @@ def test_matrices_have_the_given_values_and_not_the_models():
 
 def stacked(*shapes):
     """Return layers of these shapes, one after the other: orthogonal rows or columns, each of another length."""
-    layers, start = {}, 0
+    layers, start, rng = {}, 0, torch.Generator().manual_seed(0)
     for out, into in shapes:
-        turn = torch.linalg.qr(torch.randn(max(out, into), min(out, into), dtype=torch.float64)).Q
+        turn = torch.linalg.qr(torch.randn(max(out, into), min(out, into), generator=rng, dtype=torch.float64)).Q
         weights = turn * torch.arange(1.0, 1 + min(out, into), dtype=torch.float64)
         weights = weights if out >= into else weights.T
         layers[f"{out} of {into}"] = (slice(start, start + out * into), weights)
@@ -85,10 +85,9 @@ def test_of_a_multiple_of_the_identity_every_probe_knows_the_flatness():
     true = [float(c[where][0] * w.shape[1] * w.square().sum()) for where, w in layers.values()]
     assert found.values == pytest.approx(true, rel=1e-13)
     assert found.matvecs == 2
-    eps = torch.finfo(torch.float64).eps
-    assert found.errors == pytest.approx(
-        10 * eps * np.abs(true), rel=0.5
-    )  # |v||Hv| = |kappa|, and what rounding spread
+    rounding = 10 * torch.finfo(torch.float64).eps * np.abs(true)  # |v||Hv| = |kappa|
+    assert (0.999 * rounding < found.errors).all()
+    assert (found.errors < 10 * rounding).all()  # with what rounding spread: two draws say little
 
 
 @pytest.mark.parametrize("seed", range(3))
