@@ -303,6 +303,7 @@ def test_the_bound_is_never_closer_than_the_second_order_error(seed):
 
 def test_a_value_is_off_by_its_residual_or_to_second_order():
     assert _off(np.array([1.0, 3.0]), 0.5) == 0.125
+    assert _off(np.array([1.0, 1.5]), 0.25) == 0.125
     assert _off(np.array([-9.0, 1.0, 3.0]), 3.0) == 3
     assert _off(np.array([3.0]), 0.5) == _off(np.array([3.0, 3.0]), 0.5) == 0.5
 
@@ -393,6 +394,14 @@ def test_decompose_takes_the_steps_asked_for_and_no_more_than_there_are(steps):
     assert len(krylov.alpha) == len(krylov.beta) == len(krylov.basis) == krylov.matvecs == min(steps, 120)
     gram = krylov.basis @ krylov.basis.T
     assert float((gram - torch.eye(len(gram), dtype=gram.dtype)).abs().max()) <= 1e-13
+
+
+def test_the_decomposition_of_a_multiple_is_the_multiple():
+    dense = matrix(SPECTRA["separated"])
+    start = gaussian_start(from_dense(dense), rng())
+    one, tiny = (decompose(from_dense(factor * dense), start, 20) for factor in (1.0, 2.0**-100))
+    assert tiny.alpha * 2.0**100 == pytest.approx(one.alpha, rel=1e-9)
+    assert tiny.beta * 2.0**100 == pytest.approx(one.beta, rel=1e-9)
 
 
 def test_in_the_complement_of_a_basis_the_run_is_that_of_what_is_left():

@@ -51,7 +51,7 @@ def test_gauss_quadratures_are_exact_up_to_their_degree():
 
 def three_probes(coupling):
     """Return three probes of two rules and two nodes, with the first node taken out: 1/4, at 2."""
-    nodes = np.array([[[2.0, 0.0], [2.0, 0.1]], [[2.0, 0.2], [2.0, 0.9]], [[2.0, 0.3], [2.0, 1.0]]])
+    nodes = np.array([[[2.0, 0.0], [2.0, 0.1]], [[2.0, 0.2], [2.0, 0.9]], [[2.0, 0.3], [2.0, 0.4]]])
     return SpectralDensity(nodes, np.broadcast_to([0.25, 0.75], (3, 2, 2)), 0.25, coupling, 7, 1e-9)
 
 
@@ -59,7 +59,7 @@ def three_probes(coupling):
 def test_a_mass_is_the_mean_over_rules_and_probes_with_what_differs_among_them(coupling):
     found = three_probes(coupling)
     assert (found.smallest, found.largest, found.finite) == (0, 2, True)
-    inside = np.array([[0, 0.75], [0.75, 0], [0.75, 0]])  # of the nodes from .1 to .5
+    inside = np.array([[0, 0.75], [0.75, 0], [0.75, 0.75]])  # of the nodes from .1 to .5
     value, error, moved = found.mass(0.1, 0.5)
     full = inside.mean(1)
     assert (value, error) == pytest.approx((full.mean(), full.std(ddof=1) / np.sqrt(3)))
@@ -69,6 +69,8 @@ def test_a_mass_is_the_mean_over_rules_and_probes_with_what_differs_among_them(c
     assert found.mass(-0.5, 2.5) == pytest.approx((1, 0, both))  # as far as the coupling reaches
     assert found.mass(-0.51, 2.51) == pytest.approx((1, 0, 0))
     assert found.mass(-np.inf, 1.5)[2] == pytest.approx(both / 2)
+    found.nodes[1, 0, 0] = np.nan
+    assert not found.finite
 
 
 def test_a_broadened_density_is_the_mean_of_its_bells():
@@ -84,14 +86,17 @@ def test_a_broadened_density_is_the_mean_of_its_bells():
 
 @pytest.mark.parametrize("steps", [4, 9, 20])
 def test_the_rules_are_those_of_the_last_third_of_the_steps_and_products_are_counted(steps):
-    spent, dense, seen = [], matrix(torch.linspace(-1, 3, 120, dtype=torch.float64)), []
+    spent, dense, seen = [], matrix(torch.linspace(-3, 1, 120, dtype=torch.float64)), []
     counting = Operator(120, lambda v: spent.append(1) or dense @ v, torch.float64)
     found = spectral_density(counting, rng(), probes=4, steps=steps, watch=lambda *step: seen.append(step))
     assert len(spent) == found.matvecs == 5 * steps
     assert found.nodes.shape[:2] == found.weights.shape[:2] == (4, steps // 3 + 1)
     assert found.one == 1 / 120
     assert [step[0] for step in seen] == [2 * steps, 3 * steps, 4 * steps, 5 * steps]
-    assert seen[-1][1] == found.largest
+    assert seen[-1][1:] == (found.largest, 0)
+    taken = int((found.nodes == found.nodes[0, 0]).all((0, 1)).sum())
+    lengths = (found.weights[:, :, taken:] > 0).sum(2)
+    assert (lengths == range(steps - steps // 3, steps + 1)).all()
     assert found.rounding == pytest.approx(10 * torch.finfo(torch.float64).eps * np.abs(found.nodes).max())
 
 
@@ -169,12 +174,22 @@ def test_all_ritz_values_lie_within_the_spectrum(name):
     assert found.largest <= float(SPECTRA[name].max()) + found.rounding
 
 
+@pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("size", [30, 60, 64, 200])
-def test_what_was_taken_out_does_not_come_back_by_rounding(size):
+def test_what_was_taken_out_does_not_come_back_by_rounding(size, sign):
     # 0 is far outside this spectrum, and where a complement has what was taken out
-    dense = torch.diag(torch.linspace(0.5, 1.0, size))
+    dense = sign * torch.diag(torch.linspace(0.5, 1.0, size))
     found = spectral_density(from_dense(dense), rng())
-    assert 0.5 - found.rounding <= found.smallest <= found.largest <= 1 + found.rounding
+    ends = sorted([sign * found.smallest, sign * found.largest])
+    assert 0.5 - found.rounding <= ends[0] <= ends[1] <= 1 + found.rounding
+
+
+@pytest.mark.parametrize("name", ["separated", "negative definite", "low rank"])
+def test_the_density_scales_with_the_matrix(name):
+    dense = matrix(SPECTRA[name])
+    one, tiny = (spectral_density(from_dense(factor * dense), rng()) for factor in (1.0, 2.0**-80))
+    assert tiny.matvecs == one.matvecs
+    assert tiny.nodes * 2.0**80 == pytest.approx(one.nodes, abs=one.rounding)
 
 
 def test_masses_are_unbiased_and_their_standard_errors_cover():
@@ -229,10 +244,22 @@ def test_all_of_the_space_is_every_eigenvalue():
     assert found.matvecs == 7
 
 
+def test_a_complement_that_is_wholly_seen_has_no_error_of_its_rules():
+    """Of six eigenvalues, each twice, the first run takes out one each, and a probe sees all six of the others."""
+    values = torch.arange(1.0, 7.0, dtype=torch.float64)
+    found = spectral_density(from_dense(matrix(values.repeat(2))), rng(), probes=5, steps=20)
+    assert found.matvecs == 6 + 5 * 6
+    assert found.nodes == pytest.approx(np.tile([*range(1, 7)] * 2, (*found.nodes.shape[:2], 1)))
+    assert found.mass(0.5, 3.5)[2] == pytest.approx(0, abs=1e-12)
+    one = spectral_density(from_dense(matrix(torch.tensor([1.0, 2.0, 3.0, 3.0], dtype=torch.float64))), rng())
+    assert one.mass(2.9, 3.1) == pytest.approx((0.5, 0, 0), abs=1e-12)
+
+
 def test_what_is_not_finite_is_seen():
     found = spectral_density(Operator(9, lambda v: v * float("inf"), torch.float64), rng())
     assert not found.finite
     assert found.matvecs == 1
+    assert not spectral_density(from_dense(1e-145 * matrix(SPECTRA["separated"])), rng()).finite  # squares vanish
     calls = []
     late = Operator(60, lambda v: calls.append(1) or v * (1 + torch.arange(60)) * (1.0 if len(calls) < 30 else np.nan))
     found = spectral_density(late, rng(), steps=10)
