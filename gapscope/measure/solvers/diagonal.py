@@ -123,7 +123,7 @@ def estimate_diagonal(
         finite = bool(exact.offset.isfinite().all())
         return exact.estimate(size, Status.EXACT if finite else Status.NONFINITE)
     row = size * torch.finfo(operator.dtype).bits // 8
-    room = max_matvecs if basis_bytes is None else max(0, basis_bytes // row - _VECTORS)
+    room = max_matvecs if basis_bytes is None else basis_bytes // row - _VECTORS
     deflation = _Deflation.of(operator, rng, min(directions, max_matvecs // 2, room))
     spent, error = deflation.matvecs, math.inf
     if known is None:

@@ -103,7 +103,7 @@ def by_the_header(offset, draws, blocks):
 
 
 @pytest.mark.parametrize("probes", [8, 24, 29])
-@pytest.mark.parametrize("directions", [0, 6])
+@pytest.mark.parametrize("directions", [0, 2, 6])
 @pytest.mark.parametrize("dense", [matrix(SPECTRA["separated"]), small_beside_its_rows(120)])
 def test_everything_stated_is_by_the_formulas_of_the_header(dense, directions, probes):
     blocks, seen = halves(120), []
@@ -177,6 +177,26 @@ def test_all_entries_are_measured_where_that_is_within_directions_and_eight_more
     if exact:
         assert found.entries.numpy() == pytest.approx(torch.diagonal(dense).numpy())
         assert found.traces == pytest.approx([float(torch.diagonal(dense)[w].sum()) for w in halves(size).values()])
+
+
+def test_one_block_of_noise_is_enough_to_be_dominated():
+    dense = torch.block_diag(torch.diag(torch.linspace(1, 2, 100, dtype=torch.float64)), small_beside_its_rows())
+    found = estimate_diagonal(
+        from_dense(dense), rng(), blocks={"exact": slice(0, 100), "noise": slice(100, 500)}, max_matvecs=8, directions=0
+    )
+    assert found.noise_share[0] == pytest.approx(0, abs=1e-12)
+    assert found.noise_share[1] > 1
+    assert found.status is Status.NOISE_DOMINATED
+
+
+def test_of_few_entries_one_may_be_zero_or_no_number():
+    dense = torch.diag(torch.tensor([2.0, 0.0, -1.0, 3.0]))
+    found = estimate_diagonal(from_dense(dense), rng(), blocks={"all": slice(0, 4)})
+    assert found.zero_fraction == 0.25
+    assert found.quartiles[0] == pytest.approx([1.5, 2, 2.5])
+    dense[3, 3] = torch.inf
+    broken = estimate_diagonal(Operator(4, lambda v: torch.diag(dense) * v), rng(), blocks={"all": slice(0, 4)})
+    assert broken.status is Status.NONFINITE
 
 
 def test_noise_lifts_the_median_of_one_probe_several_times_and_the_status_says_so():
