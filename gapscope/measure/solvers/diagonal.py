@@ -152,7 +152,6 @@ class _Deflation:
 
     basis: Tensor  # (m, n), the columns of Q
     beyond: Tensor  # (n,) beta q: what A Q has outside of the span, in its last column
-    inner: Tensor  # (m, m) T
     exact: Tensor  # (n,)
     matvecs: int
 
@@ -164,7 +163,7 @@ class _Deflation:
     def none(cls, operator: Operator) -> "_Deflation":
         """Take nothing out."""
         nothing = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
-        return cls(nothing.new_zeros(0, operator.size), nothing, nothing.new_zeros(0, 0), nothing, 0)
+        return cls(nothing.new_zeros(0, operator.size), nothing, nothing, 0)
 
     @classmethod
     def of(cls, operator: Operator, rng: Generator, steps: int) -> "_Deflation":
@@ -179,15 +178,14 @@ class _Deflation:
         basis, middle = run.basis[:m], torch.from_numpy(inner).to(run.basis)
         beyond = float(run.beta[m - 1]) * run.basis[m]
         exact = (basis * (middle @ basis)).sum(0) + 2 * beyond * basis[-1]
-        return cls(basis, beyond, middle, exact, run.matvecs)
+        return cls(basis, beyond, exact, run.matvecs)
 
     def probe(self, operator: Operator, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z * PAPz and where Az is exactly zero, from one product: A P z = A z - (A Q) Q'z."""
+        """Return z * PAPz and where Az is exactly zero, from one product: PAPz = P(Az - beta q q_m'z), as PQ = 0."""
         image = operator.matvec(z).to(operator.dtype)
         nothing = image == 0
         if self.directions:
-            inside = self.basis @ z
-            image = image - (self.inner @ inside) @ self.basis - float(inside[-1]) * self.beyond
+            image = image - float(self.basis[-1] @ z) * self.beyond
             for _ in range(2):  # the first pass leaves what rounding put inside
                 image = image - (self.basis @ image) @ self.basis
         return z * image, nothing
