@@ -229,6 +229,37 @@ def test_a_trace_that_cancels_converges_relative_to_the_frobenius_norm():
     assert abs(found.trace) <= 4 * found.trace_error
 
 
+def test_of_the_negative_everything_is_the_negative():
+    dense = -matrix(SPECTRA["negative definite"])
+    up, down = (estimate_trace(from_dense(a), rng(), blocks=HALVES, tolerance=0.005) for a in (dense, -dense))
+    assert (down.trace, down.trace_error, down.matvecs) == (-up.trace, up.trace_error, up.matvecs)
+    assert (down.blocks == -up.blocks).all()
+
+
+def test_where_squares_vanish_in_float64_nothing_is_known():
+    found = estimate_trace(from_dense(1e-145 * matrix(SPECTRA["separated"])), rng())
+    assert found.status is Status.NONFINITE
+    assert found.matvecs == 1
+
+
+@pytest.mark.parametrize(
+    ("products", "sketch_bytes", "method"),
+    [
+        (29, None, "hutchinson"),  # 10 images are more than a third of the products
+        (30, None, "hutch++"),
+        (29, 10**9, "hutchinson"),
+        (30, 10**9, "hutch++"),
+        (45, 4 * 10 * 120 * 8, "hutch++"),  # four times 10 vectors
+        (45, 4 * 10 * 120 * 8 - 1, "hutchinson"),
+    ],
+)
+def test_a_sketch_is_a_third_of_the_products_and_a_quarter_of_the_memory_at_most(products, sketch_bytes, method):
+    found = estimate_trace(
+        from_dense(decaying()), rng(), tolerance=1e-9, max_matvecs=products, sketch_bytes=sketch_bytes
+    )
+    assert (found.method, found.matvecs) == (method, products)
+
+
 def test_a_budget_that_is_too_small_is_spent_with_an_honest_error():
     found = estimate_trace(from_dense(matrix(SPECTRA["separated"])), rng(), tolerance=1e-3, max_matvecs=40)
     assert found.status is Status.BUDGET_SPENT
