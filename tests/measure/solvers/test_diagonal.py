@@ -272,6 +272,8 @@ def test_the_products_and_the_memory_are_bounded():
     assert found.directions <= 15
     tight = estimate_diagonal(counting, rng(), blocks=halves(120), max_matvecs=31, basis_bytes=28 * 120 * 8)
     assert tight.directions == 3  # 24 vectors beside the basis; the last of its 4 is outside of Q
+    none = estimate_diagonal(counting, rng(), blocks=halves(120), max_matvecs=31, basis_bytes=0)
+    assert (none.directions, none.matvecs) == (0, none.probes)
 
 
 @pytest.mark.parametrize("size", [20, 120])
