@@ -161,7 +161,7 @@ def estimate_trace(
 
 def _deflation_pays(plain: _Probes, missed: float, directions: int, wanted: float, left: int, *, last: bool) -> bool:
     """Return whether Hutch++ promises the tolerance sooner or, where neither reaches it, the smaller error."""
-    for_plain = max(1.0, plain.variance / wanted - len(plain))
+    for_plain = plain.variance / wanted - len(plain)
     for_deflated = directions + max(PILOT, 2 * missed / wanted)
     if min(for_plain, for_deflated) <= left:
         return for_deflated < for_plain
@@ -255,7 +255,7 @@ def caution(freedom: float) -> float:
 def _span(images: Tensor) -> tuple[Tensor, float]:
     """Return an orthonormal basis of the rows (r, n), and the mean squared distance of a row from the others' span."""
     lengths = np.sqrt([_square(image) for image in images])
-    unit = torch.from_numpy(np.where(lengths > 0, 1 / np.where(lengths > 0, lengths, 1.0), 0.0))
+    unit = torch.from_numpy(1 / np.where(lengths > 0, lengths, 1.0))
     q, r = torch.linalg.qr((images * unit.to(images)[:, None]).T)
     small = r.double().cpu().numpy() if images.device.type != "mps" else r.cpu().double().numpy()
     left, values, _ = np.linalg.svd(small)

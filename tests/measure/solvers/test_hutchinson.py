@@ -159,7 +159,7 @@ def probes(variance, count):
         (5.2, 0.6, 100, False, False),  # 32 against 32
         (6.3, 1.0, 100, False, True),  # 43 against 40
         (5.9, 1.0, 100, False, False),  # 39
-        (1.0, 0.0, 100, False, False),  # -10 counts as 1
+        (1.0, 0.0, 100, False, False),  # -10
         (100.0, 0.1, 30, False, True),  # what fits the budget
         (100.0, 0.1, 29, False, False),
         (100.0, 0.1, 29, True, False),  # 9 fresh probes are too few for an error
@@ -173,6 +173,24 @@ def probes(variance, count):
 )
 def test_what_reaches_the_tolerance_sooner_or_ends_with_the_smaller_error_is_taken(variance, missed, left, last, pays):
     assert _deflation_pays(probes(variance, 20), missed, 20, 0.1, left, last=last) is pays
+
+
+@pytest.mark.parametrize("name", ["separated", "low rank", "decaying"])
+@pytest.mark.parametrize("factor", [1.0, 2.0**30, 2.0**-30])
+def test_after_ten_probes_the_choice_is_that_of_the_formula_at_every_scale(name, factor):
+    dense = factor * (decaying() if name == "decaying" else matrix(SPECTRA[name]))
+    images = torch.stack([dense @ z.double() for z in signs(rng(), 10)])
+    drawn = _Probes({}, np.zeros(1), 0.0)
+    for z, image in zip(signs(rng(), 10), images, strict=True):
+        drawn.add(z.double(), image, float(image.square().sum()))
+    missed = _span(images)[1]
+    size = max(abs(np.mean(drawn.traces)), np.sqrt(np.mean(drawn.squares)))
+    for tolerance in np.geomspace(1e-3, 0.3, 20):
+        found = estimate_trace(from_dense(dense), rng(), tolerance=tolerance, max_matvecs=45)
+        rank = len(_span(images)[0])
+        pays = _deflation_pays(drawn, missed, rank, (tolerance * size) ** 2, 35, last=True)
+        deflated = pays and drawn.error > tolerance * size
+        assert (found.method, found.sketch) == (("hutch++", rank) if deflated else ("hutchinson", 0))
 
 
 def test_the_variance_of_one_probe_is_that_of_the_formula():
@@ -301,6 +319,18 @@ def test_what_is_not_finite_is_not_a_number(size, after):
     if after < size:
         assert found.status is Status.NONFINITE
         assert np.isnan([found.trace, found.trace_error, found.frobenius, found.rounding]).all()
+
+
+def test_after_a_deflation_what_is_not_finite_is_not_a_number():
+    dense, calls = decaying(), []
+
+    def matvec(v):
+        calls.append(v)
+        return dense @ v * (float("nan") if len(calls) > 25 else 1.0)
+
+    found = estimate_trace(Operator(120, matvec, torch.float64), rng(), tolerance=1e-9, max_matvecs=45)
+    assert (found.status, found.method, found.sketch, found.matvecs) == (Status.NONFINITE, "hutch++", 10, 26)
+    assert np.isnan([found.trace, found.trace_error, found.frobenius, found.rounding]).all()
 
 
 def test_a_seed_is_a_number():
