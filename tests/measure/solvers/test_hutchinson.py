@@ -185,7 +185,7 @@ def test_after_ten_probes_the_choice_is_that_of_the_formula_at_every_scale(name,
         drawn.add(z.double(), image, float(image.square().sum()))
     missed = _span(images)[1]
     size = max(abs(np.mean(drawn.traces)), np.sqrt(np.mean(drawn.squares)))
-    for tolerance in np.geomspace(1e-3, 0.3, 20):
+    for tolerance in np.geomspace(1e-3, 0.3, 12):
         found = estimate_trace(from_dense(dense), rng(), tolerance=tolerance, max_matvecs=45)
         rank = len(_span(images)[0])
         pays = _deflation_pays(drawn, missed, rank, (tolerance * size) ** 2, 35, last=True)
