@@ -237,15 +237,13 @@ class _Probes:
         middle = self._quartiles(self.entries)[:, 1]
         if 0 < self.count < GROUPS:
             return np.where(np.isnan(middle), np.nan, math.inf)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = self._quartiles(self.errors)[:, 1] / middle
-        return np.where(middle == 0, 0.0, share)
+        return _share(self._quartiles(self.errors)[:, 1], middle)
 
     @property
     def worst(self) -> tuple[float, float]:
         """Return the median of the block whose median has the largest relative error, and that error."""
         middle, error = self._quartiles(self.entries)[:, 1], self.quartile_errors[:, 1]
-        relative = np.where(error == 0, 0.0, error / np.where(middle > 0, middle, np.nan))
+        relative = _share(error, middle)
         if np.isnan(relative).all():
             return 0.0, 0.0 if self.count >= GROUPS else math.inf
         at = int(np.nanargmax(relative))
@@ -354,6 +352,13 @@ def _live_quartiles(values: Tensor, live: Tensor, blocks: Mapping[str, slice]) -
     for i, where in enumerate(blocks.values()):
         found[i] = _three(values[where][live[where]].abs().double().cpu().numpy())
     return found
+
+
+def _share(error: Array, value: Array) -> Array:
+    """Return error / value: 0 without an error, infinite where the value is 0 by chance, NaN of nothing."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share: Array = np.where(error == 0, 0.0, error / value)
+    return share
 
 
 def _three(values: Array) -> Array:
