@@ -155,7 +155,7 @@ def test_coordinates_without_a_slope_are_not_a_flat_function():
 
     def level(u):  # from the first step on there is no slope: it is the maximum
         rise = abs(float(g @ u))
-        return (rise, g) if rise < 0.1 else (0.1, torch.zeros_like(g))
+        return (rise, g) if rise < 1e-9 else (1e-9, torch.zeros_like(g))
 
     def never():
         raise AssertionError
@@ -163,7 +163,7 @@ def test_coordinates_without_a_slope_are_not_a_flat_function():
     ramp = apgd(lambda u: (float(g @ u), g), Ball("l2", 1.0), (0.0, g), never)
     assert ramp.first == pytest.approx(float(g.norm()))
     end = climb(level, Ball("l2", 1.0))
-    assert (end.status, end.value, end.gap) == (Status.CONVERGED, 0.1, 0)
+    assert (end.status, end.value, end.gap) == (Status.CONVERGED, 1e-9, 0)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -125,6 +125,11 @@ def test_the_odds_at_equal_losses_do_not_depend_on_the_noise():
     assert basin_odds(1.0, 4.0, gap=0.1, diffusion=0.1) == pytest.approx(2 / math.e)
 
 
+def test_a_hessian_may_be_off_symmetry_by_rounding():
+    near = np.array([[1.0, 5e-7], [0.0, 1.0]])
+    assert basin_odds(near, np.eye(2)) == pytest.approx(1, rel=1e-6)
+
+
 def test_a_time_beyond_all_floats_is_infinite():
     found = escape_iterations(WELL, SADDLE, 4e5, diffusion=1.0, rate=0.1)
     assert found.time == found.iterations == math.inf
@@ -151,6 +156,10 @@ def test_a_time_beyond_all_floats_is_infinite():
             r"The momentum is 1\.0\.",
         ),
         (lambda: diffusion(1.0, rate=0.1, batch_size=0), r"The batch size is 0\. .* Mend `batch_size`"),
+        (lambda: basin_odds(-1.0, 2.0), r"at a minimum has the eigenvalue -1\. Expected all"),
+        (lambda: basin_odds(1.0, [[-2.0]]), r"at a minimum has the eigenvalue -2\. Expected all"),
+        (lambda: basin_odds(1.0, 2.0, diffusion=-1.0), r"The diffusion is -1\.0\. .* Mend `diffusion`"),
+        (lambda: escape_time([[1.0, 2e-6], [0, 1]], SADDLE, 1.0, diffusion=1.0), r"A Hessian is not symmetric"),
         (lambda: basin_odds(1.0, 2.0, gap=0.1), r"The losses differ by 0\.1\. .* Give `diffusion=`"),
     ],
 )
