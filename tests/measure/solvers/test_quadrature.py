@@ -251,7 +251,7 @@ def test_a_complement_that_is_wholly_seen_has_no_error_of_its_rules():
     assert found.matvecs == 6 + 5 * 6
     assert found.nodes == pytest.approx(np.tile([*range(1, 7)] * 2, (*found.nodes.shape[:2], 1)))
     assert found.mass(0.5, 3.5)[2] == pytest.approx(0, abs=1e-12)
-    one = spectral_density(from_dense(matrix(torch.tensor([1.0, 2.0, 3.0, 3.0], dtype=torch.float64))), rng())
+    one = spectral_density(from_dense(torch.diag(torch.tensor([1.0, 2.0, 3.0, 3.0], dtype=torch.float64))), rng())
     assert one.mass(2.9, 3.1) == pytest.approx((0.5, 0, 0), abs=1e-12)
 
 
