@@ -3,7 +3,7 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,34 +20,51 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Raises: OSError if the place cannot be written; what was there is then unchanged.
     """
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{secrets.token_hex(8)}{SUFFIX}")
+    with replacing_together([path]) as (stream,):
+        yield stream
+
+
+@contextlib.contextmanager
+def replacing_together(paths: Iterable[str | os.PathLike[str]]) -> Iterator[list[BinaryIO]]:
+    """Do the same for several files: all are on the disk before the last, and after it the others, is renamed.
+
+    Only what stops a renaming leaves some new and some old: no lack of room does.
+    """
+    places = [Path(os.path.realpath(path)) for path in paths]
+    temporary = [temporary_beside(place) for place in places]
     try:
-        with open(temporary, "xb") as stream:
-            _remove_abandoned(path.parent, os.fstat(stream.fileno()).st_mtime)
-            yield stream
-            settle(stream)
-        os.replace(temporary, path)
+        with contextlib.ExitStack() as opened:
+            streams: list[BinaryIO] = []
+            for one in temporary:
+                streams.append(opened.enter_context(open(one, "xb")))
+                _remove_abandoned(one.parent, os.fstat(streams[-1].fileno()).st_mtime)
+            yield streams
+            for stream in streams:
+                stream.flush()
+                os.fsync(stream.fileno())
+        for one, place in zip(reversed(temporary), reversed(places), strict=True):
+            os.replace(one, place)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        for one in temporary:
+            with contextlib.suppress(OSError):
+                one.unlink()
         # torch closes its archive whatever happened, and then complains that it is not whole
         reason = error.__context__
         if isinstance(error, RuntimeError) and isinstance(reason, OSError | KeyboardInterrupt | SystemExit):
             raise reason from None
         raise
-    with contextlib.suppress(OSError):  # the file is in place, and some file systems cannot sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            _close(folder)
+    for folder in dict.fromkeys(place.parent for place in places):
+        with contextlib.suppress(OSError):  # the files are in place, and some file systems cannot sync a folder
+            opened_folder = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(opened_folder)
+            finally:
+                _close(opened_folder)
 
 
-def settle(stream: BinaryIO) -> None:
-    """Wait until all that was written is on the disk."""
-    stream.flush()
-    os.fsync(stream.fileno())
+def temporary_beside(place: Path) -> Path:
+    """Return a new name in the same folder, of what is removed after an hour."""
+    return place.with_name(f".{secrets.token_hex(8)}{SUFFIX}")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gapscope.errors import ReportError
-from gapscope.replacing import replacing, settle
+from gapscope.replacing import replacing, replacing_together, temporary_beside
 
 _withheld = [False]  # the innermost last
 
@@ -45,28 +45,43 @@ def replace_together(contents: Mapping[Path, bytes], *, option: str = "--output"
 
     Raises: ReportError if a place cannot be written; what was there is then unchanged.
     """
-    before = {path: path.read_bytes() if path.exists() else None for path in contents}
-    first = next(iter(contents))
+    first, before = next(iter(contents)), dict[Path, Path | None]()
+    with contextlib.ExitStack() as held:
+        try:
+            for path in contents:
+                before[path] = held.enter_context(_kept(path))
+            with replacing_together(contents) as streams:
+                for stream, content in zip(streams, contents.values(), strict=True):
+                    stream.write(content)
+        except BaseException as error:
+            if not first.exists() or first.read_bytes() != contents[first]:
+                _put_back(before, contents)
+            if isinstance(error, OSError):
+                raise _unwritable(first, error, option) from error
+            raise
+
+
+@contextlib.contextmanager
+def _kept(path: Path) -> Iterator[Path | None]:
+    """Hold a copy of a file, which is put back without needing any room; None of one that is not there."""
+    if not path.exists():
+        yield None
+        return
+    copy = temporary_beside(Path(os.path.realpath(path)))
     try:
-        with contextlib.ExitStack() as streams:
-            for path, content in contents.items():
-                stream = streams.enter_context(replacing(path))
-                stream.write(content)
-                settle(stream)
-    except BaseException as error:
-        if not first.exists() or first.read_bytes() != contents[first]:
-            _put_back(before)
-        if isinstance(error, OSError):
-            raise _unwritable(first, error, option) from error
-        raise
+        copy.write_bytes(path.read_bytes())
+        yield copy
+    finally:
+        with contextlib.suppress(OSError):  # it was put back, or is removed after an hour
+            copy.unlink()
 
 
-def _put_back(before: Mapping[Path, bytes | None]) -> None:
-    for path, content in before.items():
-        if content is None:
+def _put_back(before: Mapping[Path, Path | None], contents: Mapping[Path, bytes]) -> None:
+    for path, copy in before.items():
+        if copy is None:
             path.unlink(missing_ok=True)
-        elif path.read_bytes() != content:
-            replace(path, content)
+        elif path.read_bytes() == contents[path]:
+            os.replace(copy, os.path.realpath(path))
 
 
 def _unwritable(path: Path, error: OSError, option: str) -> ReportError:

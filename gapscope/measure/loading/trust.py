@@ -131,7 +131,10 @@ def _ways(pattern: str, spec: str, kind: str) -> str:
 def importable(spec: str, *, cwd_first: bool = True) -> Iterator[None]:
     """Make the current folder, and the folder of a named file, importable for a while."""
     place = spec.rpartition(":")[0]
-    folders = [str(Path.cwd())] + ([str(Path(place).resolve().parent)] if place.endswith(".py") else [])
+    try:
+        folders = [str(Path.cwd())] + ([str(Path(place).resolve().parent)] if place.endswith(".py") else [])
+    except ValueError as error:  # a null byte, or half of a letter
+        raise LoadError(f"{spec!r} is no name of a file ({error}). Expected `file.py:attr`. Mend it.") from error
     before = list(sys.path)
     sys.path[:] = folders[::-1] + before if cwd_first else before + folders
     importlib.invalidate_caches()

@@ -60,6 +60,8 @@ def by_the_header(objective, radius, start_value, starts, evaluations, known=Non
         settled = gap <= 0.25e-3 * rise
         if untried and (settled or len(points) >= 6) and len(points) <= evaluations - 2:
             untried, stood = False, (here, slope, s, d, falls)
+            if rise > 0 and rise - 2 * float((radius * starts[0]) @ point) <= 0.8 * rise:  # what a parabola promises
+                continue
             other = look(-point)
             if other - start_value <= 0.8 * rise:
                 here, slope, s, d, falls = stood
