@@ -180,7 +180,7 @@ def odd_value(rng: Random, depth: int = 0) -> Any:
         return {str(odd_value(rng, 2)): odd_value(rng, depth + 1) for _ in range(rng.randrange(3))}
     if kind == 7:
         nested: Any = []
-        for _ in range(rng.choice((3, 60, 600))):
+        for _ in range(rng.choice((3, 60, 300))):
             nested = [nested]
         return nested
     return rng.random() * 10.0 ** rng.randrange(-30, 30)

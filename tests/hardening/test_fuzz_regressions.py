@@ -14,6 +14,7 @@ from gapscope.cli.settings import parse_batch_size, parse_bytes, parse_seconds, 
 from gapscope.errors import LoadError, ReportError, UsageError
 from gapscope.measure.loading import Trust, load_data, parse_args, read_checkpoint, save_checkpoint
 from gapscope.measure.loading.checkpoints.inspection import inspect
+from gapscope.measure.loading.sources import holds_config
 from gapscope.report import file, hdf5, html
 from gapscope.report.comparison import compare
 from gapscope.report.reading import reading
@@ -242,3 +243,19 @@ def test_stars_find_what_a_search_of_all_ways_finds(seed):
 def test_a_header_of_any_length_is_searched_in_one_pass():
     assert html._head("x" * 300_000) == "x" * 300_000
     assert html._head("x 1e-3") == 'x <span style="white-space:nowrap">1e-3</span>'
+
+
+def test_tables_that_are_nested_too_deep_are_no_tables(tmp_path):
+    for name in ("config.json", "state.json", "model.safetensors.index.json"):
+        (tmp_path / name).write_text("[" * 3000 + "]" * 3000)
+    assert not holds_config(tmp_path)
+    with pytest.raises(LoadError, match="has no `_data_files`"):
+        load_data(str(tmp_path), "train", recorded=False, trust=Trust())
+    with pytest.raises(LoadError, match="is no readable JSON"):
+        read_checkpoint(tmp_path, Trust())
+
+
+@pytest.mark.parametrize("name", ["a\0b.py:f", "a\ud800.py:f"])
+def test_names_that_no_file_can_have_are_refused(name):
+    with pytest.raises(LoadError, match=r"is no name of a file .* Expected `file.py:attr`"):
+        load_data(name, "train", recorded=False, trust=Trust())

@@ -54,7 +54,7 @@ def holds_config(folder: Path) -> bool:
     """Return whether a folder's config.json describes a Hugging Face model."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and ("architectures" in config or "model_type" in config)
 

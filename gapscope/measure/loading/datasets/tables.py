@@ -61,7 +61,7 @@ def _shards(folder: Path) -> list[Path]:
 def _json(path: Path, key: str, kind: type) -> Any:
     try:
         found = json.loads(path.read_bytes())[key]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         found = None
     if not isinstance(found, kind):
         raise LoadError(f"{path} has no `{key}`. Expected a folder that `datasets` wrote: save it again.")
