@@ -5,25 +5,7 @@ import torch
 
 from gapscope.measure.solvers.ascent import ascent, keskar
 from gapscope.results import Status
-
-SIZE = 40
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def counted(function):
-    calls = []
-
-    def objective(y):
-        calls.append(y.clone())
-        y = y.detach().requires_grad_()
-        value = function(y)
-        (slope,) = torch.autograd.grad(value, y)
-        return float(value.detach()), slope
-
-    return objective, calls
+from tests.measure.solvers.test_ascent import SIZE, counted, rng
 
 
 def by_the_header(objective, radius, start_value, starts, evaluations, known=None):

@@ -14,20 +14,8 @@ from gapscope.measure.solvers.lanczos import (
     gaussian_start,
 )
 from gapscope.results import Status
+from tests.measure.solvers.test_lanczos import diagonal, rng, stated
 from tests.spectra import SPECTRA, matrix
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def diagonal(*entries, dtype=torch.float64):
-    return from_dense(torch.diag(torch.tensor(entries, dtype=dtype)))
-
-
-def stated(pairs):
-    return pairs.upper - pairs.values[0]
-
 
 # --- memory
 
