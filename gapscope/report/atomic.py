@@ -29,8 +29,7 @@ def replace(path: str | os.PathLike[str], content: bytes, *, option: str = "--ou
     if _withheld[-1]:
         return
     path = Path(os.path.realpath(path))
-    if os.path.exists(path) and not os.path.isfile(path):  # renaming onto /dev/null would delete the device
-        raise ReportError(f"{path} is not a regular file. Expected a regular file. Name one with `{option}`.")
+    _refuse_devices(path, option)
     try:
         with replacing(path) as stream:
             stream.write(content)
@@ -46,6 +45,8 @@ def replace_together(contents: Mapping[Path, bytes], *, option: str = "--output"
     Raises: ReportError if a place cannot be written; what was there is then unchanged.
     """
     first, before = next(iter(contents)), dict[Path, Path | None]()
+    for path in contents:
+        _refuse_devices(path, option)
     with contextlib.ExitStack() as held:
         try:
             for path in contents:
@@ -72,8 +73,9 @@ def _kept(path: Path) -> Iterator[Path | None]:
         copy.write_bytes(path.read_bytes())
         yield copy
     finally:
-        with contextlib.suppress(OSError):  # it was put back, or is removed after an hour
-            copy.unlink()
+        for _ in range(2):  # what failed once may go the second time; else it goes after an hour
+            with contextlib.suppress(OSError):
+                copy.unlink(missing_ok=True)
 
 
 def _put_back(before: Mapping[Path, Path | None], contents: Mapping[Path, bytes]) -> None:
@@ -82,6 +84,11 @@ def _put_back(before: Mapping[Path, Path | None], contents: Mapping[Path, bytes]
             path.unlink(missing_ok=True)
         elif path.read_bytes() == contents[path]:
             os.replace(copy, os.path.realpath(path))
+
+
+def _refuse_devices(path: Path, option: str) -> None:
+    if path.exists() and not path.is_file():  # renaming onto /dev/null would delete the device
+        raise ReportError(f"{path} is not a regular file. Expected a regular file. Name one with `{option}`.")
 
 
 def _unwritable(path: Path, error: OSError, option: str) -> ReportError:

@@ -184,7 +184,7 @@ class Arena:
         if code != -signal.SIGKILL and {file: found.get(file) for file in attack.together} not in states:
             yield f"{' and '.join(attack.together)} do not belong together; {said!r}"
         extra = {one.name for one in self.here.iterdir()} - self.names - {attack.state}
-        if code in (0, -signal.SIGKILL):  # the call that failed was to remove it: it goes after an hour
+        if code == -signal.SIGKILL:
             extra = {one for one in extra if not one.endswith(LEFT)}
         if extra:
             yield f"left behind: {', '.join(sorted(extra))}"

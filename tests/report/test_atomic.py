@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import os
 import signal
 import stat
@@ -12,6 +13,7 @@ from example_reports import large, report
 
 from gapscope import replacing
 from gapscope.errors import ReportError
+from gapscope.report import atomic
 from gapscope.report.atomic import replace, replace_together, withheld
 from gapscope.report.file import read_report, write
 
@@ -168,6 +170,38 @@ def test_a_stop_between_two_renamings_puts_the_old_ones_back(renamed, after, sto
         replace_together(pair)
     assert contents(pair) == after
     assert len(os.listdir(next(iter(pair)).parent)) == sum(map(bool, after))
+
+
+def test_what_is_no_file_among_several_is_refused_and_stays(pair, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ReportError, match=r"pipe is not a regular file\. Expected a regular file\. Name one with"):
+        replace_together({**pair, tmp_path / "pipe": b"content"})
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert contents(pair) == ["old a", "old b", ""]
+
+
+def test_a_full_disk_after_the_first_renaming_needs_no_room_to_put_it_back(pair, tmp_path, monkeypatch):
+    rename, done = os.replace, []
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def renamed(*paths):
+        done.append(paths)
+        if len(done) == 2:  # from now on nothing is written any more
+            for name in ("write", "fsync"):
+                monkeypatch.setattr(os, name, full)
+            monkeypatch.setattr(atomic, "replacing", full)
+            monkeypatch.setattr(Path, "write_bytes", full)
+            full()
+        rename(*paths)
+
+    monkeypatch.setattr(os, "replace", renamed)
+    with pytest.raises(ReportError, match=r"No space left on device\. Nothing was lost"):
+        replace_together(pair)
+    monkeypatch.undo()
+    assert contents(pair) == ["old a", "old b", ""]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
 def test_a_place_among_several_that_cannot_be_written_changes_none(pair, tmp_path):

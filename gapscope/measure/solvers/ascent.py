@@ -5,7 +5,7 @@ tolerance stops at once at a good minimizer and returns exactly 0, so it is off 
 of the box, and the best point seen is kept, y = 0 among them.  Its value is the metric by definition, maximum or not.
 
 `ascent`: projected gradients in u = y / r, of which the box is a cube; g is the gradient by u.  The first step, along
-the gradient at y = 0, takes a tenth of the coordinates to the walls.  After that, with s and d what the last step moved
+that by y at y = 0, takes a tenth of the coordinates to the walls.  After that, with s and d what the last step moved
 u and g by,
 
     u <- P(u + (s's / -s'd) g)               where s'd < 0: the function bends down (Barzilai and Borwein 1988),
