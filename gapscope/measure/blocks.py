@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gapscope.measure import products
 from gapscope.measure.batches import Batch
+from gapscope.measure.differentiable import Precision, in_precision
 from gapscope.measure.operators import Operator
 
 if TYPE_CHECKING:
@@ -55,10 +56,10 @@ class Kept(Generic[P]):
         found = self.known(batch)
         return self.build(self.problem._micro(batch), self.parameters) if found is None else found
 
-    def operator(self) -> Operator:
-        """Return the mean over the data."""
+    def operator(self, precision: Precision = "full") -> Operator:
+        """Return the mean over the data, of passes through the graphs in this precision."""
         _ = self.room  # what is wrong with the model is said here, not at the first product
-        return _mean(self.problem, products.ALL, self.of)
+        return _mean(self.problem, products.ALL, self.of, precision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,9 @@ class Blocks:
         return _mean(self.problem, products.ALL, product)
 
 
-def _mean(problem: "Problem", which: slice, product: Callable[[Batch], products.Product]) -> Operator:
+def _mean(
+    problem: "Problem", which: slice, product: Callable[[Batch], products.Product], precision: Precision = "full"
+) -> Operator:
     """Return the mean over the data of the products of its micro-batches, acting on these of the parameters.
 
     The vectors of a block share one pass over the data: what is not kept is built once for all of them.
@@ -118,7 +121,8 @@ def _mean(problem: "Problem", which: slice, product: Callable[[Batch], products.
 
         def of(batch: Batch) -> Tensor:
             apply = product(batch)
-            return torch.stack([problem.parameters.flatten(apply(cut)) for cut in cuts])
+            with in_precision(precision, problem.device):
+                return torch.stack([problem.parameters.flatten(apply(cut)) for cut in cuts])
 
         return problem._vector(problem.mean(of, passes=len(cuts)))
 

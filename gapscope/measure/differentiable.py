@@ -17,7 +17,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -31,6 +31,7 @@ NOTES = {
     "compile": "compiled modules run uncompiled: a compiled backward pass cannot be differentiated again",
 }
 _EMBEDDING_BAG = F.embedding_bag
+Precision = Literal["full", "tf32", "bf16"]
 _HELD = threading.RLock()  # what is swapped belongs to all threads
 _OLD_HOOKS = ("WeightNorm", "SpectralNorm")  # of torch.nn.utils: they leave a computed weight behind, graph included
 
@@ -72,7 +73,7 @@ def plain(model: nn.Module, repaired: set[str]) -> Iterator[None]:
         generator = noted("checkpoint", _nothing)
         held.enter_context(_swapped(checkpoint, "_checkpoint_without_reentrant_generator", generator))
         held.enter_context(_fast_path_off())
-        held.enter_context(_float32())
+        held.enter_context(_factors_in("ieee"))
         if any(isinstance(module, nn.RNNBase) for module in modules):
             held.enter_context(_swapped(torch.backends.cudnn, "enabled", False))
         if "torch._dynamo" in sys.modules:  # else nothing was compiled, and importing it takes seconds
@@ -122,20 +123,36 @@ def _fast_path_off() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _float32() -> Iterator[None]:
-    """Allow no TF32 and, on a CPU, no bfloat16 in products of float32."""
+def in_precision(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Multiply and convolve with so many bits, inside `plain`; what a kept graph holds stays in float32.
+
+    tf32: 10 bits of each factor, of NVIDIA's GPUs.  bf16: 7 bits of each factor and of each result, by autocast.
+    """
+    if precision == "full":
+        yield
+    elif precision == "tf32":
+        with _factors_in("tf32"):
+            yield
+    else:
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+
+
+@contextlib.contextmanager
+def _factors_in(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
+    """Round the factors of products of float32 to TF32, or not, and on a CPU never to bfloat16."""
     known: Any = torch.backends
     with contextlib.ExitStack() as held:
         if hasattr(getattr(known.cudnn, "conv", None), "fp32_precision"):  # torch 2.9 warns of the older switches
             inner = [known.cudnn.conv, known.cudnn.rnn, known.cuda.matmul, known.mkldnn.conv, known.mkldnn.matmul]
             # outer ones first: what follows them is not set itself, or it would follow them no more
             for owner in (known, known.cudnn, known.mkldnn, *inner):
-                if owner.fp32_precision != "ieee":
-                    held.enter_context(_swapped(owner, "fp32_precision", "ieee"))
+                if owner.fp32_precision != precision:
+                    held.enter_context(_swapped(owner, "fp32_precision", precision))
         else:
-            held.enter_context(_swapped(known.cudnn, "allow_tf32", False))
+            held.enter_context(_swapped(known.cudnn, "allow_tf32", precision == "tf32"))
             held.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-            torch.set_float32_matmul_precision("highest")
+            torch.set_float32_matmul_precision("highest" if precision == "ieee" else "high")
         yield
 
 

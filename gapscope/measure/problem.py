@@ -267,9 +267,9 @@ class Problem:
         parameters, direction, build = self._split(theta), self.parameters.split(v), self.derivatives.ways.hessian
         return self._vector(self.mean(lambda b: self.parameters.flatten(build(self._micro(b), parameters)(direction))))
 
-    def hessian(self) -> Operator:
+    def hessian(self, precision: differentiable.Precision = "full") -> Operator:
         """Return the Hessian of L at the checkpoint's theta; gradient graphs are kept as far as the budget goes."""
-        return self.graphs().operator()
+        return self.graphs().operator(precision)
 
     @property
     def living_graphs(self) -> Kept[products.Hessian] | None:

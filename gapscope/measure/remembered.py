@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gapscope.measure.blocks import Blocks
+from gapscope.measure.differentiable import Precision
 from gapscope.measure.operators import Operator
 from gapscope.measure.problem import Problem
 from gapscope.measure.resume import Parts
@@ -66,9 +67,9 @@ class Remembered(Problem):
         whole = super().hvp
         return self.kept("product", lambda: whole(v, theta), v, theta)
 
-    def hessian(self) -> Operator:
+    def hessian(self, precision: Precision = "full") -> Operator:
         """Return the Hessian."""
-        return self._operator("hessian", super().hessian())
+        return self._operator(f"hessian {precision}", super().hessian(precision))
 
     def gauss_newton(self) -> Operator:
         """Return the Gauss-Newton matrix."""
@@ -126,7 +127,7 @@ class _Blocks(Blocks):
     problem: Remembered
 
     def whole(self) -> Operator:
-        return self.problem._operator("hessian", super().whole())
+        return self.problem._operator("hessian full", super().whole())
 
     def layer(self, name: str) -> Operator:
         return self.problem._operator(f"hessian of {name}", super().layer(name))

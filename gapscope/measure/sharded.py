@@ -27,6 +27,7 @@ from gapscope.measure import products
 from gapscope.measure.batches import Batch, called, in_dtype, placed, scores, taken
 from gapscope.measure.cutting import blocks, count, cut, local, share_of
 from gapscope.measure.derivatives import Derivatives, by_differences, refuse_wrong_slope
+from gapscope.measure.differentiable import Precision
 from gapscope.measure.distributed import _together, ranks
 from gapscope.measure.operators import Operator, gaussian, inner, length
 from gapscope.measure.probe import UNKNOWN, Side, Slopes, micro_batch
@@ -120,7 +121,7 @@ class Sharded(Problem):
             self._whole()
         return self._difference(v, self.derivatives.step).to(self.dtype)
 
-    def hessian(self) -> Operator:
+    def hessian(self, precision: Precision = "full") -> Operator:  # noqa: ARG002  (differences do with no less)
         """Return the Hessian of L at the checkpoint's theta; a product costs two gradients, and nothing is kept."""
         _ = self.derivatives  # what is wrong with the model is said here, not at the first product
         return Operator(self.size, self.hvp, self.dtype, self.device, share=self.share)

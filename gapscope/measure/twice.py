@@ -41,7 +41,7 @@ class _Convolution(Function):
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, how: Any) -> Any:
         ctx.save_for_backward(x, w)
         ctx.how = how
-        return torch.ops.aten.convolution(x, w, b, *how)
+        return torch.ops.aten.convolution(*_narrowed(x, w, b), *how).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -61,7 +61,7 @@ class _Input(Function):
     def forward(ctx: Any, g: Tensor, w: Tensor, x: Tensor, how: Any) -> Any:  # of x only the form is read
         ctx.save_for_backward(g, w)
         ctx.how = how
-        return torch.ops.aten.convolution_backward(g, x, w, None, *how, [True, False, False])[0]
+        return torch.ops.aten.convolution_backward(*_narrowed(g, x, w), None, *how, [True, False, False])[0].to(g.dtype)
 
     @staticmethod
     def backward(ctx: Any, x: Tensor) -> Any:
@@ -81,7 +81,7 @@ class _Weight(Function):
     def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, how: Any) -> Any:  # of w only the form is read
         ctx.save_for_backward(g, x)
         ctx.how = how
-        return torch.ops.aten.convolution_backward(g, x, w, None, *how, [False, True, False])[1]
+        return torch.ops.aten.convolution_backward(*_narrowed(g, x, w), None, *how, [False, True, False])[1].to(g.dtype)
 
     @staticmethod
     def backward(ctx: Any, w: Tensor) -> Any:
@@ -154,6 +154,15 @@ def _plain(*given: Tensor | None) -> bool:
     kind, device = present[0].dtype, present[0].device.type
     alike = all(type(tensor) in (Tensor, torch.nn.Parameter) and tensor.dtype == kind for tensor in present)
     return alike and kind.is_floating_point and device in _DEVICES and not torch.is_autocast_enabled(device)
+
+
+def _narrowed(*given: Tensor | None) -> list[Any]:
+    """Return tensors as autocast hands them to a convolution: it does not look into a Function."""
+    present = next(tensor for tensor in given if tensor is not None)
+    device = present.device.type
+    if not torch.is_autocast_enabled(device) or present.dtype == torch.float64:
+        return list(given)
+    return [tensor if tensor is None else tensor.to(torch.get_autocast_dtype(device)) for tensor in given]
 
 
 def _convolving(function: Callable[..., Tensor], dims: int) -> Callable[..., Tensor]:

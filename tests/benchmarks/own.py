@@ -35,6 +35,14 @@ def top(case: Case, batch: int | None, seed: int, setting: float) -> Found:
     return _found(record, float(quantities["top"].value))
 
 
+def top_in_bfloat16(case: Case, batch: int | None, seed: int, setting: float) -> Found:
+    """Return the top eigenvalue, searched with products in bfloat16."""
+    import gapscope
+
+    record, quantities = measured(case, batch, seed, gapscope.Eigenvalues(tolerance=setting, precision="bf16"))
+    return _found(record, float(quantities["top"].value))
+
+
 def top5(case: Case, batch: int | None, seed: int, setting: float) -> Found:
     """Return the five largest."""
     import gapscope
@@ -85,6 +93,7 @@ OWN: dict[str, dict[str, Ask]] = {
     "top": {
         "gapscope": Ask(top, (1e-3,), "tolerance"),
         "gapscope, loosest": Ask(top, (1e-1, 3e-2, 1e-2, 3e-3, 1e-3), "tolerance"),
+        "gapscope, bfloat16": Ask(top_in_bfloat16, (1e-1, 3e-2, 1e-2), "tolerance"),
     },
     "top5": {
         "gapscope": Ask(top5, (1e-3,), "tolerance"),

@@ -225,7 +225,7 @@ SWITCHES = """
 import json, os, sys
 import torch
 from torch import nn
-from gapscope.measure.differentiable import plain
+from gapscope.measure.differentiable import in_precision, plain
 from tests.hardening.process import precisions
 for setting in ("pass", "torch.set_float32_matmul_precision('high')", "torch.backends.fp32_precision = 'tf32'",
                 "torch.backends.cudnn.fp32_precision = 'ieee'", "torch.backends.cudnn.conv.fp32_precision = 'tf32'"):
@@ -236,6 +236,9 @@ for setting in ("pass", "torch.set_float32_matmul_precision('high')", "torch.bac
                 with plain(nn.Linear(2, 2), set()):
                     inside = precisions(turned=False)
                     assert set(inside) == {"ieee"}, inside
+                    with in_precision("tf32", torch.device("cpu")):
+                        assert set(precisions(turned=False)) == {"tf32"}, precisions(turned=False)
+                    assert precisions(turned=False) == inside
             print(json.dumps([setting, precisions()]), flush=True)
             os._exit(0)
         os.wait()

@@ -71,6 +71,23 @@ def test_under_autocast_the_types_are_those_of_autocast():
         assert F.conv1d(x, w).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("name", ["conv1d", "conv2d"])
+def test_a_kept_graph_is_passed_through_in_bfloat16_to_its_rounding(name):
+    operation, shapes = OPERATIONS[name]
+    given = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    with Twice():
+        slopes = grad(operation(*given).sin().sum(), given, create_graph=True)
+    scalar = sum(part.sin().sum() for part in slopes)
+    exact = grad(scalar, given, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = grad(scalar, given, retain_graph=True)
+    again = grad(scalar, given)
+    for a, b, c in zip(exact, rounded, again, strict=True):
+        assert b.dtype == torch.float32
+        assert 0 < (a - b).norm() <= 2**-6 * a.norm()
+        assert torch.equal(a, c)
+
+
 def test_outside_nothing_is_replaced():
     assert node(lambda x: F.conv1d(x, x.new_ones(6, 4, 3)), torch.randn(2, 4, 5, requires_grad=True)).startswith("_")
     assert not type(

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 TOP_SAMPLES = 10
 REMEDIES = {
     "matvecs": "the products ran out; raise `--max-matvecs`",
+    "tf32": "products in TF32 allow no smaller error; leave out `--precision` or take a larger `--tolerance`",
+    "bf16": "products in bfloat16 allow no smaller error; leave out `--precision` or take a larger `--tolerance`",
     "precision": "rounding allows no smaller residual; take `--dtype float64` or a larger `--tolerance`",
 }
+
+
+NAMES = {"tf32": "TF32", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,9 @@ class Eigenvalues:
     max_matvecs: Annotated[int, "budget of Hessian-vector products, verification included"] = 200
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
     preconditioned: Annotated[bool, "of P^-1/2 H P^-1/2, with Adam's P from the checkpoint's optimizer state"] = False
+    precision: Annotated[
+        Literal["full", "tf32", "bf16"], "of the products that search; those that check, and the values, are in full"
+    ] = "full"
     disk: Annotated[float, "GB that a temporary file may take for a Krylov basis too large for the memory"] = 0.0
     referee: Annotated[Literal["none", "pyhessian", "scipy"], "also ask another tool, on the same problem"] = "none"
 
@@ -85,14 +93,17 @@ class Eigenvalues:
         from gapscope.measure.preconditioner import adam_preconditioner
 
         problem, monitor = context.problem(), context.monitor
+        if self.precision != "full":
+            self._refuse_precision(problem)
         decoupled = "adamw" in str(context.training().get("optimizer", "")).lower()
         adam = adam_preconditioner(problem, context.optimizer(), decoupled=decoupled) if self.preconditioned else None
         opinion = self._second_opinion(problem)  # first: it may refuse the problem
         operator = problem.gauss_newton() if self.gauss_newton else problem.hessian()
+        searching = operator if self.precision == "full" else problem.hessian(self.precision)
         scale: Any = 1.0 if adam is None else adam.diagonal.rsqrt()
         decay: Any = 0.0 if adam is None else adam.decay
         if adam is not None:
-            operator = scaled(shifted(operator, decay), scale)
+            operator, searching = (scaled(shifted(one, decay), scale) for one in (operator, searching))
         along: list[Any] = []
 
         def verify(u: Any) -> Any:
@@ -103,15 +114,16 @@ class Eigenvalues:
 
         monitor.begin("eigenvalues", 20)
         pairs = extreme_eigenpairs(
-            operator,
+            searching,
             self.k,
             context.generator("eigenvalues"),
             stopping=Stopping(self.tolerance, self.delta, self.max_matvecs),
             room=Room(problem.memory_budget // 2, host=problem.memory_budget, disk=int(1e9 * self.disk)),
             verify=None if self.gauss_newton else verify,
+            exact=None if self.precision == "full" else operator,
             watch=lambda step, value, error: monitor.say(f"step {step}  Ritz value {value:.4g} ± {error:.1g}"),
         )
-        del operator  # with it go the kept graphs
+        del operator, searching  # with them go the kept graphs
         top, nan = float(pairs.values[0]), float("nan")
         above = pairs.upper - top
         inexact = problem.derivatives.error  # no residual shows it: the same products verify
@@ -180,10 +192,43 @@ class Eigenvalues:
             referee=opinion,
         )
 
+    def _refuse_precision(self, problem: "Problem") -> None:
+        import torch
+
+        from gapscope.errors import UsageError
+
+        asked = f"`--precision {self.precision}` was given"
+        if self.gauss_newton:
+            raise UsageError(
+                f"{asked}, with `--gauss-newton`. Expected the Hessian: products of both precisions share its graphs. "
+                "Leave one of the two out."
+            )
+        if self.precision == "tf32" and problem.device.type != "cuda":
+            raise UsageError(
+                f"{asked}, and the problem is on {problem.device.type}. Expected `--device cuda`: TF32 is of NVIDIA's "
+                "GPUs. Take `--precision bf16` or `full`."
+            )
+        if problem.dtype == torch.float64:
+            raise UsageError(
+                f"{asked}, and the problem is in float64. Expected float32, of which products in fewer bits are an "
+                "approximation. Leave one of the two out."
+            )
+        if problem.derivatives.method == "differences":
+            raise UsageError(
+                f"{asked}, and second derivatives are taken by differences of the gradient, which fewer bits would "
+                "round away. Expected second derivatives by autograd. Leave out `--precision`."
+            )
+
     def _notes(self, context: "Context", problem: "Problem", pairs: "Eigenpairs", adam: Any) -> tuple[str, ...]:
         notes = []
         if pairs.spent_on:
-            notes.append(f"not converged: {REMEDIES[pairs.spent_on]}")
+            rounded = pairs.spent_on == "precision" and self.precision != "full"
+            notes.append(f"not converged: {REMEDIES[self.precision if rounded else pairs.spent_on]}")
+        if self.precision != "full":
+            notes.append(
+                f"searched with products in {NAMES[self.precision]}, checked with products in "
+                f"{str(problem.dtype)[6:]}: along the vectors found the two are {pairs.apart:.2g} apart"
+            )
         if self.gauss_newton:
             notes.append("operator: Gauss-Newton, not the Hessian; no sampling error is measured for it")
         if problem.samples < problem.data.total:

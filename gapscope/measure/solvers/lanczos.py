@@ -53,6 +53,7 @@ class Eigenpairs:
     matvecs: int
     status: Status
     rounding: float  # no value is known better; `upper` and `lower` include it
+    apart: float = 0.0  # how far a product that checks is from the recurrence; `upper` and `lower` include it
     spent_on: str = ""  # what ran out where the status is BUDGET_SPENT: matvecs or precision
 
 
@@ -204,6 +205,7 @@ def extreme_eigenpairs(
     stopping: Stopping | None = None,
     room: Room | None = None,
     verify: Verify | None = None,
+    exact: Operator | None = None,
     watch: Watch = lambda *_: None,
 ) -> Eigenpairs:
     """Find the k largest (algebraic) eigenvalues and the smallest Ritz value of a symmetric operator.
@@ -214,6 +216,8 @@ def extreme_eigenpairs(
     one, and only the first value is bounded from above: below it, one more may hide between those found.
     `room` says how many bytes the basis may take and where; full, it is restarted.
     `verify` replaces the product that checks the first pair (the caller may learn more from it).
+    `exact`: the operator that is meant, where `operator` is a cheaper one near it.  It checks the pairs, the values are
+    its Rayleigh quotients, and how far the two are apart along a vector found widens the bounds.
 
     Shapes: k >= 1, vectors (k, n).  Cost: one matvec a step, k to verify, `max_matvecs` in all; a basis of m x n.
     Raises ProblemError where not even k + 8 vectors fit anywhere.
@@ -224,10 +228,25 @@ def extreme_eigenpairs(
     capacity, home = (room or Room()).place(operator, k, min(steps, operator.size))
     start = gaussian_start(operator, rng)
     with Basis(capacity, start, home, total=operator.total) as basis:
-        return _run(_Iteration(operator, start, basis), k, stopping, verify, watch)
+        iteration, check = _Iteration(operator, start, basis), _Check(exact, verify)
+        return _run(iteration, k, stopping, check, watch)
 
 
-def _run(iteration: _Iteration, k: int, stopping: Stopping, verify: Verify | None, watch: Watch) -> Eigenpairs:
+@dataclass(frozen=True)
+class _Check:
+    """The products that check what was found."""
+
+    exact: Operator | None
+    verify: Verify | None
+
+    def product(self, operator: Operator, number: int, vector: Tensor) -> Tensor:
+        """Return A u for the Ritz vector of this number."""
+        if self.verify is not None and number == 0:
+            return self.verify(vector)
+        return (self.exact or operator).matvec(vector)
+
+
+def _run(iteration: _Iteration, k: int, stopping: Stopping, check: _Check, watch: Watch) -> Eigenpairs:
     size, keep = iteration.operator.size, (iteration.basis.capacity + k) // 2 - 1
     spent, taken, wanted = 0, 0, stopping.tolerance
     while True:
@@ -244,22 +263,23 @@ def _run(iteration: _Iteration, k: int, stopping: Stopping, verify: Verify | Non
         if growing and not ready and spent + k < stopping.max_matvecs:
             iteration.extend(keep)
             continue
-        pairs = _verified(iteration, k, verify, stopping.delta)
+        pairs = _verified(iteration, k, check, stopping.delta)
         spent += pairs.matvecs
         if not np.isfinite(pairs.residuals).all():
             return _nonfinite(iteration.operator, k, spent)
         close = max(pairs.upper - pairs.values[0], *pairs.residuals[1:], 0.0) <= stopping.tolerance * scale
         affordable = spent + 1 + k <= stopping.max_matvecs
-        if growing and ready and not close and affordable and wanted > stopping.tolerance / 100:
+        hopeless = check.exact is not None and pairs.apart > stopping.tolerance * scale
+        if growing and ready and not close and affordable and not hopeless and wanted > stopping.tolerance / 100:
             wanted /= 4  # the recurrence was optimistic (rounding): go on until it asks for less
             iteration.extend(keep)
             continue
         settled = pairs.residuals.max() <= stopping.tolerance * scale
         if close and len(pairs.values) == k:
             status = Status.CONVERGED
-        elif settled and len(values) == size:
+        elif settled and len(values) == size and check.exact is None:
             status = Status.EXACT  # all of the space: only rounding keeps the bounds open
-        elif not growing and (settled or len(pairs.values) < k):
+        elif not growing and (settled or len(pairs.values) < k) and len(values) < size:
             status = Status.BREAKDOWN
         else:
             status = Status.BUDGET_SPENT
@@ -273,39 +293,43 @@ def _off(values: Array, residual: float) -> float:
     return min(residual, residual**2 / gap) if gap > 0 else residual
 
 
-def _verified(iteration: _Iteration, k: int, verify: Verify | None, delta: float) -> Eigenpairs:
+def _verified(iteration: _Iteration, k: int, check: _Check, delta: float) -> Eigenpairs:
     """Form the Ritz vectors, recompute their residuals, and bound both ends.
 
     In exact arithmetic A y = theta y + s r; how far the product is from that widens the bounds.
     """
     operator = iteration.operator
-    values, inner = iteration.ritz()
+    values, coordinates = iteration.ritz()
     count = min(k, len(values))
-    columns = inner.T[::-1][:count].copy()
+    columns = coordinates.T[::-1][:count].copy()
     vectors = iteration.basis.combined(torch.from_numpy(columns)).to(operator.device)
     vectors = torch.stack([vector / operator.length(vector).to(vector.dtype) for vector in vectors])
-    residuals, off = [], 0.0
+    found, residuals, off = values[::-1][:count].copy(), [], 0.0
     for i, vector in enumerate(vectors):
-        image = verify(vector) if verify is not None and i == 0 else operator.matvec(vector)
-        image = image - float(values[-1 - i]) * vector
-        residuals.append(float(operator.length(image)))
-        if i == 0:
-            off = float(operator.length(image - float(columns[0, -1]) * iteration.rest.to(image.device)))
-    reach, rounding = iteration.reach(values, inner, delta), iteration.rounding(values)
+        image = check.product(operator, i, vector)
+        if i == 0 or check.exact is not None:
+            rest = float(columns[i, -1]) * iteration.rest.to(image.device)
+            off = max(off, float(operator.length(image - float(values[-1 - i]) * vector - rest)))
+        if check.exact is not None:
+            found[i] = float(inner(vector, image, operator.share))
+        residuals.append(float(operator.length(image - float(found[i]) * vector)))
+    order = np.argsort(-found, kind="stable")  # quotients of neighbours may change places
+    reach, rounding = iteration.reach(values, coordinates, delta), iteration.rounding(values)
     # where the start was one of the delta, the value's own second-order error still shows
     upper = max(reach.upper(), float(values[-1]) + _off(values, residuals[0]))
-    left = float(iteration.beta[-1] * abs(inner[-1, 0]))
+    left = float(iteration.beta[-1] * abs(coordinates[-1, 0]))
     lower = min(reach.lower(), float(values[0]) - _off(-values[::-1], left))
     return Eigenpairs(
-        values=values[::-1][:count],
-        vectors=vectors,
-        residuals=np.asarray(residuals),
+        values=found[order],
+        vectors=vectors[torch.from_numpy(order)],
+        residuals=np.asarray(residuals)[order],
         upper=upper + rounding + off,
         bottom=float(values[0]),
         lower=lower - rounding - off,
         matvecs=count,
         status=Status.CONVERGED,
         rounding=rounding,
+        apart=off,
     )
 
 

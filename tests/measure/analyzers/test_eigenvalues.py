@@ -252,6 +252,53 @@ def test_pyhessian_is_refused_for_gauss_newton_before_any_work():
         Eigenvalues(gauss_newton=True, referee="pyhessian")(context(train=Untouched()))
 
 
+# --- fewer bits
+
+
+@pytest.mark.parametrize("name", ["tanh mlp", "conv groupnorm", "fused attention", "lstm"])
+def test_what_is_searched_in_bfloat16_has_the_value_of_full_precision(name):
+    given = ZOO[name].problem(samples=60, dtype=torch.float32)
+    full = measure(Eigenvalues(k=2, tolerance=1e-2), given)
+    low = measure(Eigenvalues(k=2, tolerance=5e-2, precision="bf16"), given)
+    truth = np.linalg.eigvalsh(dense_hessian(given))[::-1]
+    assert full.status is low.status is Status.CONVERGED
+    assert abs(low.top.value - truth[0]) <= min(1e-3 * truth[0], low.top.numerical_error)
+    assert 1e-4 * truth[0] < low.top.numerical_error <= 5e-2 * truth[0]
+    assert (np.abs(low.values.value[:, None] - truth).min(1) <= low.values.numerical_error).all()
+    assert low.top.sampling_error == pytest.approx(full.top.sampling_error, rel=0.05)
+    assert low.notes[0].startswith("searched with products in bfloat16, checked with products in float32: along ")
+    assert low.matvecs <= full.matvecs + 4
+    again = measure(Eigenvalues(k=2, tolerance=1e-2), given)
+    assert (again.top.value, again.matvecs) == (full.top.value, full.matvecs)  # nothing rounded is left
+
+
+def test_a_tolerance_that_bfloat16_cannot_reach_is_said():
+    result = measure(Eigenvalues(precision="bf16"), ZOO["tanh mlp"].problem(samples=60, dtype=torch.float32))
+    assert result.status is Status.BUDGET_SPENT
+    assert result.notes[0] == (
+        "not converged: products in bfloat16 allow no smaller error; leave out `--precision` or take a larger "
+        "`--tolerance`"
+    )
+    assert result.top.numerical_error > 1e-3 * result.top.value
+
+
+@pytest.mark.parametrize(
+    ("analyzer", "where", "said"),
+    [
+        ({"precision": "tf32"}, {}, r"was given, and the problem is on cpu. Expected `--device cuda`: TF32 is"),
+        ({"precision": "bf16", "gauss_newton": True}, {}, r"with `--gauss-newton`. Expected the Hessian"),
+        ({"precision": "bf16"}, {"dtype": torch.float64}, r"the problem is in float64. Expected float32"),
+        ({"precision": "bf16"}, {"hvp_method": "differences"}, r"by differences of the gradient.*Expected.*autograd"),
+    ],
+)
+def test_where_fewer_bits_make_no_sense_they_are_refused(analyzer, where, said):
+    given = ZOO["tanh mlp"].problem(samples=20, **{"dtype": torch.float32, **where})
+    with pytest.raises(
+        UsageError, match=f"`--precision {analyzer['precision']}` was given.*" + said.split("given")[-1]
+    ):
+        measure(Eigenvalues(**analyzer), given)
+
+
 @pytest.mark.parametrize("bad", [{"k": 0}, {"tolerance": 0.0}, {"tolerance": 1.0}, {"delta": 0.0}, {"max_matvecs": 1}])
 def test_nonsense_is_refused(bad):
     with pytest.raises(UsageError, match=f"eigenvalues got .*{next(iter(bad))}=.*Expected k >= 1"):

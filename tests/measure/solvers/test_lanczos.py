@@ -285,6 +285,72 @@ def test_what_the_verifying_product_is_off_widens_both_bounds(k):
     assert off.lower == pytest.approx(exact.lower - size, abs=1e-9)
 
 
+# --- a cheaper operator that searches
+
+
+def near(dense, size, seed=0):
+    """Return an operator that is another matrix at every product, off by `size` of it: like one that rounds."""
+    noise = torch.Generator().manual_seed(seed)
+
+    def matvec(v):
+        image = dense @ v
+        return image + size * image.norm() * torch.randn(len(v), generator=noise, dtype=v.dtype) / len(v) ** 0.5
+
+    return Operator(len(dense), matvec, dense.dtype)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("name", [name for name in SPECTRA if name != "zero"])
+def test_what_a_rounded_operator_finds_lies_within_the_bounds_of_the_exact_one(name, k):
+    dense, spectrum = matrix(SPECTRA[name]), SPECTRA[name].sort().values.numpy()
+    outside = 0
+    for seed in range(20):
+        pairs = extreme_eigenpairs(
+            near(dense, 3e-3, seed), k, rng(seed), exact=from_dense(dense), stopping=Stopping(tolerance=0.05)
+        )
+        assert pairs.status in (Status.CONVERGED, Status.BUDGET_SPENT)
+        assert (np.diff(pairs.values) <= 0).all()
+        assert pairs.residuals == pytest.approx(residuals_of(dense, pairs), abs=1e-9)
+        off = np.abs(pairs.values[:, None] - spectrum).min(1)
+        assert (off <= pairs.residuals + 1e-9).all()  # some eigenvalue is that close
+        outside += not pairs.lower <= spectrum[0] <= spectrum[-1] <= pairs.upper
+    assert outside <= 2  # each end fails with a probability of 1 %
+
+
+def residuals_of(dense, pairs):
+    return [float((dense @ u - float(theta) * u).norm()) for theta, u in zip(pairs.values, pairs.vectors, strict=True)]
+
+
+def test_the_value_is_of_second_order_where_the_vector_is_rounded():
+    dense = matrix(SPECTRA["separated"])
+    found = [
+        extreme_eigenpairs(near(dense, size), 1, rng(), exact=from_dense(dense), stopping=Stopping(tolerance=0.03))
+        for size in (1e-2, 1e-3)
+    ]
+    truth = float(SPECTRA["separated"].max())
+    large, small = (truth - float(pairs.values[0]) for pairs in found)
+    assert 0 <= small <= 2e-6 * truth
+    assert 0 <= large <= 2e-4 * truth
+    assert found[0].apart == pytest.approx(10 * found[1].apart, rel=0.3)
+    assert all(pairs.upper - pairs.values[0] >= pairs.apart for pairs in found)
+
+
+def test_where_the_two_are_farther_apart_than_the_tolerance_no_more_products_are_spent():
+    dense = matrix(SPECTRA["separated"])
+    full = extreme_eigenpairs(from_dense(dense), 1, rng())
+    pairs = extreme_eigenpairs(near(dense, 1e-2), 1, rng(), exact=from_dense(dense))
+    assert (pairs.status, pairs.spent_on) == (Status.BUDGET_SPENT, "precision")
+    assert pairs.apart > 1e-3 * pairs.values[0]
+    assert pairs.matvecs <= full.matvecs + 20
+
+
+def test_all_of_a_space_searched_by_a_rounded_operator_is_not_exact():
+    dense = torch.diag(torch.tensor([3.0, 2.0, -1.0], dtype=torch.float64))
+    pairs = extreme_eigenpairs(near(dense, 1e-2), 1, rng(), exact=from_dense(dense), stopping=Stopping(tolerance=1e-3))
+    assert (pairs.status, pairs.spent_on) == (Status.BUDGET_SPENT, "precision")
+    assert pairs.lower <= -1 < 3 <= pairs.upper
+
+
 @pytest.mark.parametrize("delta", [0.01, 1 - 1e-9])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_the_ends_of_a_spectrum_are_each_others_mirror_images(name, delta):
