@@ -6,6 +6,11 @@ a gradient 13 % faster and a recomputed product 30 %.
 """
 
 import ctypes
+import os
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 HELD = 1 << 28  # bytes: twice the graph of one micro-batch on a CPU, and little beside any budget
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -19,3 +24,62 @@ def hold_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):  # another C library, or another system
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_ON_THE_HEAP)) and bool(mallopt(_TRIM_THRESHOLD, HELD))
+
+
+def idle_beside(graphs: int) -> int:
+    """Return about how much freed memory is resident beside so many bytes of kept graphs: measured on a CPU."""
+    return min(7 * HELD // 10, graphs // 2)
+
+
+class _Heap(ctypes.Structure):
+    """`struct mallinfo2`."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks"),
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
+
+
+_LOOK = 0.05  # seconds between two looks
+_state = {"looked": 0.0, "least": float("inf")}
+
+
+def give_back() -> None:
+    """Give pages between living blocks back to the system where over 256 MB of them are resident and free.
+
+    glibc cannot use the hole of an aligned block for the next one of its size: with graphs kept between products an MLP
+    on 50,000 samples took 991 MB where 404 were in use.  Cost: 50 ns, and 0.1 ms 20 times a second.
+    """
+    now = time.monotonic()
+    if now - _state["looked"] < _LOOK:
+        return
+    _state["looked"] = now
+    found = _glibc()
+    if found is None:
+        return
+    trim, told, statm = found
+    heap = told()
+    idle = os.sysconf("SC_PAGE_SIZE") * int(statm.read_text().split()[1]) - heap.uordblks - heap.hblkhd
+    _state["least"] = min(_state["least"], idle)  # code and libraries are resident, too
+    if idle - _state["least"] > HELD:
+        trim(0)
+
+
+@cache
+def _glibc() -> tuple[Any, Any, Path] | None:
+    try:
+        library = ctypes.CDLL(None)
+        trim, told = library.malloc_trim, library.mallinfo2  # the latter since glibc 2.33
+    except (AttributeError, OSError, TypeError):
+        return None
+    told.restype = _Heap
+    statm = Path("/proc/self/statm")
+    return (trim, told, statm) if statm.is_file() else None

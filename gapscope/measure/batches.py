@@ -25,6 +25,21 @@ class Batch:
     stop: int
 
 
+_MANY = 2048
+
+
+def fitting(room: int, each: int, device: torch.device) -> int:
+    """Return how many samples, a power of two, a micro-batch may have whose graph takes `each` bytes a sample.
+
+    On a CPU, of more than 2,048 samples an eighth of the room: an MLP of 0.7 million parameters is as fast in 2,048s as
+    in 8,192s, and needs 126 instead of 457 MB.
+    """
+    most = max(1, room // each)
+    if device.type == "cpu":
+        most = min(most, max(_MANY, most // 8))
+    return 1 << (most.bit_length() - 1)
+
+
 def tensors(inputs: Inputs) -> list[Tensor]:
     """Return the tensors, each (N, ...)."""
     if isinstance(inputs, Tensor):

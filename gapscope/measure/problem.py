@@ -20,8 +20,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gapscope.errors import ProblemError
 from gapscope.measure import differentiable, gauss_newton, products
+from gapscope.measure.allocation import give_back
 from gapscope.measure.batches import Batch as Batch  # part of what a problem is: `mean` hands them out
-from gapscope.measure.batches import Inputs, called, in_dtype, mapped, placed, scores, taken, tensors
+from gapscope.measure.batches import Inputs, called, fitting, in_dtype, mapped, placed, scores, taken, tensors
 from gapscope.measure.batchnorm import re_estimated
 from gapscope.measure.blocks import Blocks, Kept
 from gapscope.measure.derivatives import Derivatives, examine
@@ -41,8 +42,7 @@ Hvp = Literal["auto", "exact", "differences"]
 
 DEFAULT_MEMORY_BUDGET = 4_000_000_000
 CHUNK_SEED = 0
-# one micro-batch's graph: a larger one leaves a CPU's cache (ResNet-20: 32 samples, 96 MB, are 25 % faster than 128)
-_MICRO_BYTES_CPU = 100_000_000
+_MICRO_BYTES_CPU = 100_000_000  # a larger graph leaves the cache: ResNet-20 in 32s, 96 MB, is 25 % faster than in 128s
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -178,16 +178,15 @@ class Problem:
     @property
     def micro_bytes(self) -> int:
         """Return what the graph of one micro-batch may take."""
-        room = self.memory_budget // 8
-        return min(room, _MICRO_BYTES_CPU) if self.device.type == "cpu" else room
+        return min(self.memory_budget // 8, _MICRO_BYTES_CPU if self.device.type == "cpu" else self.memory_budget)
 
     @cached_property
     def micro_batch(self) -> int:
         """Return the samples per micro-batch: as given, or from the sizes and the memory budget alone."""
         if self.batch_size is not None:
             return min(self.batch_size, self.samples)
-        fitting = max(1, self.micro_bytes // self.graph_bytes_per_sample)
-        return ranks().even(self.samples, min(self.samples, 1 << (fitting.bit_length() - 1)))
+        most = min(self.samples, fitting(self.micro_bytes, self.graph_bytes_per_sample, self.device))
+        return ranks().even(self.samples, most)
 
     def mean(self, per_batch: Callable[[Batch], Tensor], passes: int = 1, size: int | None = None) -> Tensor:
         """Return 1/N times the total, in float64, of what `per_batch` sums over its micro-batch, `passes` of them.
@@ -201,6 +200,7 @@ class Problem:
             starts = range(0, self.samples, step)[ranks().share()]
             with self.measuring():
                 for start in starts:
+                    give_back()
                     part = per_batch(self._batch(start, min(start + step, self.samples)))
                     if part.device.type == "mps":  # no float64 there
                         part = part.cpu()

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from gapscope.measure import batches
+from gapscope.measure.batches import fitting
 
 X, Y, M = torch.arange(12.0).view(4, 3), torch.arange(4), torch.ones(4, 2, dtype=torch.bool)
 KINDS = {"one": X, "several": (X, M), "named": {"x": X, "mask": M}}
@@ -59,3 +60,18 @@ def test_descriptions_name_every_input():
     assert batches.described(X) == "shape (3,), float32"
     assert batches.described(KINDS["named"]) == "x: shape (3,), float32; mask: shape (2,), bool"
     assert batches.described(KINDS["several"]).startswith("0: shape")
+
+
+@pytest.mark.parametrize(
+    ("room", "each", "device", "samples"),
+    [
+        (100_000_000, 3_000_000, "cpu", 32),
+        (100_000_000, 6_344, "cpu", 2048),  # not 8,192
+        (100_000_000, 48_829, "cpu", 1024),
+        (100_000_000, 1_000, "cpu", 8192),  # an eighth of 65,536
+        (100_000_000, 6_344, "cuda", 8192),
+        (10, 1_000, "cpu", 1),
+    ],
+)
+def test_a_micro_batch_fits_its_room_and_on_a_cpu_has_no_more_samples_than_pay(room, each, device, samples):
+    assert fitting(room, each, torch.device(device)) == samples

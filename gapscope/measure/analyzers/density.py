@@ -70,8 +70,11 @@ class Density:
 
     def memory(self, problem: "Problem") -> int:
         """Return about how many bytes this takes above the loaded model: two bases, kept graphs, a micro-batch's."""
+        from gapscope.measure.allocation import idle_beside
+
         vector = problem.size * problem.theta.element_size()
         graphs = min(problem.memory_budget // 2, problem.samples * problem.graph_bytes_per_sample)
+        graphs += idle_beside(graphs) if problem.device.type == "cpu" else 0
         graphs += problem.micro_batch * problem.graph_bytes_per_sample
         return graphs + (2 * min(self.steps, problem.size) + 8) * vector
 

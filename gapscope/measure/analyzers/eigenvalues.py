@@ -63,7 +63,8 @@ class Eigenvalues:
     gauss_newton: Annotated[bool, "measure the Gauss-Newton matrix instead of the Hessian"] = False
     preconditioned: Annotated[bool, "of P^-1/2 H P^-1/2, with Adam's P from the checkpoint's optimizer state"] = False
     precision: Annotated[
-        Literal["full", "tf32", "bf16"], "of the products that search; those that check, and the values, are in full"
+        Literal["full", "tf32", "bf16"],
+        "of the products that search the spectrum; what is found is checked and valued in full",
     ] = "full"
     disk: Annotated[float, "GB that a temporary file may take for a Krylov basis too large for the memory"] = 0.0
     referee: Annotated[Literal["none", "pyhessian", "scipy"], "also ask another tool, on the same problem"] = "none"

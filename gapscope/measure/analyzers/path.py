@@ -1,5 +1,6 @@
 """Loss and accuracy between two checkpoints, and the barrier on the way."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from gapscope.measure.problem import Problem
 
 SHAPES = ("linear", "curved")
-STEP = 0.01  # of the grid's step: how closely the top of the barrier is placed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Path:
         """Return how many passes over the data this takes; re-estimated statistics take another for each."""
         from gapscope.measure import landscape
 
-        return landscape.passes(problem, (self.points + 12) * (1 + self.curved), self.statistics)
+        return landscape.passes(problem, (self.points + 12) * (1 + self.curved) + 12, self.statistics)
 
     def __call__(self, context: "Context") -> PathResult:
         """Evaluate both splits at every point."""
@@ -89,7 +89,7 @@ class Path:
             barrier_curved=_quantity(found[1], "curved") if self.curved else None,
             rise=Quantity(
                 value=found[0].top - found[0].ends,
-                numerical_error=np.full(2, found[0].missed),
+                numerical_error=np.full(2, found[0].top_missed),
                 sampling_error=found[0].rise_sampling,
                 dims=("subject",),
                 labels={"subject": ("first", "second")},
@@ -133,45 +133,46 @@ class Path:
     def _barrier(self, scape: "Landscape", shape: str, grid: Array, losses: Array) -> "_Barrier":
         """Find the barrier on the grid, and its errors from the samples' losses at its top and at both ends."""
         from gapscope.measure.shares import evened
+        from gapscope.measure.solvers.summit import Summit, climbed
 
-        ends = losses[-2:]
-        inside = (grid > 0) & (grid < 1)
-        at, values = grid[inside], losses[:-2][inside]
-        excess = values - ((1 - at) * ends[0] + at * ends[1])
-        if not np.isfinite(losses[:-2][(grid >= 0) & (grid <= 1)]).all() or not np.isfinite(ends).all():
-            return _Barrier(float("nan"), 0.0, 0.0, ends, float("nan"), None, None, None)
-        best = int(np.argmax(excess))
+        ends, within = losses[-2:], (grid >= 0) & (grid <= 1)
+        if not np.isfinite(losses[:-2][within]).all() or not np.isfinite(ends).all():
+            return _Barrier(float("nan"), 0.0, 0.0, ends, float("nan"), 0.0, None, None, None)
+        step, rounding = float(grid[1] - grid[0]), _rounding(scape.first, losses)
         each = {a: _losses(scape, shape, a) for a in (0.0, 1.0)}
-        rounding, step = _rounding(scape.first, losses), float(grid[1] - grid[0])
+
+        def level(a: float) -> float:
+            if a not in each:
+                each[a] = _losses(scape, shape, a)
+            return float(each[a].mean())
 
         def height(a: float) -> float:
-            each[a] = _losses(scape, shape, a)
+            level(a)
             return float((each[a] - (1 - a) * each[0.0] - a * each[1.0]).mean())
 
-        place, value = float(at[best]), float(excess[best])
-        if value <= 0:  # a hump before the first point of the grid, or behind the last, rises from an end
-            rises = {end: height(abs(end - STEP * step)) for end in (0.0, 1.0)}
-            end = max(rises, key=lambda end: rises[end])
-            if rises[end] > 0:
-                place, value = end, 0.0
-            elif values.max() <= ends.max():
-                hidden = _between(np.r_[0.0, excess, 0.0]) + rounding
-                return _Barrier(0.0, 0.0, hidden, ends, float(ends.max()), None, None, _rise_errors(each))
-        place, value, missed = _refined(height, place, value, step)
-        if place not in each:
-            height(place)
-        problem, top = scape.first, each[place]
-        difference = evened(problem, top - (1 - place) * each[0.0] - place * each[1.0])
-        highest = float(at[np.argmax(values)])  # the highest loss stands beside the top of the excess, or at an end
-        each.setdefault(highest, _losses(scape, shape, highest))
+        around = (grid > -1.5 * step) & (grid < 1 + 1.5 * step)  # a neighbour beyond each end bends a parabola
+        known = dict(zip(grid[around].tolist(), losses[:-2][around].tolist(), strict=True)) | {
+            0.0: ends[0],
+            1.0: ends[1],
+        }
+        over = climbed(height, {a: v - (1 - a) * ends[0] - a * ends[1] for a, v in known.items()}, step, rounding)
+        known |= {a: float(found.mean()) for a, found in each.items()}
+        top = climbed(level, known, step, rounding) if shape == "linear" else Summit(0.0, math.nan, 0.0)
+        problem, difference = scape.first, None
+        barrier = over.height if over.height > rounding else 0.0
+        if barrier:
+            height(over.place)
+            difference = evened(problem, each[over.place] - (1 - over.place) * each[0.0] - over.place * each[1.0])
+        level(top.place)
         return _Barrier(
-            max(0.0, value),
-            place,
-            missed + rounding,
+            barrier,
+            over.place,
+            over.missed + rounding,
             ends,
-            max(float(one.mean()) for one in each.values()),
-            _standard_error(difference),
-            problem.chunk_means(difference),
+            top.height,
+            top.missed + rounding,
+            None if difference is None else _standard_error(difference),
+            None if difference is None else problem.chunk_means(difference),
             _rise_errors(each),
         )
 
@@ -190,7 +191,8 @@ class _Barrier:
     where: float
     missed: float
     ends: Array  # (2,) losses of the checkpoints
-    top: float
+    top: float  # the highest loss, of the straight path alone
+    top_missed: float
     sampling: Any
     chunks: Array | None
     rise_sampling: Array | None  # (2,)
@@ -201,15 +203,6 @@ def _rounding(problem: "Problem", losses: Array) -> float:
     import torch
 
     return 10 * torch.finfo(problem.dtype).eps * (1 + float(np.abs(losses).max())) / float(np.sqrt(problem.samples))
-
-
-def _between(heights: Array) -> float:
-    """Return how far above 0 a parabola through three neighbours on the grid rises."""
-    before, here, after = heights[:-2], heights[1:-1], heights[2:]
-    bend, slope = before - 2 * here + after, (after - before) / 2
-    top = np.where(bend < 0, here + slope**2 / np.where(bend < 0, -2 * bend, 1.0), 0.0)
-    inside = np.abs(slope) < -bend
-    return float(np.where(inside, top, 0.0).max(initial=0.0))
 
 
 def _place(scape: "Landscape", shape: str, a: float) -> tuple[Any, tuple[float, float]]:
@@ -234,26 +227,6 @@ def _rise_errors(each: dict[float, Array]) -> Array | None:
     if len(summit) < 2:
         return None
     return np.array([_standard_error(summit - each[end]) for end in (0.0, 1.0)])
-
-
-def _refined(height: Any, place: float, value: float, step: float) -> tuple[float, float, float]:
-    """Climb from the highest point of the grid between its neighbours; return place, height and what is left.
-
-    Brent's method to a hundredth of the grid's step, 12 evaluations at most; what is left is that of a parabola.
-    """
-    from scipy.optimize import minimize_scalar
-
-    bounds = (max(0.0, place - step), min(1.0, place + step))
-    tried: dict[float, float] = {place: value}
-
-    def fall(a: float) -> float:
-        tried[float(a)] = found = height(float(a))
-        return -found if np.isfinite(found) else np.inf
-
-    minimize_scalar(fall, bounds=bounds, method="bounded", options={"xatol": STEP * step, "maxiter": 12})
-    best = max(tried, key=lambda a: tried[a] if np.isfinite(tried[a]) else -np.inf)
-    bend = max(abs(value - tried[a]) / (a - place) ** 2 for a in tried if abs(a - place) > STEP * step)
-    return best, tried[best], bend * (STEP * step) ** 2
 
 
 def _standard_error(values: Array) -> Any:

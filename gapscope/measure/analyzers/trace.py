@@ -68,10 +68,13 @@ class Trace:
 
         A third of the products at most are deflated, four vectors each, within half the budget.
         """
+        from gapscope.measure.allocation import idle_beside
+
         vector = problem.size * problem.theta.element_size()
         graphs = min(problem.memory_budget // 2, problem.samples * problem.graph_bytes_per_sample)
         graphs *= self.frobenius or not self._from_pieces(problem)
         sketch = 0 if self._from_pieces(problem) else min(problem.memory_budget // 2, 4 * 20 * vector)
+        graphs += idle_beside(graphs) if problem.device.type == "cpu" else 0
         return graphs + problem.micro_batch * problem.graph_bytes_per_sample + sketch + 8 * vector
 
     def __call__(self, context: "Context") -> TraceResult:
