@@ -304,7 +304,7 @@ def near(dense, size, seed=0):
 def test_what_a_rounded_operator_finds_lies_within_the_bounds_of_the_exact_one(name, k):
     dense, spectrum = matrix(SPECTRA[name]), SPECTRA[name].sort().values.numpy()
     outside = 0
-    for seed in range(20):
+    for seed in range(10):
         pairs = extreme_eigenpairs(
             near(dense, 3e-3, seed), k, rng(seed), exact=from_dense(dense), stopping=Stopping(tolerance=0.05)
         )
