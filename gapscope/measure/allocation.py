@@ -8,6 +8,7 @@ a gradient 13 % faster and a recomputed product 30 %.
 import ctypes
 import os
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,21 +32,13 @@ def idle_beside(graphs: int) -> int:
     return min(7 * HELD // 10, graphs // 2)
 
 
+_MALLINFO = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+
+
 class _Heap(ctypes.Structure):
     """`struct mallinfo2`."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            *("arena", "ordblks", "smblks", "hblks"),
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        )
-    ]
+    _fields_ = [(name, ctypes.c_size_t) for name in _MALLINFO]
 
 
 _LOOK = 0.05  # seconds between two looks
@@ -65,21 +58,31 @@ def give_back() -> None:
     found = _glibc()
     if found is None:
         return
-    trim, told, statm = found
-    heap = told()
-    idle = os.sysconf("SC_PAGE_SIZE") * int(statm.read_text().split()[1]) - heap.uordblks - heap.hblkhd
-    _state["least"] = min(_state["least"], idle)  # code and libraries are resident, too
-    if idle - _state["least"] > HELD:
+    trim, idle = found
+    _state["least"] = min(_state["least"], idle())
+    if idle() - _state["least"] > HELD:
         trim(0)
+        _state["least"] = idle()  # what has come beside it meanwhile, such as pages of a file, is not asked for again
 
 
 @cache
-def _glibc() -> tuple[Any, Any, Path] | None:
+def _glibc() -> tuple[Callable[[int], Any], Callable[[], int]] | None:
+    """Return what gives free pages back, and what tells the resident bytes that are not in use.
+
+    Code and libraries are among these, too: only their growth says something.
+    """
     try:
         library = ctypes.CDLL(None)
         trim, told = library.malloc_trim, library.mallinfo2  # the latter since glibc 2.33
     except (AttributeError, OSError, TypeError):
         return None
+    statm, page = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE")
+    if not statm.is_file():
+        return None
     told.restype = _Heap
-    statm = Path("/proc/self/statm")
-    return (trim, told, statm) if statm.is_file() else None
+
+    def idle() -> int:
+        heap = told()
+        return page * int(statm.read_text().split()[1]) - int(heap.uordblks) - int(heap.hblkhd)
+
+    return trim, idle

@@ -89,6 +89,26 @@ def test_where_the_library_does_not_tell_nothing_is_given_back(monkeypatch):
     assert allocation._state["looked"] > 0
 
 
+def test_what_cannot_be_given_back_is_asked_for_once(monkeypatch):
+    idle, asked = [0], []
+    monkeypatch.setattr(allocation, "_glibc", lambda: (lambda _: asked.append(idle[0]), lambda: idle[0]))
+    monkeypatch.setattr(allocation, "_LOOK", 0.0)
+    monkeypatch.setitem(allocation._state, "least", float("inf"))
+    for idle[0] in (1000, HELD, HELD + 1001, HELD + 1001, HELD + 1002, 2 * HELD + 1002, 500, HELD + 501):
+        allocation.give_back()
+    assert asked == [HELD + 1001, 2 * HELD + 1002, HELD + 501]
+
+
+def test_nobody_is_asked_more_often_than_it_pays(monkeypatch):
+    looks = []
+    monkeypatch.setattr(allocation, "_glibc", lambda: looks.append(1))
+    monkeypatch.setattr(allocation, "_LOOK", 1e9)
+    monkeypatch.setitem(allocation._state, "looked", -1e12)
+    for _ in range(100):
+        allocation.give_back()
+    assert len(looks) == 1
+
+
 def test_little_is_left_beside_small_graphs():
     assert allocation.idle_beside(10) == 5
     assert allocation.idle_beside(1 << 40) == 7 * HELD // 10
