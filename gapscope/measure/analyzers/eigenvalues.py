@@ -19,8 +19,6 @@ REMEDIES = {
     "bf16": "products in bfloat16 allow no smaller error; leave out `--precision` or take a larger `--tolerance`",
     "precision": "rounding allows no smaller residual; take `--dtype float64` or a larger `--tolerance`",
 }
-
-
 NAMES = {"tf32": "TF32", "bf16": "bfloat16"}
 
 
@@ -156,9 +154,10 @@ class Eigenvalues:
                 value=scalar(pairs.bottom),
                 numerical_error=_known(pairs.bottom - pairs.lower + inexact),
                 contrast="difference",
-                bound="upper",
+                bound="upper" if self.precision == "full" else "none",
                 drawn="detail",
-                doc="smallest Ritz value, a by-product: an upper bound on the smallest eigenvalue",
+                doc="smallest Ritz value, a by-product: "
+                + ("an upper bound on the smallest eigenvalue" if self.precision == "full" else "of rounded products"),
             ),
             gradient_norm=Quantity(value=scalar(gradient_norm), doc="norm of the full gradient: 0 at a minimum"),
             negative_ratio=Quantity(

@@ -266,6 +266,8 @@ def test_what_is_searched_in_bfloat16_has_the_value_of_full_precision(name):
     assert 1e-4 * truth[0] < low.top.numerical_error <= 5e-2 * truth[0]
     assert (np.abs(low.values.value[:, None] - truth).min(1) <= low.values.numerical_error).all()
     assert low.top.sampling_error == pytest.approx(full.top.sampling_error, rel=0.05)
+    assert (full.bottom.bound, low.bottom.bound) == ("upper", "none")  # a product that rounds may go below
+    assert (full.top.bound, low.top.bound) == ("lower", "lower")
     assert low.notes[0].startswith("searched with products in bfloat16, checked with products in float32: along ")
     assert low.matvecs <= full.matvecs + 4
     again = measure(Eigenvalues(k=2, tolerance=1e-2), given)
