@@ -114,7 +114,7 @@ def bent(problem: "Problem") -> tuple[str, ...]:
         outputs = micro.outputs(moved)
         slopes = products._grad((normal(outputs) * outputs).sum(), steps, create_graph=True)
         bends = [
-            float(products._grad(slope, [step], retain_graph=True)[0])
+            float(products._grad(slope, [step], retain_graph=True)[0].detach())
             for slope, step in zip(slopes, steps, strict=True)
         ]
     eps = torch.finfo(problem.dtype).eps
