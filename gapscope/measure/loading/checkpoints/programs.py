@@ -102,9 +102,13 @@ def _attributes(value: object, at: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def exported_weights(archive: zipfile.ZipFile) -> dict[str, Tensor]:
-    """Return the weights of an exported program from its table of raw tensors, or from the older file of weights."""
+    """Return the weights of an exported program from its table of raw tensors, or from the older file of weights.
+
+    That is data/weights/NAME.pt in torch 2.8, serialized_state_dict.pt before.
+    """
     names = archive.namelist()
-    older = next((name for name in names if name.endswith("serialized_state_dict.pt")), None)
+    files = [name for name in names if "/data/weights/" in name or name.endswith("serialized_state_dict.pt")]
+    older = next((name for name in files if name.endswith(".pt")), None)
     if older:
         found: dict[str, Tensor] = torch.load(io.BytesIO(archive.read(older)), map_location="cpu", weights_only=True)
         return found

@@ -78,11 +78,13 @@ def test_a_script_runs_only_where_its_weights_cannot_be_had_otherwise(tmp_path):
     assert torch.equal(trusted.tensors["(file)"]["weight"], net.weight)
 
 
-def test_the_older_layout_of_an_exported_program(tmp_path, net):
+@pytest.mark.parametrize("place", ["serialized_state_dict.pt", "a/data/weights/model.pt"])
+def test_the_older_layouts_of_an_exported_program(tmp_path, net, place):
     torch.save(net.state_dict(), tmp_path / "weights.pt")
     with zipfile.ZipFile(tmp_path / "a.pt2", "w") as archive:
         archive.writestr("serialized_exported_program.json", "{}")
-        archive.write(tmp_path / "weights.pt", "serialized_state_dict.pt")
+        archive.writestr("a/data/constants/model.pt", "no weights")
+        archive.write(tmp_path / "weights.pt", place)
     assert set(read_checkpoint(tmp_path / "a.pt2", Trust()).tensors["(file)"]) == set(net.state_dict())
 
 
