@@ -107,12 +107,12 @@ def exported_weights(archive: zipfile.ZipFile) -> dict[str, Tensor]:
     That is data/weights/NAME.pt in torch 2.8, serialized_state_dict.pt before.
     """
     names = archive.namelist()
-    files = [name for name in names if "/data/weights/" in name or name.endswith("serialized_state_dict.pt")]
-    older = next((name for name in files if name.endswith(".pt")), None)
-    if older:
+    table = next((name for name in names if name.endswith("_weights_config.json")), None)
+    if table is None:
+        files = (name for name in names if "/data/weights/" in name or name.endswith("serialized_state_dict.pt"))
+        older = next(name for name in files if name.endswith(".pt"))
         found: dict[str, Tensor] = torch.load(io.BytesIO(archive.read(older)), map_location="cpu", weights_only=True)
         return found
-    table = next(name for name in names if name.endswith("_weights_config.json"))
     folder = table.rpartition("/")[0]
     entries: Mapping[str, Any] = json.loads(archive.read(table))["config"]
     return {name: _raw(archive.read(f"{folder}/{entry['path_name']}"), entry) for name, entry in entries.items()}

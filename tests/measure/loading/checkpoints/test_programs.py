@@ -93,6 +93,7 @@ def test_a_pickled_tensor_of_an_exported_program_is_read_as_weights_only(tmp_pat
     table = {"config": {"w": {"path_name": "weight_0", "use_pickle": True}}}
     with zipfile.ZipFile(tmp_path / "a.pt2", "w") as archive:
         archive.writestr("a/archive_format", "pt2")
+        archive.writestr("a/data/weights/other.pt", "no weights: there is a table")
         archive.writestr("a/data/weights/model_weights_config.json", json.dumps(table))
         archive.write(tmp_path / "w.pt", "a/data/weights/weight_0")
     assert read_checkpoint(tmp_path / "a.pt2", Trust()).tensors["(file)"]["w"].tolist() == [1, 1]
