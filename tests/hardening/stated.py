@@ -22,6 +22,7 @@ from tests.problems import both, measure
 
 ANALYZERS: dict[str, Any] = {
     "eigenvalues": Eigenvalues(k=3),
+    "eigenvalues bf16": Eigenvalues(k=3, tolerance=1e-2, precision="bf16"),  # refused where the problem is in float64
     "trace": Trace(),
     "density": Density(),
     "curvature": Curvature(),
@@ -195,6 +196,7 @@ def _other(one: Drawn) -> Drawn:
 
 TRUTHS: dict[str, Callable[[Drawn, Any], Iterator[tuple[str, Any]]]] = {
     "eigenvalues": _eigenvalues,
+    "eigenvalues bf16": _eigenvalues,
     "trace": _trace,
     "density": _density,
     "curvature": _curvature,

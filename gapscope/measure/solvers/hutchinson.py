@@ -29,6 +29,7 @@ from torch import Generator, Tensor
 from gapscope.measure.operators import Operator
 from gapscope.results import Array, Status
 
+THREE_SIGMA = 0.99865010  # of a normal distribution lies below the mean and three standard deviations
 PILOT = 10
 """Probes before any standard error is believed; the smallest sketch, too."""
 
@@ -249,7 +250,7 @@ def caution(freedom: float) -> float:
 
     The variance is estimated, too: t instead of a normal, 1.36 at 9 degrees, 1.04 at 59.
     """
-    return float(stdtrit(min(freedom, 1e6), 0.99865)) / 3 if freedom > 0 else math.nan
+    return float(stdtrit(min(freedom, 1e6), THREE_SIGMA)) / 3 if freedom > 0 else math.nan
 
 
 def _span(images: Tensor) -> tuple[Tensor, float]:

@@ -17,14 +17,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.special
 import torch
 from torch import Generator, Tensor, nn
 
 from gapscope.measure.operators import Operator
+from gapscope.measure.solvers.hutchinson import caution
 from gapscope.results import Array
 
-THREE_SIGMA = 0.99865010  # of a normal distribution lies below the mean and three standard deviations
 _ROUNDING = 10  # epsilons of |v||Hv|, as in lanczos
 
 
@@ -98,8 +97,7 @@ def error_of_mean(values: Array) -> float:
     unbiased = draws**2 / ((draws - 1) * max(1, draws - 2))
     seen = unbiased * abs(float((((values - mean) / spread) ** 3).mean()))
     least = min(2 * spread / abs(mean), math.sqrt(8)) if mean else math.sqrt(8)
-    student = float(scipy.special.stdtrit(draws - 1, THREE_SIGMA))
-    return spread / math.sqrt(draws) * (student / 3 + 19 / 18 * max(seen, least) / math.sqrt(draws))
+    return spread / math.sqrt(draws) * (caution(draws - 1) + 19 / 18 * max(seen, least) / math.sqrt(draws))
 
 
 def _factor(weights: Tensor) -> Tensor:
