@@ -33,6 +33,10 @@ NOTES = {
 _EMBEDDING_BAG = F.embedding_bag
 Precision = Literal["full", "tf32", "bf16"]
 _HELD = threading.RLock()  # what is swapped belongs to all threads
+_GENERATORS = {  # of the checkpoints that are not reentrant: the second since torch 2.15
+    "_checkpoint_without_reentrant_generator",
+    "_checkpoint_without_reentrant_generator_impl",
+}
 _OLD_HOOKS = ("WeightNorm", "SpectralNorm")  # of torch.nn.utils: they leave a computed weight behind, graph included
 
 
@@ -71,7 +75,8 @@ def plain(model: nn.Module, repaired: set[str]) -> Iterator[None]:
         run = type("Run", (), {"apply": staticmethod(noted("checkpoint", _run))})
         held.enter_context(_swapped(checkpoint, "CheckpointFunction", run))
         generator = noted("checkpoint", _nothing)
-        held.enter_context(_swapped(checkpoint, "_checkpoint_without_reentrant_generator", generator))
+        for name in _GENERATORS & vars(checkpoint).keys():
+            held.enter_context(_swapped(checkpoint, name, generator))
         held.enter_context(_fast_path_off())
         held.enter_context(_factors_in("ieee"))
         if any(isinstance(module, nn.RNNBase) for module in modules):

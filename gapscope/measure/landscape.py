@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gapscope.errors import UsageError
+from gapscope.errors import ProblemError, UsageError
 from gapscope.measure.context import Context
 from gapscope.measure.problem import BatchNorm, Problem
 from gapscope.results import Array
@@ -31,7 +31,7 @@ Statistics = Literal["re-estimated", "interpolated", "frozen"]
 class Landscape:
     """The loss over theta in the model of the first subject, on every split that there is.
 
-    Raises: UsageError where the subjects are no checkpoints of one model.
+    Raises: UsageError where the subjects are no checkpoints of one model, ProblemError where it cannot be copied.
     """
 
     problems: Mapping[str, Problem]
@@ -75,7 +75,17 @@ class Landscape:
 
     @cached_property
     def _model(self) -> nn.Module:
-        return copy.deepcopy(self.first.model)
+        model = self.first.model
+        # what hooks of the old weight_norm left behind has a graph, is not copied by torch, and computed anew on calls
+        left = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+        try:
+            return copy.deepcopy(model, {id(value): value.detach() for value in left if not value.is_leaf})
+        except Exception as error:
+            raise ProblemError(
+                f"The model cannot be copied: {type(error).__name__}: {error}. Expected what `copy.deepcopy` copies: "
+                "losses elsewhere are those of a copy whose weights move. Keep what is no part of the function "
+                "(a lock, a file, a generator) out of its modules, or leave out `path`, `plane` and `escape`."
+            ) from error
 
     def at(self, theta: Tensor, weights: Sequence[float]) -> dict[str, Problem]:
         """Return the problems by split at theta (n,); `weights` mix the subjects' buffers.

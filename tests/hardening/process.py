@@ -76,6 +76,7 @@ def of_process() -> dict[str, Any]:
             nn.functional.embedding_bag,
             torch.utils.checkpoint.CheckpointFunction,
             torch.utils.checkpoint._checkpoint_without_reentrant_generator,
+            vars(torch.utils.checkpoint).get("_checkpoint_without_reentrant_generator_impl"),  # since torch 2.15
         ),
         "modes": torch._C._len_torch_function_stack(),
         "global hooks": (len(python._global_forward_hooks), len(python._global_forward_pre_hooks)),

@@ -185,7 +185,9 @@ def test_settings_nested_too_deep_are_refused(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*nested tensors")
 def test_nested_tensors_are_no_weights(tmp_path):
     torch.save({"w": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}, tmp_path / "a.pt")
-    with pytest.raises(LoadError, match=r"`w` is a nested tensor. Expected tensors of one shape each."):
+    # torch 2.15 writes them by a function of their own, which is refused before
+    said = r"`w` is a nested tensor. Expected tensors of one shape each.|not plain tensors: \S*_rebuild_nested_tensor"
+    with pytest.raises(LoadError, match=said):
         read_checkpoint(tmp_path / "a.pt", Trust())
 
 

@@ -42,6 +42,17 @@ QUICK = {  # what would take long otherwise: what they do is the same
 RECORDED = {"batch_size": 8, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "optimizer": "sgd"}
 
 
+class Calls:
+    """Count from 1; an `itertools.count` cannot be copied since Python 3.14."""
+
+    def __init__(self):
+        self.number = 0
+
+    def __next__(self):
+        self.number += 1
+        return self.number
+
+
 class Net(nn.Module):
     """Of all that has state: modes, buffers, a frozen parameter, gradients, a hook; it can fail at one of its calls."""
 
@@ -52,7 +63,7 @@ class Net(nn.Module):
         self.first.bias.requires_grad_(False)
         self.drop.eval()
         self.norm.register_forward_hook(lambda *_: None)
-        self.calls, self.fails_at, self.error = itertools.count(1), fails_at, error
+        self.calls, self.fails_at, self.error = Calls(), fails_at, error
 
     def forward(self, x):
         if next(self.calls) == self.fails_at:
@@ -76,7 +87,7 @@ def net(kind=Net, other=0, **fails):
             if parameter.requires_grad:
                 parameter.add_(0.1 * bool(other) * torch.randn(parameter.shape, generator=rng))
     nn.functional.cross_entropy(made(X), Y).backward()
-    made.calls = itertools.count(1)
+    made.calls = Calls()
     for name, value in fails.items():
         setattr(made, name, value)
     return made

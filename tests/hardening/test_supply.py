@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 # what `pip install gapscope` brings beside the CPU build of torch; another name here is looked at before it is added
 EXPECTED = {
-    "torch": "BSD Apache MIT BSL",
+    "torch": "BSD Apache MIT BSL ISC Zlib",
     "typer": "MIT",
     "rich": "MIT",
     "scipy": "BSD",

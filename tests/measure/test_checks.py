@@ -189,6 +189,7 @@ def test_samples_that_change_each_other_are_found_unless_the_micro_batches_are_f
 def test_torchscript_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # since torch 2.15
         scripted = torch.jit.script(nn.Linear(4, 3))
     with pytest.raises(ProblemError, match=r"The model is TorchScript, .* Build the model from its code"):
         check(classified(scripted))

@@ -24,6 +24,7 @@ def swapped():
         old._weight_norm,
         torch.utils.checkpoint.CheckpointFunction,
         torch.utils.checkpoint._checkpoint_without_reentrant_generator,
+        vars(torch.utils.checkpoint).get("_checkpoint_without_reentrant_generator_impl"),  # since torch 2.15
         torch.backends.mha.get_fastpath_enabled(),
         torch.backends.cudnn.enabled,
     )

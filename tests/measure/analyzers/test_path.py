@@ -1,4 +1,5 @@
 import copy
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 import gapscope
-from gapscope.errors import UsageError
+from gapscope.errors import ProblemError, UsageError
 from gapscope.measure import resume
 from gapscope.measure.analyzers.path import Path
 from gapscope.measure.loading import Loss
@@ -51,6 +52,29 @@ def test_no_barrier_where_the_loss_is_convex():
     line = measured(double_well([0.0, 1.0]), double_well([0.0, 3.0]))
     assert line.barrier.value == 0
     assert line.rise.value == pytest.approx([8.0, 0.0])
+
+
+def test_weights_that_old_hooks_compute_are_computed_anew_in_the_copy():
+    x = torch.randn(30, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def made(weight_norm, seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(weight_norm(nn.Linear(6, 5)), nn.Tanh(), nn.Linear(5, 3)).double()
+        model(x)  # leaves a weight with a graph, which torch does not copy
+        return problem(model, x, torch.arange(30) % 3)
+
+    with pytest.warns(FutureWarning, match="deprecated"):
+        old = measured(*(made(nn.utils.weight_norm, seed) for seed in (0, 1)))
+    new = measured(*(made(nn.utils.parametrizations.weight_norm, seed) for seed in (0, 1)))
+    assert new.loss.value.std() > 0.01
+    np.testing.assert_allclose(old.loss.value, new.loss.value, rtol=1e-12)
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    first, last = (ZOO["tanh mlp"].problem() for _ in range(2))
+    first.model.lock = threading.Lock()
+    with pytest.raises(ProblemError, match=r"cannot be copied: TypeError: .*lock.* Expected what .* leave out `path`"):
+        measured(first, last)
 
 
 @pytest.mark.parametrize("at", [0.02, 0.98])

@@ -221,9 +221,8 @@ def test_a_model_that_does_not_suit_the_data_is_refused(what, message):
 def test_data_of_the_wrong_shape_or_type_are_shown_beside_the_model():
     made()
     np.savez("a.npz", x=np.ones((3, 5), np.float32), y=np.arange(3))
-    with pytest.raises(
-        LoadError, match=re.escape("`mlp` and a.npz (samples of shape (5,), float32) do not fit: RuntimeError: mat1")
-    ):
+    said = re.escape("`mlp` and a.npz (samples of shape (5,), float32) do not fit: RuntimeError: ")
+    with pytest.raises(LoadError, match=said + "(addmm: )?mat1"):  # torch 2.15 names the operation
         ask(data="a.npz")
     np.savez("a.npz", x=np.ones((3, 64), np.int64), y=np.arange(3))
     with pytest.raises(LoadError, match=r"If they are no token numbers, .*; bytes take `--normalize scale`."):
