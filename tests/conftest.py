@@ -13,7 +13,7 @@ from gapscope.__main__ import main
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 torch.set_num_threads(1)
-os.environ.update(NO_COLOR="1", TERM="dumb", COLUMNS="80")
+os.environ.update(NO_COLOR="1", TERM="dumb", COLUMNS="80", OMP_NUM_THREADS="1")  # of processes, too
 for name in [name for name in os.environ if name.startswith("GAPSCOPE_") or name in ("FORCE_COLOR", "GITHUB_ACTIONS")]:
     del os.environ[name]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -8,7 +8,7 @@ import pytest
 from tests.hardening.faults import FAULTS, run
 
 # a prime number of calls between two faults, for each attack: calls that follow each other do the same to a file
-STRIDES = {"report": 61, "comparison": 97, "baseline": 37, "training": 11}
+STRIDES = {"report": 113, "comparison": 179, "baseline": 67, "training": 19}
 CHOSEN = [fault for fault in FAULTS if fault in ("full disk", "permission", "SIGTERM", "kill -9")]
 PLAN = {attack: dict.fromkeys(CHOSEN, stride) for attack, stride in STRIDES.items()}
 

@@ -13,8 +13,8 @@ END_TO_END = ("test_readme.py", "test_end_to_end.py")
 SOME = (
     "report/test_verdicts.py",
     "report/test_comparison.py",
-    "cli/test_track.py",
-    "cli/test_together.py",
+    "cli/test_track.py::test_every_checkpoint_is_measured_in_order_against_its_limit",
+    "cli/test_together.py::test_compare_measures_the_pair_when_both_are_checkpoints",
     "measure/test_interface.py",
     "test_architecture.py::test_public_names_resolve",
     "test_architecture.py::test_torch_stops_at_the_file",
