@@ -43,6 +43,11 @@ class Derivatives:
     note: str = ""  # what every number depends on
 
     @property
+    def of_differences(self) -> float:
+        """Return `error` of products by differences; 0 of exact ones, whose rounding is as small as what they find."""
+        return self.error if self.method == "differences" else 0.0
+
+    @property
     def ways(self) -> products.Ways:
         """Return the functions that take them."""
         return products if self.method == "exact" else Differences(self.step, self.dtype)

@@ -200,6 +200,8 @@ def _entries(problem: "Problem", found: DiagonalEstimate, said: tuple[str, str, 
     blocks, (method, doc, cure) = problem.parameters.blocks(), said
     rounding = ROUNDING * torch.finfo(problem.dtype).eps
     sizes = np.asarray([float(found.entries[where].double().abs().sum()) for where in blocks.values()])
+    counts = np.asarray([where.stop - where.start for where in blocks.values()])
+    inexact = problem.derivatives.of_differences  # along an axis as along any vector
     notes = [f"diagonal: {method}"]
     loud = [name for name, share in zip(blocks, found.noise_share, strict=True) if share > 1]
     if found.status is Status.NOISE_DOMINATED:
@@ -211,10 +213,10 @@ def _entries(problem: "Problem", found: DiagonalEstimate, said: tuple[str, str, 
         found.zero_fraction,
         f"{doc}; numerical error: half of an interval that held the median of 92 % of runs or more, the lift by noise "
         "included, and rounding",
-        errors=np.hypot(found.quartile_errors, rounding * found.quartiles[:, 2:]),
+        errors=np.hypot(found.quartile_errors, rounding * found.quartiles[:, 2:] + inexact),
         noise_share=found.noise_share,
         traces=found.traces,
-        trace_errors=np.hypot(found.trace_errors, rounding * sizes),
+        trace_errors=np.hypot(found.trace_errors, rounding * sizes + np.sqrt(counts) * inexact),
         trace_doc="from the same probes; numerical error: standard error, and rounding",
         matvecs=found.matvecs,
         status=found.status,

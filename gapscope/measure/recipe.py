@@ -8,21 +8,25 @@ from typing import Any
 import numpy as np
 
 from gapscope.measure.context import Context
+from gapscope.measure.edge import formula, sgd_edge
 from gapscope.measure.problem import Problem
 from gapscope.results import Array, Quantity, scalar
 
-_OPTIONAL = ("momentum", "weight_decay")  # 0 where nothing is recorded
+_OPTIONAL = ("momentum", "weight_decay", "dampening")  # 0 where nothing is recorded
 QUANTITIES = ("rate_over_batch", "diffusion", "sharpness", "sharpness_limit", "nonuniformity_limit")
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the checkpoint recorded of plain or heavy-ball SGD."""
+    """What the checkpoint recorded of SGD, plain, heavy-ball or Nesterov's."""
 
     rate: float
     batch: float
     momentum: float
     decay: float
+    kept: float  # of a gradient in the momentum's buffer: 1 - dampening
+    edge: float  # rate times curvature, where it becomes unstable
+    formula: str
 
 
 def sgd_recipe(training: Mapping[str, Any]) -> tuple[Recorded | None, str]:
@@ -31,17 +35,20 @@ def sgd_recipe(training: Mapping[str, Any]) -> tuple[Recorded | None, str]:
     if isinstance(trained, str) and trained.lower() not in ("", "sgd"):
         return None, f"that is for SGD, and this was trained by {trained}"
     rate, batch = _number(training.get("lr")), _number(training.get("batch_size"))
-    momentum, decay = (_number(training[key]) if training.get(key) is not None else 0.0 for key in _OPTIONAL)
+    momentum, decay, dampening = (_number(training[key]) if training.get(key) is not None else 0.0 for key in _OPTIONAL)
     known = {
         "`optimizer` sgd": isinstance(trained, str) and trained.lower() == "sgd",
         "a positive `lr`": rate is not None and rate > 0,
         "a `batch_size`": batch is not None and batch >= 1,
         "a `momentum` below 1": momentum is not None and 0 <= momentum < 1,
         "a `weight_decay`": decay is not None and decay >= 0,
+        "a `dampening` below 1": dampening is not None and 0 <= dampening < 1,
     }
-    if rate is None or batch is None or momentum is None or decay is None or not all(known.values()):
+    most = sgd_edge(training)
+    if rate is None or batch is None or momentum is None or decay is None or most is None or not all(known.values()):
         return None, f"the checkpoint does not record {', '.join(name for name, there in known.items() if not there)}"
-    return Recorded(rate, batch, momentum, decay), ""
+    kept = 1 - (dampening or 0.0) if momentum else 1.0
+    return Recorded(rate, batch, momentum, decay, kept, most, formula(training)), ""
 
 
 def recorded_sgd(context: Context, total: int) -> tuple[Recorded | None, list[str]]:
@@ -64,7 +71,7 @@ def limits(context: Context, problem: Problem, recorded: Recorded | None, apart:
     if recorded is None:
         return dict.fromkeys(QUANTITIES)
     rate, batch, momentum, total = recorded.rate, recorded.batch, recorded.momentum, problem.data.total
-    scale = rate / ((1 - momentum) * batch)
+    scale = rate * recorded.kept / ((1 - momentum) * batch)
     shares = scale * apart / (2 * problem.size)
     return {
         "rate_over_batch": Quantity(
@@ -84,8 +91,8 @@ def limits(context: Context, problem: Problem, recorded: Recorded | None, apart:
         ),
         "sharpness": _sharpness(context, recorded.decay),
         "sharpness_limit": Quantity(
-            value=scalar((2 + 2 * momentum) / rate),
-            doc="(2 + 2 momentum) / recorded rate: above it, gradient descent is linearly unstable; necessary for "
+            value=scalar(recorded.edge / rate),
+            doc=f"{recorded.formula} / recorded rate: above it, gradient descent is linearly unstable; necessary for "
             "the stability of SGD, not sufficient",
         ),
         "nonuniformity_limit": None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # on ResNet-20, whose products with all 39 blocks cost 5 to 10 whole ones
 STEP_PROBES, FEW_PROBES = 32, 8
 MANY_LAYERS = 8
+_ROUNDING = 10  # epsilons of |y||Hy|, as in lanczos
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Steps:
 
     length: Array  # (layers,)
     loss: Array  # (layers,)
-    loss_error: Array  # (layers,) standard error
+    loss_error: Array  # (layers,) standard error, and rounding
     matvecs: int
 
 
@@ -66,18 +67,24 @@ def sgd_steps(
     except ProblemError as error:
         return None, (f"no step lengths: {error}",)
     square = np.asarray([float(gradient[where].double().square().sum()) for where in blocks.values()])
-    rng, bends, probes = context.generator("curvature/step"), [], probes_for(len(blocks))
+    rng, bends, lost, probes = context.generator("curvature/step"), [], [], probes_for(len(blocks))
+    eps, off = _ROUNDING * torch.finfo(problem.dtype).eps, problem.derivatives.error
     for number in range(probes):
         signs = (2 * torch.randint(0, 2, (problem.samples,), generator=rng) - 1).to(problem.dtype).to(problem.device)
         drawn = gradient + math.sqrt(problem.samples / size) * problem.weighted_gradient(signs - signs.mean())
         image = apart.matvec(drawn)
-        bends.append([float(torch.dot(drawn[w].double(), image[w].double())) for w in blocks.values()])
+        pairs = [(drawn[where].double(), image[where].double()) for where in blocks.values()]
+        bends.append([float(torch.dot(y, hy)) for y, hy in pairs])
+        whole = off * float(drawn.norm())
+        lost.append([float(y.norm() * (eps * hy.norm() + whole)) for y, hy in pairs])
         context.monitor.say(f"loss step, probe {number + 1} of {probes}")
     table = np.asarray(bends)  # (probes, layers)
     half = eta**2 / 2
     return Steps(
         length=eta * np.sqrt(square + squares.mean(0) / size),
         loss=-eta * square + half * table.mean(0),
-        loss_error=half * table.std(0, ddof=1) / math.sqrt(probes),
+        loss_error=np.hypot(
+            half * table.std(0, ddof=1) / math.sqrt(probes), eps * eta * square + half * np.mean(lost, axis=0)
+        ),
         matvecs=probes,
     ), ()

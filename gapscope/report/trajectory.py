@@ -122,11 +122,12 @@ def _others(reports: Sequence[Report]) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _limit(reports: Sequence[Report]) -> Measure:
-    """Return (2 + 2 momentum) / eta where the report judged by it, else what its top eigenvalue was judged by."""
+    """Return the edge of SGD over eta where the report judged by it, else what its top eigenvalue was judged by."""
     values = np.array([_limit_of(report) for report in reports])
     unknown = np.full(len(reports), math.nan)
-    plain = not any(report.training.get("momentum") for report in reports)
-    words = "2/eta" if plain else "(2 + 2 momentum)/eta"
+    heavy = [report.training for report in reports if report.training.get("momentum")]
+    other = any(training.get("nesterov") or training.get("dampening") for training in heavy)
+    words = "of SGD with its momentum" if other else "(2 + 2 momentum)/eta" if heavy else "2/eta"
     return Measure(
         path=LIMIT,
         title=f"limit {words}",
@@ -142,11 +143,8 @@ def _limit_of(report: Report) -> float:
     edge, top = report.number(EDGE), report.number(TOP)
     if not edge or top is None:
         return math.nan
-    if report.results["eigenvalues"].settings.get("preconditioned"):
-        return top / edge
-    known = report.training
-    rate = known.get("last_lr", known.get("lr", known.get("learning_rate")))
-    return (2 + 2 * float(report.training.get("momentum") or 0)) / float(rate or math.nan)
+    adam = report.results["eigenvalues"].settings.get("preconditioned")
+    return (top + (0.0 if adam else float(report.training.get("weight_decay") or 0.0))) / edge
 
 
 # What is shown

@@ -88,7 +88,7 @@ def test_every_checkpoint_is_measured_in_order_against_its_limit(run, folder):
         assert found["eigenvalues/top"][position] == top
         assert found["eigenvalues/stability"][position] == pytest.approx(top / (2 / RATE), rel=1e-12)
         assert found["gap/loss_gap"][position] == alone.number("gap/loss_gap")
-        assert found["limit"][position] == 2 / RATE
+        assert found["limit"][position] == pytest.approx(2 / RATE, rel=1e-12)
     assert set(reports()["a"].results) == {"gap", "eigenvalues", "near-rank"}
     assert found["near-rank/near_rank[fc1,rel:1e-2]"] == [
         reports()[name].results["near-rank"].quantities["near_rank"].value[0, 0] for name in STEPS.values()

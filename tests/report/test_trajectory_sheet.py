@@ -19,7 +19,8 @@ PLACES = ("10", "20", "30")
 
 def whole(**more):
     def at(place):
-        return point(place, gap(5 / int(place)), eigenvalues(int(place) / 8), near_rank(), epsilon_sharpness(), **more)
+        top = eigenvalues(int(place) / 8, momentum=more.get("momentum", 0.0))
+        return point(place, gap(5 / int(place)), top, near_rank(), epsilon_sharpness(), **more)
 
     points = tuple(map(at, PLACES))
     return Trajectory(axis="steps", points=points, name="a run")
@@ -69,6 +70,8 @@ def test_the_top_eigenvalue_stands_against_its_limit_on_the_same_axes():
     moved = trajectory_sheet(whole(momentum=0.5)).figures[0]
     assert moved.title == "top eigenvalue and limit (2 + 2 momentum)/eta"
     assert moved.panels[0][1].values[1].tolist() == [3 / RATE] * 3
+    nesterov = trajectory_sheet(whole(momentum=0.5, nesterov=True)).figures[0]
+    assert nesterov.title == "top eigenvalue and limit of SGD with its momentum"
 
 
 def test_without_a_limit_the_eigenvalue_stands_alone_and_no_limit_is_told_of():

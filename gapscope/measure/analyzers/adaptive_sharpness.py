@@ -352,11 +352,8 @@ def _normalized(problem: "Problem") -> "Problem":
         centered = scores - scores.mean(-1, keepdim=True)
         return loss.per_sample(centered / centered.norm(dim=-1, keepdim=True).clamp_min(SCORE_FLOOR), targets)
 
-    return _variant(
-        problem,
-        loss_function=dataclasses.replace(loss, per_sample=per_sample),
-        batch_size=problem.micro_batch,
-    )
+    changed = dataclasses.replace(loss, per_sample=per_sample)
+    return _variant(problem, loss_function=changed, batch_size=problem.micro_batch)
 
 
 def _layers(problem: "Problem") -> "dict[str, tuple[slice, Tensor]]":
@@ -369,7 +366,7 @@ def _relative_flatness(problem: "Problem", layers: Any, probes: int, context: "C
     from gapscope.measure.solvers.invariants import relative_flatness
 
     rng = context.generator("adaptive-sharpness/relative-flatness")
-    found = relative_flatness(problem.hessian(), layers, probes, rng)
+    found = relative_flatness(problem.hessian(), layers, probes, rng, off=problem.derivatives.of_differences)
     quantity = Quantity(
         value=found.values,
         numerical_error=found.errors,
@@ -385,12 +382,15 @@ def _relative_flatness(problem: "Problem", layers: Any, probes: int, context: "C
 def _fisher_rao(problem: "Problem") -> Quantity:
     import torch
 
-    slopes = problem.slopes_along(problem.theta)
+    slopes, how = problem.slopes_along(problem.theta), problem.derivatives
     squares, eps = slopes**2, float(torch.finfo(problem.dtype).eps)
+    off = 10 * eps * (1 + np.abs(slopes))  # a slope is good to that of the terms it sums, at least of order one
+    if how.method == "differences":  # of losses on either side, each good to some eps
+        eps = float(torch.finfo(how.dtype).eps) * float(problem.theta.norm()) / how.step
+        off = off + 4 * eps * (1 + np.abs(problem.losses()))
     return Quantity(
         value=scalar(squares.mean()),
-        # a slope is good to some ten eps of the terms it sums, and those are at least of order one
-        numerical_error=scalar(20 * eps * float((np.abs(slopes) * (1 + np.abs(slopes))).mean())),
+        numerical_error=scalar(2 * float((np.abs(slopes) * off).mean())),
         sampling_error=scalar(squares.std(ddof=1) / math.sqrt(problem.samples)) if problem.samples > 1 else None,
         chunks=problem.chunk_means(squares),
         doc="theta'F theta, the mean of <g_i, theta>^2: the squared Fisher-Rao norm with the empirical Fisher matrix "

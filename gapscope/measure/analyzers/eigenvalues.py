@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
+from gapscope.measure.edge import formula, sgd_edge
 from gapscope.results import Quantity, Result, Status, scalar
 
 if TYPE_CHECKING:
@@ -297,18 +298,16 @@ def _share(values: np.ndarray) -> float:
 
 
 def _stability(training: Any, top: float, above: float, curvature: np.ndarray, gauss_newton: bool) -> Quantity | None:
-    """Return eta (lambda_max + weight decay) / (2 + 2 momentum): above 1, (full-batch) SGD is linearly unstable."""
-    rate, decay, momentum = training.get("lr"), training.get("weight_decay") or 0.0, training.get("momentum") or 0.0
-    numbers = all(
-        isinstance(x, int | float) for x in (rate, decay, momentum)
-    )  # what a checkpoint recorded may be anything
-    if str(training.get("optimizer", "")).lower() != "sgd" or gauss_newton or not numbers:
+    """Return eta (lambda_max + weight decay) over its value at the edge: above 1, (full-batch) SGD is unstable."""
+    rate, decay, most = training.get("lr"), training.get("weight_decay") or 0.0, sgd_edge(training)
+    numbers = all(isinstance(x, int | float) for x in (rate, decay))  # what a checkpoint recorded may be anything
+    if str(training.get("optimizer", "")).lower() != "sgd" or gauss_newton or not numbers or most is None:
         return None
     return Quantity(
-        value=scalar(rate * (top + decay) / (2 + 2 * momentum)),
-        numerical_error=_known(rate * above / (2 + 2 * momentum)),
-        sampling_error=_standard_error(curvature * rate / (2 + 2 * momentum)),
-        doc="recorded rate x (top eigenvalue + weight decay) / (2 + 2 momentum); "
+        value=scalar(rate * (top + decay) / most),
+        numerical_error=_known(rate * above / most),
+        sampling_error=_standard_error(curvature * rate / most),
+        doc=f"recorded rate x (top eigenvalue + weight decay) / {formula(training)}; "
         "1 is the edge of stability of full-batch gradient descent",
     )
 

@@ -1,6 +1,7 @@
 """Keskar et al. 2017, metric 2.1."""
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gapscope.measure.solvers.ascent import Maximum
 
 SOLVERS = ("keskar", "ascent")
+PIECE = 1 << 20  # entries at a time, where a vector of all of them is no more to be held
 JUDGED: dict[str, Any] = {"unit": "%", "better": "lower", "higher_is": "sharper"}
 KESKAR, ASCENT = 11, 7  # gradients for a box, about: 6 to 11 in the full space of digits, 6 or 7 on manifolds
 
@@ -93,11 +95,11 @@ class EpsilonSharpness:
         base = problem.losses()
         _refuse_negative(float(base.mean()))
         search = _Search(self, context, problem, base, float(base.mean()))
-        slope = search.slope()
-        full = search.maximize("full", lambda y: y, lambda g: g, problem.theta, [slope])
+        slope, start = search.slope()
+        full = search.maximize("full", lambda y: y, lambda g: g, problem.theta, [start], slope)
         # the maximum's gradient less that at x is the Hessian times a vertex, about: a step of the power iteration
         bends = (maximum.slope - slope for maximum in full.maxima if maximum.slope is not None)
-        bend = next((one for one in bends if bool(one.any())), slope)  # none where the maximum is x itself
+        bend = next((one for one in bends if bool(one.any())), start)  # none where the maximum is x itself
         drawn = [search.on_manifold(draw, bend) for draw in range(draws)]
         return EpsilonSharpnessResult(
             status=_worst([maximum.status for found in (full, *drawn) for maximum in found.maxima]),
@@ -117,6 +119,8 @@ class EpsilonSharpness:
         )
 
     def _manifolds(self, drawn: "list[_Found]") -> dict[str, Any]:
+        from gapscope.measure.solvers.hutchinson import caution
+
         if not drawn:
             return {}
         values = np.stack([found.value for found in drawn])
@@ -126,7 +130,12 @@ class EpsilonSharpness:
                 values.mean(axis=0),
                 f"the same on random manifolds of dimension {self.manifold}, mean over draws of A",
                 # the spread over draws shrinks with more draws on the same data
-                numerical_error=values.std(axis=0, ddof=1) / np.sqrt(len(drawn)) if len(drawn) > 1 else None,
+                numerical_error=np.hypot(
+                    caution(len(drawn) - 1) * values.std(axis=0, ddof=1) / np.sqrt(len(drawn)),
+                    np.mean([found.error for found in drawn], axis=0),
+                )
+                if len(drawn) > 1
+                else None,
                 sampling_error=np.mean([found.sampling for found in drawn], axis=0),
                 chunks=np.mean(chunks, axis=0) if chunks else None,
                 **JUDGED,
@@ -207,17 +216,17 @@ class _Search:
     base: Array  # (N,) losses at x
     start: float
 
-    def slope(self) -> "Tensor":
-        """Return the gradient at x, where `ascent` starts; a random vector where it is exactly 0."""
+    def slope(self) -> "tuple[Tensor, Tensor]":
+        """Return the gradient at x, and where `ascent` starts: along it, or at random where it is exactly 0."""
         import torch
 
         if "ascent" not in self.settings.solvers:
-            return torch.zeros(0)
+            return torch.zeros(0), torch.zeros(0)
         slope = self.problem.gradient()
-        if not bool(slope.any()):
-            rng = self.context.generator("epsilon-sharpness/start")
-            slope = torch.randn(self.problem.size, generator=rng).to(slope)
-        return slope
+        if bool(slope.any()):
+            return slope, slope
+        rng = self.context.generator("epsilon-sharpness/start")
+        return slope, torch.randn(self.problem.size, generator=rng).to(slope)
 
     def on_manifold(self, draw: int, bend: "Tensor") -> _Found:
         from gapscope.measure.manifold import RandomManifold
@@ -237,15 +246,25 @@ class _Search:
         project: "Callable[[Tensor], Tensor]",
         center: "Tensor",
         starts: "list[Tensor]",
+        slope: "Tensor | None" = None,
     ) -> _Found:
-        """Maximize over x + lift(y) for every solver and epsilon; `center` is A+ x, `starts` are for `ascent`."""
+        """Maximize over x + lift(y) for every solver and epsilon; `center` is A+ x, `starts` are for `ascent`.
+
+        `slope` is the gradient at x where there is one start.
+        """
         import torch
 
         from gapscope.measure.shares import evened
         from gapscope.measure.solvers import ascent
 
+        eps = float(torch.finfo(self.problem.dtype).eps)
+        moved = dict[float, float]()  # by the value there: what rounding of theta + y does to it
+
         def objective(y: "Tensor") -> "tuple[float, Tensor]":
-            value, gradient = self.problem.loss_and_gradient(self.problem.theta + lift(y))
+            there = self.problem.theta + lift(y)
+            value, gradient = self.problem.loss_and_gradient(there)
+            parts = zip(torch.split(gradient, PIECE), torch.split(there, PIECE), strict=True)
+            moved[value] = eps / 2 * math.hypot(*(float((g * x).norm()) for g, x in parts))
             self.context.monitor.say(f"{purpose}  loss {value:.4g} (at x: {self.start:.4g})")
             return value, project(gradient)
 
@@ -260,21 +279,24 @@ class _Search:
                     found[solver, epsilon] = ascent.keskar(objective, radius, self.start, rng)
                 else:
                     known = found.get(("keskar", epsilon))
-                    found[solver, epsilon] = ascent.ascent(objective, radius, self.start, starts, known=known)
+                    found[solver, epsilon] = ascent.ascent(
+                        objective, radius, self.start, starts, slope=slope, known=known
+                    )
         # a loss is good to some ten eps of its size, at random over the samples
-        eps = float(torch.finfo(self.problem.dtype).eps)
-        rounding = 10 * eps * float(np.sqrt((self.base**2).mean() + 1) / np.sqrt(len(self.base)))
+        squares = float((self.base**2).mean()) + 1
         maxima, value, error, sampling, chunks = [], [], [], [], []
         for solver, epsilon in itertools.product(self.settings.solvers, self.settings.epsilons):
             maximum = found[solver, epsilon]
             there = self.problem.losses(self.problem.theta + lift(maximum.point))
             base, there = (evened(self.problem, losses) for losses in (self.base, there))
+            rounding = 10 * eps * math.sqrt((squares + float((there**2).mean())) / len(there))
             phi, spread, parts = _phi(base, there, self.problem.chunk_means)
             maxima.append(maximum)
             value.append(phi)
             sampling.append(spread)
             missing = 0.0 if solver == "keskar" else max(maximum.gap, 0.0)
-            error.append(100 * (missing + rounding) / (1 + self.base.mean()))
+            lost = math.hypot(rounding, moved.get(maximum.value, 0.0))
+            error.append(100 * (missing + lost) / (1 + self.base.mean()))
             chunks.append(parts)
         shape = (len(self.settings.solvers), len(self.settings.epsilons))
         parted = [part for part in chunks if part is not None]  # too few samples leave all of them out

@@ -324,7 +324,7 @@ def _nonuniformity(problem: "Problem", pairs: "Eigenpairs", squares: Array, leng
 
     value, top = math.sqrt(float(squares.mean())), float(pairs.values[0])
     slack = pairs.upper - top
-    rounding = _ROUNDING * torch.finfo(problem.dtype).eps * length
+    rounding = _ROUNDING * torch.finfo(problem.dtype).eps * length + problem.derivatives.error
     shares = (squares - squares.mean()) / (2 * value or math.nan)
     return Quantity(
         value=scalar(value),

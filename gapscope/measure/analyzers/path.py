@@ -138,7 +138,7 @@ class Path:
         ends, within = losses[-2:], (grid >= 0) & (grid <= 1)
         if not np.isfinite(losses[:-2][within]).all() or not np.isfinite(ends).all():
             return _Barrier(float("nan"), 0.0, 0.0, ends, float("nan"), 0.0, None, None, None)
-        step, rounding = float(grid[1] - grid[0]), _rounding(scape.first, losses)
+        step, rounding = float(grid[1] - grid[0]), _rounding(scape.first, np.r_[losses[:-2][within], ends])
         each = {a: _losses(scape, shape, a) for a in (0.0, 1.0)}
 
         def level(a: float) -> float:
@@ -173,7 +173,7 @@ class Path:
             top.missed + rounding,
             None if difference is None else _standard_error(difference),
             None if difference is None else problem.chunk_means(difference),
-            _rise_errors(each),
+            _rise_errors(problem, each),
         )
 
     def _notes(self, scape: "Landscape") -> tuple[str, ...]:
@@ -221,12 +221,14 @@ def _losses(scape: "Landscape", shape: str, a: float) -> Array:
     return next(iter(scape.at(*_place(scape, shape, a)).values())).losses()
 
 
-def _rise_errors(each: dict[float, Array]) -> Array | None:
+def _rise_errors(problem: "Problem", each: dict[float, Array]) -> Array | None:
     """Return the standard errors of the highest mean of samples' losses less those of both ends, (2,)."""
+    from gapscope.measure.shares import evened
+
     summit = max(each.values(), key=lambda found: float(found.mean()))
     if len(summit) < 2:
         return None
-    return np.array([_standard_error(summit - each[end]) for end in (0.0, 1.0)])
+    return np.array([_standard_error(evened(problem, summit - each[end])) for end in (0.0, 1.0)])
 
 
 def _standard_error(values: Array) -> Any:

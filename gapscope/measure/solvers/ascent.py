@@ -102,12 +102,14 @@ def ascent(
     start_value: float,
     starts: Sequence[Tensor],
     *,
+    slope: Tensor | None = None,
     known: Maximum | None = None,
     evaluations: int = 12,
     tolerance: float = 1e-3,
 ) -> Maximum:
     """Climb to a point where no first-order step inside the box adds more, from one direction or several.
 
+    `slope` is the gradient at y = 0 where a single start is another direction: it is 0 there.
     One start, the gradient at y = 0, has a look at the opposite; several have two steps to the walls each, and the
     climb goes on from the best point.  The promise g'(r sign(g) - y) of a full step is the conditional-gradient gap;
     CONVERGED means that it is within `tolerance` of the increase over y = 0.  Where three steps in a row go down,
@@ -120,7 +122,7 @@ def ascent(
     """
     climb = _Climb(objective, radius)
     for start in starts:
-        climb.path(start, ONE if len(starts) == 1 else SEVERAL)
+        climb.path(start, ONE if len(starts) == 1 else SEVERAL, slope)
     waiting, untried = known, len(starts) == 1
     evaluations -= untried  # what it starts from
     if -math.inf < climb.best < start_value:  # so far all is lower than y = 0, whose opposite is itself
@@ -132,7 +134,7 @@ def ascent(
         settled = gap <= CLOSER * tolerance * rise
         if untried and (settled or climb.evaluations >= PATIENCE) and climb.evaluations + 2 <= evaluations:
             untried = False
-            if climb.opposite_is_worth(start_value, starts[0]):
+            if climb.opposite_is_worth(start_value, starts[0] if slope is None else slope):
                 climb.opposite(start_value)
                 continue
         if settled or climb.stuck or climb.evaluations >= evaluations:
@@ -189,11 +191,13 @@ class _Climb:
         """Return what a first-order step inside the box adds to the best point."""
         return float(inner(self.gradient, _vertex(self.gradient, self.radius, self.point) - self.point))
 
-    def path(self, start: Tensor, shares: Sequence[float]) -> None:
+    def path(self, start: Tensor, shares: Sequence[float], slope: Tensor | None) -> None:
         """Go along a start, and then along the gradient, so many coordinates to the walls."""
         self.here, self.slope, self.turned = torch.zeros_like(start), start, torch.zeros_like(start)
         for share in shares:
             ahead = self.slope + AHEAD * self.turned
+            if slope is not None and self.slope is start:
+                self.slope = slope
             self.look(_clipped(ahead, self.radius, share) if share < 1 else _vertex(ahead, self.radius, self.here))
 
     def step(self) -> None:

@@ -37,14 +37,16 @@ class Flatness:
 
 
 def relative_flatness(
-    operator: Operator, layers: Mapping[str, tuple[slice, Tensor]], probes: int, rng: Generator
+    operator: Operator, layers: Mapping[str, tuple[slice, Tensor]], probes: int, rng: Generator, *, off: float = 0.0
 ) -> Flatness:
     """Estimate the relative flatness of layers; the errors hold the rounding of the products, too.
+
+    `off` is what else the product of a unit vector is off by: |v|^2 times that counts.
 
     Shapes: layers {name: (slice of (n,), weights (out, in))}.  Cost: `probes` >= 2 matvecs, a copy of the weights.
     """
     factors = {name: _factor(weights) for name, (_, weights) in layers.items()}
-    found, sizes = [], []
+    found, sizes, rounding = [], [], _ROUNDING * torch.finfo(operator.dtype).eps
     for _ in range(probes):
         v = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
         for name, (where, weights) in layers.items():
@@ -54,10 +56,9 @@ def relative_flatness(
         image = operator.matvec(v)
         pairs = [(v[where].cpu().double(), image[where].cpu().double()) for where, _ in layers.values()]
         found.append([float(torch.dot(a, b)) for a, b in pairs])
-        sizes.append([float(a.norm() * b.norm()) for a, b in pairs])
+        sizes.append([float(a.norm() * (rounding * b.norm() + off * a.norm())) for a, b in pairs])
     table = np.asarray(found)  # (probes, layers)
-    rounding = _ROUNDING * torch.finfo(operator.dtype).eps * np.mean(sizes, axis=0)
-    return Flatness(table.mean(0), np.hypot([error_of_mean(each) for each in table.T], rounding), probes)
+    return Flatness(table.mean(0), np.hypot([error_of_mean(each) for each in table.T], np.mean(sizes, axis=0)), probes)
 
 
 def matrices(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, tuple[slice, Tensor]]:

@@ -11,8 +11,9 @@ from gapscope.measure.loading import Loss, Request
 from gapscope.measure.manifold import RandomManifold
 from gapscope.measure.session import Execution, open_session
 from gapscope.measure.solvers.ascent import ONE
+from gapscope.measure.solvers.hutchinson import caution
 from gapscope.results import Status
-from tests.problems import ZOO, bowl, context, data, measure, problem
+from tests.problems import ZOO, Well, bowl, context, data, measure, problem
 
 DTYPES = [torch.float32, torch.float64]
 EPSILONS = (1e-3, 5e-4)
@@ -87,7 +88,9 @@ def test_on_a_manifold_no_vertex_is_above_brute_force_and_in_one_dimension_it_is
 def test_the_spread_over_draws_is_the_error_of_their_mean():
     h, c = curved()
     result = measure(EpsilonSharpness(manifold=5, draws=4), bowl(h, c))
-    assert result.manifold.numerical_error == pytest.approx(result.manifold_draws.value.std(axis=0, ddof=1) / 2)
+    few = caution(3) * result.manifold_draws.value.std(axis=0, ddof=1) / 2  # beside it what each maximum leaves
+    assert result.manifold.numerical_error == pytest.approx(few, rel=0.01)
+    assert np.all(result.manifold.numerical_error >= few)
     assert measure(EpsilonSharpness(manifold=5, draws=1), bowl(h, c)).manifold.numerical_error is None
 
 
@@ -268,3 +271,16 @@ def test_cost_and_memory_follow_boxes_and_solvers():
     both, ours = (EpsilonSharpness(manifold=0, solvers=s).memory(given) for s in (("keskar", "ascent"), ("ascent",)))
     assert both - ours == (31 * 8 + 5 * 8 - 16 * 8) * given.size  # L-BFGS-B's vectors, in float64
     assert EpsilonSharpness(manifold=100).memory(given) > both
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_of_two_maxima_beside_a_flat_start_the_higher_is_found(seed):
+    # no slope at 1, and to the right of it the cube adds to the parabola
+    def per_sample(outputs, targets):
+        x = outputs[:, 0] - 1
+        return 0.5 * x.square() + 100 * x**3
+
+    zeros = torch.zeros(3, 1, dtype=torch.float64)
+    given = problem(Well(torch.ones(1, dtype=torch.float64)), zeros, zeros, Loss("cubic", per_sample))
+    found = measure(EpsilonSharpness(solvers=("ascent",), manifold=0, epsilons=(1e-3,)), given, seed=seed).full
+    assert found.value.item() == pytest.approx(100 * (0.5 * 0.002**2 + 100 * 0.002**3), rel=1e-6)

@@ -54,6 +54,34 @@ def test_no_barrier_where_the_loss_is_convex():
     assert line.rise.value == pytest.approx([8.0, 0.0])
 
 
+@pytest.mark.parametrize("beyond", [np.inf, np.nan, 1e13])
+def test_what_lies_beyond_the_checkpoints_changes_no_barrier(beyond):
+    def per_sample(outputs, targets):
+        x = outputs[:, 0]
+        return 0.25 * (x.square() - 1).square() + torch.where(x.abs() > 2, beyond, 0.0)
+
+    zeros = torch.zeros(4, 1, dtype=torch.float64)
+    first, last = (
+        problem(Well(torch.tensor([x], dtype=torch.float64)), zeros, zeros, Loss("walls", per_sample))
+        for x in (-1.0, 1.0)
+    )
+    result = measured(first, last)
+    assert abs(result.barrier.value - 0.25) <= result.barrier.numerical_error < 1e-5
+    assert np.all(abs(result.rise.value - 0.25) <= result.rise.numerical_error)
+
+
+def test_the_error_of_the_rise_knows_the_samples_weights():
+    weights = torch.tensor([[1.0], [1.0], [1.0], [97.0]], dtype=torch.float64)
+    loss = Loss("double well", lambda o, t: 0.25 * (o[:, 0].square() - 1).square(), weights=lambda t: t[:, 0])
+    first, last = (
+        problem(Well(torch.tensor([x], dtype=torch.float64)), torch.zeros_like(weights), weights, loss)
+        for x in (-1.0, 1.0)
+    )
+    result = measured(first, last)
+    assert result.rise.value == pytest.approx([0.25, 0.25])
+    assert np.all(result.rise.sampling_error < 1e-12)  # every sample has the same loss everywhere
+
+
 def test_weights_that_old_hooks_compute_are_computed_anew_in_the_copy():
     x = torch.randn(30, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 

@@ -46,7 +46,7 @@ _HINTS = (
     *("epoch", "epochs", "step", "steps", "global_step", "iteration", "iterations", "iter_num"),
     *("batch_size", "lr", "learning_rate", "momentum", "weight_decay", "seed"),
 )
-_GROUP_HINTS = ("lr", "momentum", "weight_decay", "nesterov")
+_GROUP_HINTS = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
 
 
 @dataclass(frozen=True)

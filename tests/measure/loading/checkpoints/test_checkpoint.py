@@ -127,6 +127,7 @@ def test_training_is_found_where_scripts_leave_it(tmp_path):
         "batch_size": 64,
         "lr": 0.3,
         "momentum": 0.8,
+        "dampening": 0,
         "weight_decay": 0.01,
         "nesterov": False,
         "optimizer": "sgd",

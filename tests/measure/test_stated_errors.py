@@ -1,0 +1,80 @@
+"""Errors that were once left out: of differences of the gradient, of rounding where a loss is steep, of few draws."""
+
+import numpy as np
+import pytest
+import torch
+
+from gapscope.measure.analyzers.adaptive_sharpness import AdaptiveSharpness
+from gapscope.measure.analyzers.curvature import Curvature
+from gapscope.measure.analyzers.epsilon_sharpness import EpsilonSharpness
+from gapscope.measure.analyzers.noise import Noise
+from gapscope.measure.loading import Loss
+from gapscope.measure.solvers.hutchinson import caution
+from gapscope.results import Status
+from tests.problems import Well, bowl, measure, problem
+
+F8 = torch.float64
+
+
+def parabolas(curvatures, at, **more):
+    """Return a problem of one parameter whose samples have these second derivatives."""
+    targets = torch.tensor(curvatures, dtype=F8)[:, None]
+    loss = Loss("parabolas", lambda outputs, targets: 0.5 * targets[:, 0] * outputs[:, 0].square())
+    return problem(Well(torch.tensor([at], dtype=F8)), torch.zeros(len(targets), 1, dtype=F8), targets, loss, **more)
+
+
+def test_entries_by_differences_are_known_as_well_as_products():
+    h, theta = torch.tensor([1.0, 2.0, 3.0], dtype=F8), torch.tensor([0.3, 0.7, 1.1], dtype=F8)
+    given = bowl(h, torch.zeros(3, dtype=F8), theta=theta, hvp_method="differences")
+    found = measure(Curvature(top_matvecs=0), given)
+    assert found.status is Status.CONVERGED
+    assert 0 < abs(float(found.median.value[0]) - 2) <= found.median.numerical_error[0] < 1e-5
+    assert abs(float(found.trace.value[0]) - 6) <= found.trace.numerical_error[0] < 1e-5
+    exact = measure(Curvature(top_matvecs=0), bowl(h, torch.zeros(3, dtype=F8), theta=theta))
+    assert exact.status is Status.EXACT
+
+
+def test_samples_by_differences_are_known_as_well_as_products():
+    given = parabolas([1.0, 3.0], 0.7, hvp_method="differences")
+    uneven = measure(Noise(), given).nonuniformity
+    assert 0 < abs(uneven.value - 1) <= uneven.numerical_error < 1e-5
+    fisher = measure(AdaptiveSharpness(), given).fisher_rao
+    assert 0 < abs(fisher.value - (0.49**2 + 1.47**2) / 2) <= fisher.numerical_error < 1e-4
+
+
+def test_flatness_by_differences_is_known_as_well_as_products():
+    torch.manual_seed(0)
+    x, y = torch.randn(30, 4, dtype=F8), torch.randn(30, 3, dtype=F8)
+    model = torch.nn.Linear(4, 3).double()
+    exact, other = (
+        measure(AdaptiveSharpness(probes=4), problem(model, x, y, "mse", hvp_method=how)).relative_flatness
+        for how in ("exact", "differences")
+    )
+    apart = abs(float(exact.value[0] - other.value[0]))
+    assert 0 < apart <= other.numerical_error[0] + exact.numerical_error[0]
+
+
+@pytest.mark.parametrize("solver", ["keskar", "ascent"])
+def test_rounding_of_weights_on_a_steep_loss_is_stated(solver):
+    steep = bowl(torch.tensor([1e6]), torch.ones(1))
+    found = measure(EpsilonSharpness(solvers=(solver,), manifold=0, epsilons=(1e-3,)), steep).full
+    off, stated = abs(float(found.value.item()) - 200), float(found.numerical_error.item())
+    assert 1e-3 < off <= stated < 0.1  # 1.002 is 1.00199997 in float32
+
+
+def test_the_error_over_few_draws_is_widened():
+    given = bowl(torch.linspace(1, 50, 60, dtype=F8), torch.zeros(60, dtype=F8))
+    settings = EpsilonSharpness(solvers=("ascent",), epsilons=(1e-3,), manifold=10, draws=3)
+    found = measure(settings, given)
+    spread = found.manifold_draws.value.std(axis=0, ddof=1)
+    assert np.all(found.manifold.numerical_error >= caution(2) * spread / np.sqrt(3))
+    assert caution(2) > 6
+
+
+def test_terms_of_a_step_that_cancel_leave_their_rounding():
+    center, h = torch.tensor([0.3]), torch.tensor([0.1])
+    given = bowl(h, center, theta=torch.tensor([0.7]), shifts=torch.zeros(1, 1))
+    found = measure(Curvature(), given, training={"optimizer": "sgd", "lr": 20.0, "batch_size": 1}).loss_step
+    slope = float(h) * (float(torch.tensor(0.7)) - float(torch.tensor(0.3)))
+    true = -20 * slope**2 + 200 * float(h) * slope**2
+    assert abs(float(found.value[0]) - true) <= found.numerical_error[0] < 1e-6
