@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gapscope.measure.solvers.summit import NEAR, climbed
+from gapscope.measure.solvers.summit import NEAR, _climb, _promising, climbed
 
 STEP = 0.125
 
@@ -87,3 +87,26 @@ def test_a_grid_that_ends_where_the_curve_does_is_enough():
     known = {i / 8: float(hump(i / 8, 0.4, 0.2)) for i in range(9)}
     found = climbed(lambda a: float(hump(a, 0.4, 0.2)), known, 1 / 8, 0.0)
     assert found.place == pytest.approx(0.4, abs=NEAR / 8)
+
+
+def test_what_a_parabola_promises_is_its_top():
+    places = np.linspace(0, 1, 5)
+    known = dict(zip(places.tolist(), (1 - 4 * (places - 0.37) ** 2).tolist(), strict=True))
+    assert _promising(known, 0.25)[1] == pytest.approx(1, abs=1e-12)
+
+
+def test_of_two_near_places_one_counts():
+    # rounding of float32 between places a thousandth of the step apart would be a slope, and promise a thousandth
+    known = {0.0: 0.0, 0.25: 0.75, 0.5: 1.0, 0.5001: 1.00002, 0.75: 0.75, 1.0: 0.0}
+    assert _promising(known, 0.25)[1] < 1.0005
+
+
+@pytest.mark.parametrize("steep", [-1, 1])
+def test_what_is_left_of_a_climb_is_by_the_sharper_side(steep):
+    def height(a):
+        return -((a - 0.5) ** 2) * (9.0 if (a - 0.5) * steep > 0 else 1.0)
+
+    known = {a: height(a) for a in (0.4, 0.6)}
+    left = _climb(height, known, (0.4, 0.6), 0.1)
+    assert max(known.values()) >= -left
+    assert 6 < left / (NEAR * 0.1) ** 2 < 12
