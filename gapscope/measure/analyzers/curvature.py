@@ -128,8 +128,8 @@ class Curvature:
             zero_fraction=each(measured.zeros, "fraction of entries left out as exactly zero", contrast="difference"),
             top=each(
                 tops.values,
-                "largest eigenvalue of the layer's diagonal block of the Hessian; numerical error: the wider of the "
-                "residual and the distance to a bound that holds with probability 0.999",
+                "largest eigenvalue of the layer's diagonal block of the Hessian; numerical error: the distance "
+                "to a bound that holds with probability 0.999",
                 numerical_error=_known(tops.errors),
                 bound="lower",
             )

@@ -147,6 +147,8 @@ def test_a_time_beyond_all_floats_is_infinite():
         (lambda: escape_time(np.eye(2), SADDLE, 1.0, diffusion=1.0), r"have 2 and 1 rows\. Expected those of one"),
         (lambda: escape_time(np.ones((2, 3)), SADDLE, 1.0, diffusion=1.0), r"has the shape \(2, 3\)\. Expected finite"),
         (lambda: escape_time(math.nan, SADDLE, 1.0, diffusion=1.0), r"Expected finite numbers"),
+        (lambda: escape_time(np.diag([1.0, math.nan]), SADDLE, 1.0, diffusion=1.0), r"Expected finite numbers"),
+        (lambda: diffusion(1.0, rate=1.0, batch_size=5, momentum=1.5), r"The momentum is 1\.5\."),
         (lambda: escape_time([[1.0, 2], [0, 1]], SADDLE, 1.0, diffusion=1.0), r"A Hessian is not symmetric"),
         (lambda: escape_time(WELL, SADDLE, 0.0, diffusion=1.0), r"The barrier is 0\.0\. Expected a number above 0"),
         (lambda: escape_time(WELL, SADDLE, 1.0, diffusion=0.0), r"The diffusion is 0\.0\. .* Mend `diffusion`"),
