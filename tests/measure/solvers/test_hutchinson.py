@@ -345,3 +345,16 @@ def test_few_probes_state_errors_that_hold():
     assert {one.probes for one in found} == {10}
     errors = np.array([(one.trace - float(matrix(SPECTRA["separated"]).trace())) / one.trace_error for one in found])
     assert (np.abs(errors) > 3).mean() <= 0.01
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1e4])
+@pytest.mark.parametrize("method", ["hutchinson", "hutch++"])
+def test_the_unit_of_the_matrix_changes_no_choice(method, factor):
+    dense = matrix(SPECTRA["separated"]) if method == "hutchinson" else decaying()
+    one, other = (
+        estimate_trace(from_dense(dense * unit), rng(), tolerance=0.05, max_matvecs=300) for unit in (1.0, factor)
+    )
+    assert (one.method, one.status) == (method, Status.CONVERGED)
+    assert (other.method, other.status, other.matvecs) == (one.method, one.status, one.matvecs)
+    assert other.trace == pytest.approx(factor * one.trace, rel=1e-9)
+    assert other.trace_error == pytest.approx(factor * one.trace_error, rel=1e-6)
