@@ -27,9 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gapscope.errors import LoadError, did_you_mean
+from gapscope.measure.loading import stand_ins
 
 FLAGS = {"model": "-m", "data": "-d", "test data": "--test-data", "loss": "--loss"}
 _NAME = r"[^\W\d]\w*"
@@ -220,7 +219,8 @@ def is_dangerous(name: str) -> bool:
 
 def safe_globals(trust: Trust) -> list[Any]:
     """Return the (class, name) pairs that `torch.load(weights_only=True)` may meet besides tensors."""
-    return HARMLESS + [(_resolve_global(name), name) for name in trust.allowed_globals]
+    known = {name for _, name in HARMLESS}  # these stay what they are
+    return HARMLESS + [(_resolve_global(name), name) for name in trust.allowed_globals if name not in known]
 
 
 def _resolve_global(name: str) -> object:
@@ -255,25 +255,28 @@ def _plain_dict(*_: object) -> dict[object, object]:
     return {}
 
 
+def _no_bytes() -> bytes:
+    """Return what protocol 2 calls the class for."""
+    return b""
+
+
 def _harmless() -> list[tuple[object, str]]:
-    scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
     pairs: list[tuple[object, str]] = [
         (argparse.Namespace, "argparse.Namespace"),
         (types.SimpleNamespace, "types.SimpleNamespace"),
         (_plain_dict, "collections.defaultdict"),
         (collections.OrderedDict, "collections.OrderedDict"),
         *((getattr(python_builtins, name), f"builtins.{name}") for name in ("list", "dict", "set", "int", "float")),
+        (_no_bytes, "builtins.bytes"),
         *(
             (getattr(datetime, name), f"datetime.{name}")
             for name in ("datetime", "date", "time", "timedelta", "timezone")
         ),
-        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-        *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-        (np.ndarray, "numpy.ndarray"),
-        (np.dtype, "numpy.dtype"),
+        *((stand_ins.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+        *((stand_ins.reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+        (stand_ins.Array, "numpy.ndarray"),
+        (stand_ins.Dtype, "numpy.dtype"),
     ]
-    kinds = {type(np.dtype(code)) for code in np.typecodes["All"] if code != "O"}  # object arrays hold anything
-    pairs += [(kind, f"numpy.dtypes.{kind.__name__}") for kind in sorted(kinds, key=lambda kind: kind.__name__)]
     # a Windows path cannot be built on Linux, its pure form can; Python 3.13 pickles them from pathlib._local
     for module in ("pathlib", "pathlib._local"):
         for name, kind in (("Posix", pathlib.PurePosixPath), ("Windows", pathlib.PureWindowsPath)):

@@ -174,11 +174,17 @@ def _without_modules(content: object) -> tuple[object, nn.Module | None]:
     return {**content, **states} if states else content, next(iter(modules.values()), None)
 
 
-def _tensors(value: Any) -> Any:
-    """Return the tables of a pickle with arrays of numbers as tensors."""
+def _tensors(value: Any, levels: int = DEEPEST, known: dict[int, dict[Any, Any]] | None = None) -> Any:
+    """Return the tables of a pickle with arrays of numbers as tensors; a table may hold itself, or another twice."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiubc":
         return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
-    return {key: _tensors(item) for key, item in value.items()} if isinstance(value, dict) else value
+    if levels == 0 or not isinstance(value, dict):
+        return value
+    known = {} if known is None else known
+    if id(value) not in known:
+        made = known[id(value)] = {}
+        made |= {key: _tensors(item, levels - 1, known) for key, item in value.items()}
+    return known[id(value)]
 
 
 def _settings(content: Mapping[Any, Any]) -> dict[str, Any]:

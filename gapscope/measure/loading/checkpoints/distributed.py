@@ -15,7 +15,14 @@ from torch import Tensor
 
 from gapscope.errors import LoadError
 from gapscope.measure.loading.checkpoints.folders import digest_of, inside
-from gapscope.measure.loading.checkpoints.pickles import NotAdmittedError, Record, Restricted, dtype_of, record_of
+from gapscope.measure.loading.checkpoints.pickles import (
+    NotAdmittedError,
+    Record,
+    Restricted,
+    dtype_of,
+    load_weights,
+    record_of,
+)
 from gapscope.measure.loading.checkpoints.torchfile import check_archive, digest_file, unsafe_error
 from gapscope.measure.loading.trust import one_line
 
@@ -160,7 +167,7 @@ def _load(piece: _Piece) -> Tensor:
         file.seek(piece.offset)
         content = io.BytesIO(file.read(piece.length))
     check_archive(content, piece.path)
-    part = torch.load(content, map_location="cpu", weights_only=True)
+    part = load_weights(content)
     if not isinstance(part, Tensor):
         raise ValueError(f"a piece is {type(part).__name__}")
     return part.detach()

@@ -8,11 +8,11 @@ import io
 import pickle
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
-import numpy as np
 import torch
 
+from gapscope.measure.loading import stand_ins
 from gapscope.measure.loading.trust import HARMLESS, Trust, safe_globals
 
 PLAIN = frozenset(  # what pickled tensors name, of whatever age, besides what is harmless
@@ -60,7 +60,25 @@ class NotAdmittedError(Exception):
         self.name = name
 
 
-class Restricted(pickle.Unpickler):
+class Bounded(pickle._Unpickler):
+    """The unpickler in Python: the one in C allocates what lengths and places in the file promise before it reads."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    read: Callable[[int], bytes]
+    append: Callable[[object], None]
+
+    def load_bytearray8(self) -> None:
+        """Read an array of bytes; the inherited method, too, would allocate it first."""
+        size = int.from_bytes(self.read(8), "little")
+        content = self.read(size)
+        if len(content) < size:
+            raise pickle.UnpicklingError(f"{size:,} bytes are declared where {len(content):,} are left")
+        self.append(bytearray(content))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+
+class Restricted(Bounded):
     """An unpickler for which `admit` turns names into objects, or returns None."""
 
     def __init__(
@@ -104,10 +122,13 @@ def load_plain(file: IO[bytes], trust: Trust) -> object:
     """
     known: dict[str, object] = {name: _stand_in(thing) for thing, name in HARMLESS}
     known |= {name: thing for thing, name in safe_globals(trust)[len(HARMLESS) :]}
-    known |= {**TENSORS, "torch.storage._load_from_bytes": _storage, "_codecs.encode": lambda *a: a[0].encode(*a[1:])}
-    frombuffer = np.zeros(0).__reduce_ex__(5)[0]  # how protocol 5 writes arrays
-    known |= {f"numpy.{core}.numeric._frombuffer": _stand_in(frombuffer) for core in ("core", "_core")}
-    known |= {f"__builtin__.{name}": known[f"builtins.{name}"] for name in ("list", "dict", "set", "int", "float")}
+    known |= {
+        **TENSORS,
+        "torch.storage._load_from_bytes": lambda content: load_weights(io.BytesIO(content)),
+        "_codecs.encode": lambda *a: a[0].encode(*a[1:]),
+    }
+    known |= {f"numpy.{core}.numeric._frombuffer": _stand_in(stand_ins.frombuffer) for core in ("core", "_core")}
+    known |= {name.replace("builtins", "__builtin__"): known[name] for _, name in HARMLESS if name[:9] == "builtins."}
     return Restricted(file, lambda name: known.get(name) or dtype_of(name)).load()
 
 
@@ -125,8 +146,13 @@ def _stand_in(thing: object) -> object:
     return lambda *arguments: function(*arguments)
 
 
-def _storage(content: bytes) -> object:
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+def load_weights(file: IO[bytes] | str, **options: Any) -> Any:
+    """Read tensors and plain values with torch's own reader of weights.
+
+    It leaves the indices of sparse tensors unchecked unless asked, and their values could be written anywhere.
+    """
+    with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]  # torch's
+        return torch.load(file, map_location="cpu", weights_only=True, **options)
 
 
 def names_in(file: IO[bytes]) -> set[str]:

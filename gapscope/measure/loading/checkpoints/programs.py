@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gapscope.measure.loading.checkpoints.pickles import TENSORS, Record, Restricted, dtype_of, record_of
+from gapscope.measure.loading.checkpoints.pickles import TENSORS, Record, Restricted, dtype_of, load_weights, record_of
 
 # torch.export.schema.ScalarType: part of the format, so never renumbered; others are left to `--trust-file`
 _NUMBERED: Mapping[int, torch.dtype] = {
@@ -111,7 +111,7 @@ def exported_weights(archive: zipfile.ZipFile) -> dict[str, Tensor]:
     if table is None:
         files = (name for name in names if "/data/weights/" in name or name.endswith("serialized_state_dict.pt"))
         older = next(name for name in files if name.endswith(".pt"))
-        found: dict[str, Tensor] = torch.load(io.BytesIO(archive.read(older)), map_location="cpu", weights_only=True)
+        found: dict[str, Tensor] = load_weights(io.BytesIO(archive.read(older)))
         return found
     folder = table.rpartition("/")[0]
     entries: Mapping[str, Any] = json.loads(archive.read(table))["config"]
@@ -120,7 +120,7 @@ def exported_weights(archive: zipfile.ZipFile) -> dict[str, Tensor]:
 
 def _raw(content: bytes, entry: Mapping[str, Any]) -> Tensor:
     if entry["use_pickle"]:
-        pickled: Tensor = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        pickled: Tensor = load_weights(io.BytesIO(content))
         return pickled
     about = entry["tensor_meta"]
     dtype = _NUMBERED[about["dtype"]]

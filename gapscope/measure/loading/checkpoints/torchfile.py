@@ -21,7 +21,7 @@ from torch import Tensor
 from gapscope.errors import LoadError
 from gapscope.measure.loading.checkpoints import formats, programs
 from gapscope.measure.loading.checkpoints.formats import Format, sniff
-from gapscope.measure.loading.checkpoints.pickles import PLAIN, NotAdmittedError, load_plain, names_in
+from gapscope.measure.loading.checkpoints.pickles import PLAIN, NotAdmittedError, load_plain, load_weights, names_in
 from gapscope.measure.loading.trust import HARMLESS, Trust, importable, is_dangerous, one_line, safe_globals
 
 NOTHING_RUNS = "nothing from the file runs"
@@ -103,17 +103,17 @@ def _torch(source: _Source) -> _Read:
         try:
             # mapped by name, not by file: pages that nobody looks at are never read
             place = file if source.values or source.format is formats.LEGACY else str(path)
-            value = torch.load(place, map_location="cpu", weights_only=True, mmap=place is not file)
+            value = load_weights(place, mmap=place is not file)
         except Exception as error:  # a damaged pickle can raise anything
             offenders = _unsafe_globals(file, error)
-            if not offenders:
+            if not offenders and not isinstance(error, LoadError):
                 raise LoadError(
                     f"{path} is damaged or truncated (torch: {_first_sentence(error)}). Copy or save it again."
                 ) from None
             if trust.file:
                 file.seek(0)
                 return _trusted(source, lambda: torch.load(file, map_location="cpu", weights_only=False))
-            raise unsafe_error(path, offenders) from None
+            raise (unsafe_error(path, offenders) if offenders else LoadError(f"{path} {error}")) from None
     return value, source.format, _level(source)
 
 
@@ -121,12 +121,14 @@ def _pickle(source: _Source) -> _Read:
     file, path, trust = source.file, source.path, source.trust
     try:
         return load_plain(file, trust), source.format, _level(source)
-    except NotAdmittedError as refused:
+    except (NotAdmittedError, LoadError) as refused:
         if trust.file:
             import pickle
 
             file.seek(0)
             return _trusted(source, lambda: pickle.load(file))
+        if isinstance(refused, LoadError):
+            raise LoadError(f"{path} {refused}") from None
         file.seek(0)
         names = {refused.name}
         with suppress(Exception):  # the first is known; others only where the rest of the pickle is whole

@@ -3,7 +3,6 @@
 import gzip
 import io
 import math
-import pickle
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 
 from gapscope.errors import LoadError
+from gapscope.measure.loading import stand_ins
+from gapscope.measure.loading.checkpoints.pickles import Bounded
 from gapscope.measure.loading.datasets.arrays import DEFLATE_RATIO, Pair, Split, check_size
 
 GZIP = b"\x1f\x8b"
@@ -139,21 +140,6 @@ def _pickled(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels, labels
 
 
-def _reconstruct(_kind: object, shape: object, _code: object) -> np.ndarray:
-    """Return the empty array that numpy's pickles start from; its content follows as bytes of known length."""
-    if shape != (0,):
-        raise ValueError(f"an array that starts with the shape {shape}")
-    return np.empty(0, np.uint8)
-
-
-def _dtype(code: Any, *_flags: object) -> np.dtype[Any]:
-    code = code.decode() if isinstance(code, bytes) else str(code)
-    if code not in ("u1", "|u1", "i4", "<i4", "i8", "<i8"):
-        raise ValueError(f"numbers of the type {code}")
-    kind: np.dtype[Any] = np.dtype(code)
-    return kind
-
-
 def _encode(text: str, encoding: str = "") -> bytes:
     """Stand in for what Python 3 writes bytes with under protocol 2."""
     if encoding not in ("latin1", b"latin1"):
@@ -163,19 +149,16 @@ def _encode(text: str, encoding: str = "") -> bytes:
 
 # our own functions, which can only make plain arrays; the class itself is passed but never called
 _ALLOWED: dict[tuple[str, str], Callable[..., Any] | None] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): stand_ins.reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): stand_ins.frombuffer for core in ("core", "_core")},
     ("numpy", "ndarray"): None,
-    ("numpy", "dtype"): _dtype,
+    ("numpy", "dtype"): stand_ins.Dtype,
     ("_codecs", "encode"): _encode,
 }
 
 
-class _Unpickler(pickle._Unpickler):
-    """Reads what a CIFAR file holds and nothing else.
-
-    The version in Python, since the one in C allocates what a length in the file promises before it reads it.
-    """
+class _Unpickler(Bounded):
+    """Reads what a CIFAR file holds and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:

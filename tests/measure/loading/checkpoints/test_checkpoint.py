@@ -238,6 +238,23 @@ def test_a_trusted_file_of_modules_gives_their_weights_and_the_first_module(tmp_
     assert checkpoint.trust == "the whole file was trusted"
 
 
+def test_tables_in_a_circle_and_too_deep_are_read_as_far_as_they_go(tmp_path):
+    path = tmp_path / "a.pkl"
+    circle = {"model": {"w": np.ones(2)}}
+    for name in "abcdef":  # six times as many ways at every level
+        circle[name] = circle
+    path.write_bytes(pickle.dumps(circle))
+    assert read_checkpoint(path, Trust()).tensors["model"]["w"].tolist() == [1, 1]
+    array = pickle.dumps(np.ones(2), 2)[2:-1]
+    opened = b"}(X\1\0\0\0w" + array + b"X\1\0\0\0v" + array + b"X\1\0\0\0i"
+    path.write_bytes(b"\x80\x02" + opened * 5000 + b"N" + b"u" * 5000 + b".")  # deeper than Python itself writes
+    assert read_checkpoint(path, Trust()).tensors["(file)"]["w"].tolist() == [1, 1]
+    del circle["model"]
+    torch.save(circle, tmp_path / "none.pt")
+    with pytest.raises(LoadError, match=r"none.pt holds no weights \(its keys: `a`, `b`"):
+        read_checkpoint(tmp_path / "none.pt", Trust())
+
+
 def test_arrays_of_a_plain_pickle_and_of_an_npz_are_weights(tmp_path):
     arrays = {"fc.weight": np.arange(6, dtype=">f4").reshape(2, 3), "fc.bias": np.zeros(2, np.float64)}
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": arrays, "names": np.array(["a", "b"])}))

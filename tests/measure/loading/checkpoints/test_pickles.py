@@ -5,6 +5,8 @@ import collections
 import io
 import os
 import pickle
+import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -115,6 +117,32 @@ def test_an_unknown_object_is_kept_as_what_it_was_made_of():
     assert made.name == f"{__name__}.Own"
     made.__setstate__({"a": 1})
     assert made["a"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x96" + struct.pack("<Q", 2**40) + b"x.", "1,099,511,627,776 bytes are declared where 2 are left"),
+        (b"\x96" + struct.pack("<Q", 2**64 - 1) + b"x.", "cannot fit|too large"),
+        (b"\x8e" + struct.pack("<Q", 2**40) + b"x.", "^$"),  # the file ends
+        (b"\x8d" + struct.pack("<Q", 2**40) + b"x.", "^$"),
+        (b"\x8b" + struct.pack("<i", 2**31 - 1) + b"x.", "^$"),
+        (b"\x95" + struct.pack("<Q", 2**40) + b"N", "^$"),
+        (b"Nr" + struct.pack("<I", 2**26) + b"0.", "pop from empty list"),
+    ],
+)
+def test_no_length_or_place_takes_memory_that_the_file_does_not_hold(content, message):
+    tracemalloc.start()
+    try:
+        with pytest.raises(Exception, match=message):  # whatever unpickling raises
+            load_plain(io.BytesIO(b"\x80\x05" + content), Trust())
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_array_of_bytes_is_read():
+    assert load([bytearray(b"abc"), bytearray()], protocol=5) == [b"abc", b""]
 
 
 PUTS = {"MEMOIZE": b"\x94", "BINPUT": b"q%c", "LONG_BINPUT": b"r%c\0\0\0", "PUT": b"p%d\n"}

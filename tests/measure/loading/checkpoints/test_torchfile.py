@@ -118,6 +118,19 @@ def test_odd_tensors_do_not_crash(tmp_path):
     assert read(tmp_path / "a.pt").value["w"].is_sparse
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", [2, 10**8, -1])
+def test_a_sparse_tensor_with_numbers_outside_of_it_is_refused(tmp_path, place, zipped):
+    """Made dense it would write them where they point."""
+    path, indices = tmp_path / "a.pt", torch.tensor([[place]])
+    tensor = torch.sparse_coo_tensor(indices, torch.ones(1), (2,), check_invariants=False)
+    torch.save({"w": torch.ones(2), "sparse": tensor}, path, _use_new_zipfile_serialization=zipped)
+    before = torch.sparse.check_sparse_tensor_invariants.is_enabled()
+    with pytest.raises(LoadError, match=r"a\.pt is damaged or truncated \(torch: RuntimeError"):
+        read(path)
+    assert torch.sparse.check_sparse_tensor_invariants.is_enabled() is before
+
+
 def test_a_pickle_that_calls_a_command_is_refused_and_not_run(evil_file, folder):
     with pytest.raises(LoadError, match=r"would run (posix|nt).system when loaded, which weights never need"):
         read(evil_file)
