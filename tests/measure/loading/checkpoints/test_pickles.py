@@ -119,15 +119,18 @@ def test_an_unknown_object_is_kept_as_what_it_was_made_of():
     assert made["a"] == 1
 
 
+ENDS = "^$|truncated|exhausted"  # an EOFError without words, or what later versions of Python say
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"\x96" + struct.pack("<Q", 2**40) + b"x.", "1,099,511,627,776 bytes are declared where 2 are left"),
         (b"\x96" + struct.pack("<Q", 2**64 - 1) + b"x.", "cannot fit|too large"),
-        (b"\x8e" + struct.pack("<Q", 2**40) + b"x.", "^$"),  # the file ends
-        (b"\x8d" + struct.pack("<Q", 2**40) + b"x.", "^$"),
-        (b"\x8b" + struct.pack("<i", 2**31 - 1) + b"x.", "^$"),
-        (b"\x95" + struct.pack("<Q", 2**40) + b"N", "^$"),
+        (b"\x8e" + struct.pack("<Q", 2**40) + b"x.", ENDS),
+        (b"\x8d" + struct.pack("<Q", 2**40) + b"x.", ENDS),
+        (b"\x8b" + struct.pack("<i", 2**31 - 1) + b"x.", ENDS),
+        (b"\x95" + struct.pack("<Q", 2**40) + b"N", ENDS),
         (b"Nr" + struct.pack("<I", 2**26) + b"0.", "pop from empty list"),
     ],
 )
