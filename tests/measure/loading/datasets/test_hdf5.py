@@ -34,6 +34,12 @@ def path(tmp_path):
         file.create_dataset("raw", (3,), "f8", external=[(str(tmp_path / "raw.bin"), 0, 24)])
         file["text"] = ["a", "b"]
         file.create_dataset("bomb", (2**40,), "f8", chunks=(2**10,), compression="gzip")
+        file.create_dataset("unwritten", (2**21 + 1,), "f8")
+        file.create_dataset("zeros", (2**21,), "f8")
+        file.create_dataset("packed", data=np.zeros(2**22), chunks=(2**22,), compression="gzip", compression_opts=9)
+        mapped = h5py.VirtualLayout(shape=(2**40,), dtype="f8")
+        mapped[:] = h5py.VirtualSource(file["bomb"])
+        file.create_virtual_dataset("mapped", mapped)
     return tmp_path / "a.h5"
 
 
@@ -48,6 +54,11 @@ def test_links_inside_the_file_are_followed(path):
     assert {"alias", "train/x"} <= set(read_hdf5(path))
 
 
+def test_what_takes_less_room_in_the_file_than_in_memory_is_read(path):
+    assert read_dataset(path, "zeros").count_nonzero() == 0  # which nobody wrote
+    assert read_dataset(path, "packed").nbytes == 2**25
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -59,7 +70,9 @@ def test_links_inside_the_file_are_followed(path):
         ("train", "`train` is a group. Expected a dataset: x, y."),
         ("train/z", "`train/z` is not there."),
         ("train/x/y", "is not there. Expected the path of a dataset, like `file.h5::/x,/y`"),
-        ("bomb", "`bomb` takes 8.19e+03 GiB. Expected at most 16 GiB"),
+        ("bomb", "`bomb` declares 8,796,093,022,208 bytes, but the file is too short to hold them"),
+        ("unwritten", "`unwritten` declares 16,777,224 bytes, but the file is too short to hold them"),
+        ("mapped", "`mapped` declares 8,796,093,022,208 bytes, but the file is too short to hold them"),
         ("text", "`text` holds texts or lists"),
     ],
 )
