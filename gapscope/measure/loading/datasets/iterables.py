@@ -8,6 +8,7 @@ is refused.
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,8 +104,9 @@ def _read_loader(loader: DataLoader[Any], spec: str, keys: Keys) -> Pair:
     """Read a loader's dataset in order with the loader's own collation; nothing is shuffled or dropped."""
     dataset: Any = loader.dataset
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        _check_repeatable(iter(loader), iter(loader), spec)
-        return _collect(iter(loader), spec, keys, batched=loader.batch_size is not None or None)
+        with _in_this_process(loader):
+            _check_repeatable(iter(loader), iter(loader), spec)
+            return _collect(iter(loader), spec, keys, batched=loader.batch_size is not None or None)
     sampler: Any = loader.sampler
     notes: tuple[str, ...] = ()
     order: list[int] = list(range(len(dataset)))
@@ -129,6 +131,21 @@ def _read_loader(loader: DataLoader[Any], spec: str, keys: Keys) -> Pair:
     )
     pair = _collect(collated, spec, keys, batched=True)
     return pair._replace(notes=pair.notes + notes)
+
+
+@contextmanager
+def _in_this_process(loader: DataLoader[Any]) -> Iterator[None]:
+    """Let a stream be read without its loader's workers.
+
+    From Python 3.14 on they begin as new processes, which cannot import the user's file.  A stream that gives each
+    worker a part gives all of it without them, in its own order; one that does not gives every sample once.
+    """
+    before = loader.num_workers, loader.timeout
+    loader.num_workers, loader.timeout = 0, 0
+    try:
+        yield
+    finally:
+        loader.num_workers, loader.timeout = before
 
 
 def _check_repeatable(first: Iterator[Any], second: Iterator[Any], spec: str) -> None:

@@ -1,6 +1,7 @@
 """Datasets, loaders and iterables are read once, in order, and must read the same twice."""
 
 import itertools
+import os
 import re
 
 import pytest
@@ -26,6 +27,15 @@ class Stream(IterableDataset):
         return iter(zip(X, Y, strict=True))
 
 
+class Shared(IterableDataset):
+    """Gives every worker a part, and each sample with the process that read it."""
+
+    def __iter__(self):
+        about = torch.utils.data.get_worker_info()
+        for i in range(about.id if about else 0, 10, about.num_workers if about else 1):
+            yield X[i], Y[i] + 1000 * os.getpid()
+
+
 class Augmented(Dataset):
     def __len__(self):
         return 10
@@ -39,6 +49,15 @@ class Endless(Dataset):
 
     def __getitem__(self, i):
         return X[i], Y[i]
+
+
+def test_a_stream_is_read_in_this_process_whole_and_in_order():
+    """Workers could not import the user's file where they begin as new processes."""
+    loader = DataLoader(Shared(), batch_size=4, num_workers=2, timeout=60, persistent_workers=True, prefetch_factor=3)
+    pair = read(loader)
+    assert torch.equal(pair.inputs, X)
+    assert (pair.targets - 1000 * os.getpid()).tolist() == Y.tolist()
+    assert (loader.num_workers, loader.timeout, loader.prefetch_factor) == (2, 60, 3)
 
 
 def test_arrays_without_splits_that_were_named_as_test_data_are_all_test():
