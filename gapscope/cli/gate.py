@@ -122,9 +122,9 @@ def quantities() -> dict[str, tuple[str, ...]]:
     for name in names():
         try:
             cls = analyzer_class(name)
+            result = cls.__call__.__annotations__.get("return")  # which Python 3.14 evaluates only now
         except Exception:  # another package's, of which `measuring.commands` warns
             continue
-        result = cls.__call__.__annotations__.get("return")
         if cls.arity == 1 and dataclasses.is_dataclass(result):
             kinds = (Quantity, Quantity | None)
             found[name] = tuple(field.name for field in dataclasses.fields(result) if field.type in kinds)

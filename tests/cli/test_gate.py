@@ -303,7 +303,10 @@ def test_an_analyzer_that_cannot_be_imported_or_declares_nothing_has_no_quantiti
         def __call__(self, context) -> int:
             return 1
 
-    classes = {"number": Number, "gap": gate.analyzer_class("gap")}
+    class Idle:
+        arity = 1  # and nothing to call
+
+    classes = {"number": Number, "idle": Idle, "gap": gate.analyzer_class("gap")}
     monkeypatch.setattr(gate, "names", lambda: ["broken", *classes])
     monkeypatch.setattr(gate, "analyzer_class", lambda name: classes[name])
     assert list(quantities()) == ["gap"]
