@@ -198,7 +198,11 @@ def _load_file(path: Path) -> types.ModuleType:
 
 
 def _offer(module: types.ModuleType) -> str:
-    own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+    own = [
+        name
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__ and not name.startswith("__")
+    ]
     return f" It defines {', '.join(own[:8])}." if own else " It defines no function or class."
 
 
@@ -287,9 +291,17 @@ def _harmless() -> list[tuple[object, str]]:
 HARMLESS: list[tuple[object, str]] = _harmless()
 
 
+# annotations may name what is imported for type checkers alone, and Python 3.14 looks them up when they are asked for
+_AS_THEY_STAND: dict[str, Any] = {}
+if sys.version_info >= (3, 14):
+    import annotationlib
+
+    _AS_THEY_STAND["annotation_format"] = annotationlib.Format.FORWARDREF
+
+
 def signature(function: object) -> inspect.Signature | None:
     """Return a callable's signature, or None where Python knows none."""
     try:
-        return inspect.signature(function) if callable(function) else None
+        return inspect.signature(function, **_AS_THEY_STAND) if callable(function) else None
     except (TypeError, ValueError):
         return None

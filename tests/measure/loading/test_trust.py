@@ -6,7 +6,15 @@ import sys
 import pytest
 
 from gapscope.errors import LoadError
-from gapscope.measure.loading.trust import Trust, check_recorded, importable, resolve, resolve_recorded, safe_globals
+from gapscope.measure.loading.trust import (
+    Trust,
+    check_recorded,
+    importable,
+    resolve,
+    resolve_recorded,
+    safe_globals,
+    signature,
+)
 
 
 def recorded(spec: str, *trusted: str, embedded: bool = False, kind: str = "model") -> object:
@@ -60,7 +68,7 @@ def test_a_name_that_does_not_resolve_says_why(folder, spec, message):
     (folder / "bad.py").write_text("1 / 0\n")
     (folder / "quits.py").write_text("raise SystemExit(3)\n")
     (folder / "needs.py").write_text("import absent_package\n")
-    (folder / "plain.py").write_text("")
+    (folder / "plain.py").write_text("def __annotate__(form): return {}\n")  # as Python 3.14 adds it
     with pytest.raises(LoadError, match=re.escape(message)):
         resolve(spec)
 
@@ -233,3 +241,13 @@ def test_an_extra_class_may_be_nested_or_builtin(folder):
     pairs = {name: thing for thing, name in safe_globals(Trust(allowed_globals=("zoo.Net", "complex")))}
     assert pairs["zoo.Net"].__name__ == "Net"
     assert pairs["complex"] is complex
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="earlier, such a function cannot even be defined")
+def test_annotations_for_type_checkers_alone_are_not_looked_up(folder):
+    (folder / "typed.py").write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from decimal import Decimal\n"
+        "def build(width: Decimal = 3) -> Decimal: ...\n"
+    )
+    assert list(signature(resolve("typed.py:build")).parameters) == ["width"]

@@ -1,6 +1,5 @@
 """`torchvision:NAME:root=PATH`: a data set of torchvision that is already on disk; nothing is downloaded."""
 
-import inspect
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from gapscope.errors import LoadError, did_you_mean
 from gapscope.measure.loading.datasets.arrays import Pair, Split, check_size
 from gapscope.measure.loading.datasets.columns import stacked
 from gapscope.measure.loading.datasets.images import pixels_of
-from gapscope.measure.loading.trust import one_line
+from gapscope.measure.loading.trust import one_line, signature
 
 PREFIX = "torchvision:"
 
@@ -59,7 +58,8 @@ def _made(name: str, options: dict[str, str], split: Split, spec: str) -> Any:
             f"torchvision has no data set `{name}`.{did_you_mean(name, known)} Expected a name of torchvision.datasets."
         )
     found = getattr(datasets, name)
-    accepted = inspect.signature(found).parameters
+    declared = signature(found)
+    accepted = declared.parameters if declared else {}
     if "train" in accepted:
         settings: dict[str, Any] = {"train": options.get("split", split) == "train"}
     else:
