@@ -10,6 +10,7 @@ from torch import Tensor
 from gapscope.errors import LoadError, UsageError, did_you_mean
 from gapscope.measure.loading.checkpoints.checkpoint import ROOT, Checkpoint, read_checkpoint
 from gapscope.measure.loading.checkpoints.fitting import is_averaged
+from gapscope.measure.loading.checkpoints.pickles import dense
 from gapscope.measure.loading.trust import Trust, one_line
 from gapscope.replacing import replacing
 
@@ -78,22 +79,21 @@ def _apart(name: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
     seen: set[int] = set()
     copied = 0
     for key, tensor in tensors.items():
-        dense = tensor.detach()
-        if dense.is_quantized:
+        if tensor.is_quantized:
             raise LoadError(
                 f"{name}: `{key}` is quantized, which safetensors cannot hold. Expected real numbers. Save the weights "
                 "unquantized where they were made."
             )
-        dense = dense if dense.layout == torch.strided else dense.to_dense()
-        storage = dense.untyped_storage()
-        if dense.nbytes > _EXPANSION * max(storage.nbytes(), 2**20):
+        written = dense(tensor.detach())
+        storage = written.untyped_storage()
+        if written.nbytes > _EXPANSION * max(storage.nbytes(), 2**20):
             raise LoadError(
-                f"{name}: `{key}` repeats {storage.nbytes():,} bytes as {dense.nbytes:,}. Expected its own numbers: it "
-                "may be an attack. Save the weights again with `.contiguous()`."
+                f"{name}: `{key}` repeats {storage.nbytes():,} bytes as {written.nbytes:,}. Expected its own numbers: "
+                "it may be an attack. Save the weights again with `.contiguous()`."
             )
-        copied += storage.data_ptr() in seen and dense.numel() > 0
+        copied += storage.data_ptr() in seen and written.numel() > 0
         seen.add(storage.data_ptr())
-        whole[key] = dense.clone(memory_format=torch.contiguous_format)
+        whole[key] = written.clone(memory_format=torch.contiguous_format)
     return whole, copied
 
 

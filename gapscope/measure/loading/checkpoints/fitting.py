@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from gapscope.errors import LoadError, did_you_mean
 from gapscope.measure.loading.checkpoints.checkpoint import ROOT, SHADOW, Checkpoint
+from gapscope.measure.loading.checkpoints.pickles import dense
 from gapscope.measure.loading.trust import one_line
 
 # DataParallel and AveragedModel, torch.compile, FSDP, activation checkpointing: also in the middle of a name
@@ -247,8 +248,7 @@ def _same_shape(stored: Tensor, own: Tensor) -> bool:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    tensor = tensor.dequantize() if tensor.is_quantized else tensor
-    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+    return dense(tensor.dequantize() if tensor.is_quantized else tensor)
 
 
 def _notes(chosen: _Option, others: list[_Option], state: Mapping[str, Tensor], *, asked: bool) -> tuple[str, ...]:

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import IO, Any, ClassVar
 
 import torch
+from torch import Tensor
 
+from gapscope.errors import LoadError
 from gapscope.measure.loading import stand_ins
-from gapscope.measure.loading.trust import HARMLESS, Trust, safe_globals
+from gapscope.measure.loading.trust import HARMLESS, Trust, one_line, safe_globals
 
 PLAIN = frozenset(  # what pickled tensors name, of whatever age, besides what is harmless
     {
@@ -153,6 +155,33 @@ def load_weights(file: IO[bytes] | str, **options: Any) -> Any:
     """
     with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]  # torch's
         return torch.load(file, map_location="cpu", weights_only=True, **options)
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """Return a tensor with its zeros written out.
+
+    Where its numbers lie is checked again: a pickle can give a tensor other content behind its reader's back.
+
+    Raises: LoadError for numbers that lie outside of its shape.
+    """
+    try:
+        if tensor.layout == torch.strided:
+            return tensor
+        if tensor.layout == torch.sparse_coo:
+            found = torch.sparse_coo_tensor(tensor._indices(), tensor._values(), tensor.shape, check_invariants=True)
+            return found.to_dense()
+        by_row = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+        places = (
+            (tensor.crow_indices(), tensor.col_indices()) if by_row else (tensor.ccol_indices(), tensor.row_indices())
+        )
+        return torch.sparse_compressed_tensor(
+            *places, tensor.values(), tensor.shape, layout=tensor.layout, check_invariants=True
+        ).to_dense()
+    except RuntimeError as error:
+        raise LoadError(
+            f"A sparse tensor of the shape {tuple(tensor.shape)} is damaged ({one_line(error)}). Expected its numbers "
+            "inside of it. Save it again."
+        ) from None
 
 
 def names_in(file: IO[bytes]) -> set[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gapscope.errors import LoadError, did_you_mean
 from gapscope.measure.batches import Inputs
+from gapscope.measure.loading.checkpoints.pickles import dense
 from gapscope.measure.loading.checkpoints.torchfile import read_torch_file
 from gapscope.measure.loading.trust import Trust
 
@@ -176,7 +177,7 @@ def to_tensor(value: Any, where: str) -> Tensor:
     """Return numbers as a tensor; PIL images, text and nested objects are refused."""
     tensor: Tensor
     if isinstance(value, Tensor):
-        return (value if value.layout == torch.strided else value.to_dense()).detach().cpu()
+        return dense(value).detach().cpu()
     try:
         array = np.asarray(value)
         if array.dtype.kind == "u" and array.dtype != np.uint8:

@@ -12,16 +12,21 @@ import numpy as np
 import pytest
 import torch
 
+from gapscope.errors import LoadError
+from gapscope.measure.loading.checkpoints.conversion import convert
 from gapscope.measure.loading.checkpoints.pickles import (
     PLAIN,
     NotAdmittedError,
     Record,
     Restricted,
+    dense,
     dtype_of,
     load_plain,
+    load_weights,
     names_in,
     record_of,
 )
+from gapscope.measure.loading.datasets.arrays import read_arrays
 from gapscope.measure.loading.trust import HARMLESS, Trust
 
 
@@ -198,3 +203,53 @@ def test_names_are_listed_without_running(protocol):
 
 def test_a_name_that_is_put_together_while_loading_is_marked():
     assert names_in(io.BytesIO(b"\x80\x04K\x01\x8c\x06system\x93.")) == {"?.system"}
+
+
+class Call:
+    """Pickled as a call."""
+
+    def __init__(self, function, *arguments):
+        self.parts = function, arguments
+
+    def __reduce__(self):
+        return self.parts
+
+
+def swapped(path):
+    """Write a sparse tensor that is sound while torch looks at it, and another that has its damage by then."""
+    shape, value = torch.Size([2]), torch.ones(1)
+    good = torch.sparse_coo_tensor(torch.tensor([[1]]), value, shape, check_invariants=True)
+    bad = Call(torch._utils._rebuild_sparse_tensor, torch.sparse_coo, (torch.tensor([[10**8]]), value, shape))
+    rebuild, kind = torch._tensor._rebuild_from_type_v2, torch.Tensor
+    other = Call(rebuild, torch.sparse.FloatTensor, kind, (torch.tensor([[1]]), value, shape), {"data": bad})
+    same = Call(torch._utils._rebuild_device_tensor_from_cpu_tensor, bad, torch.float32, "cpu", False)
+    mended = Call(rebuild, same.parts[0], kind, same.parts[1], {"data": good})
+    torch.save({"x": other, "y": torch.zeros(2), "mended": mended}, path)
+
+
+@pytest.mark.filterwarnings("ignore:torch.sparse.SparseTensor")
+def test_a_sparse_tensor_is_checked_where_its_numbers_are_used(tmp_path):
+    swapped(tmp_path / "evil.pt")
+    message = r"A sparse tensor of the shape \(2,\) is damaged \(RuntimeError: size is inconsistent .*\)\. Expected its"
+    found = load_weights(str(tmp_path / "evil.pt"))["x"]
+    with pytest.raises(LoadError, match=message):
+        dense(found)
+    with pytest.raises(LoadError, match=message):
+        read_arrays(tmp_path / "evil.pt", Trust())
+    with pytest.raises(LoadError, match=message):
+        convert(tmp_path / "evil.pt", tmp_path / "out.safetensors", Trust())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
+def test_sparse_tensors_of_every_layout_are_written_out(layout):
+    matrix = torch.tensor([[0.0, 2.0, 0.0], [3.0, 0.0, 0.0]])
+    assert torch.equal(dense(matrix.to_sparse(layout=layout)), matrix)
+    assert dense(matrix) is matrix
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", [torch.sparse_bsr, torch.sparse_bsc])
+def test_sparse_tensors_of_blocks_are_written_out(layout):
+    matrix = torch.block_diag(torch.ones(2, 2), 2 * torch.ones(2, 2))
+    assert torch.equal(dense(matrix.to_sparse(layout=layout, blocksize=(2, 2))), matrix)
