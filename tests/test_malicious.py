@@ -180,12 +180,27 @@ def bomb_npz(path):
             file.write(bytes(2**20))
 
 
-@pytest.mark.parametrize("make", [bomb_zip, bomb_npz])
+def bomb_inside(path):
+    """Hide the archive inside the bytes of a tensor."""
+    whole, packed = io.BytesIO(), io.BytesIO()
+    torch.save({"w": torch.zeros(66 * 2**20, dtype=torch.uint8)}, whole)
+    with zipfile.ZipFile(whole) as read, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in read.namelist():
+            archive.writestr(name, read.read(name))
+
+    class Nested:
+        def __reduce__(self):
+            return torch.storage._load_from_bytes, (packed.getvalue(),)
+
+    path.write_bytes(pickle.dumps({"w": Nested()}))
+
+
+@pytest.mark.parametrize("make", [bomb_zip, bomb_npz, bomb_inside])
 def test_an_archive_that_unpacks_to_far_more_is_not_unpacked(refuse, tmp_path, make, monkeypatch):
     make(tmp_path / "bomb")
     assert (tmp_path / "bomb").stat().st_size < 2**17
     monkeypatch.setattr(
-        "gapscope.measure.loading.checkpoints.torchfile._ROOMY", 2**24
+        "gapscope.measure.loading.checkpoints.archives._ROOMY", 2**24
     )  # so that packing a bomb takes no seconds
     assert "of content, far more than weights compress" in refuse("gap", "bomb")
 

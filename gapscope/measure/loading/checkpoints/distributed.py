@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gapscope.errors import LoadError
+from gapscope.measure.loading.checkpoints.archives import check_archive
 from gapscope.measure.loading.checkpoints.folders import digest_of, inside
 from gapscope.measure.loading.checkpoints.pickles import (
     NotAdmittedError,
@@ -23,7 +24,7 @@ from gapscope.measure.loading.checkpoints.pickles import (
     load_weights,
     record_of,
 )
-from gapscope.measure.loading.checkpoints.torchfile import check_archive, digest_file, unsafe_error
+from gapscope.measure.loading.checkpoints.torchfile import digest_file, unsafe_error
 from gapscope.measure.loading.trust import one_line
 
 _PACKAGE = "torch.distributed.checkpoint"

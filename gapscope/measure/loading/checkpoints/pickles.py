@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gapscope.errors import LoadError
 from gapscope.measure.loading import stand_ins
+from gapscope.measure.loading.checkpoints.archives import check_archive
 from gapscope.measure.loading.trust import HARMLESS, Trust, one_line, safe_globals
 
 PLAIN = frozenset(  # what pickled tensors name, of whatever age, besides what is harmless
@@ -152,7 +153,11 @@ def load_weights(file: IO[bytes] | str, **options: Any) -> Any:
     """Read tensors and plain values with torch's own reader of weights.
 
     It leaves the indices of sparse tensors unchecked unless asked, and their values could be written anywhere.
+
+    Raises: LoadError for an archive inside another file that declares far more than it holds; what reading raises.
     """
+    if isinstance(file, io.BytesIO) and bytes(file.getbuffer()[:4]) == b"PK\3\4":
+        check_archive(file, "holds an archive that")
     with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]  # torch's
         return torch.load(file, map_location="cpu", weights_only=True, **options)
 
@@ -162,8 +167,13 @@ def dense(tensor: Tensor) -> Tensor:
 
     Where its numbers lie is checked again: a pickle can give a tensor other content behind its reader's back.
 
-    Raises: LoadError for numbers that lie outside of its shape.
+    Raises: LoadError for numbers that lie outside of its shape, and for a tensor without any.
     """
+    if tensor.is_meta:
+        raise LoadError(
+            f"A tensor of the shape {tuple(tensor.shape)} was saved from the meta device, without its numbers. "
+            "Expected numbers. Save it where they were loaded."
+        )
     try:
         if tensor.layout == torch.strided:
             return tensor

@@ -20,14 +20,13 @@ from torch import Tensor
 
 from gapscope.errors import LoadError
 from gapscope.measure.loading.checkpoints import formats, programs
+from gapscope.measure.loading.checkpoints.archives import check_archive
 from gapscope.measure.loading.checkpoints.formats import Format, sniff
 from gapscope.measure.loading.checkpoints.pickles import PLAIN, NotAdmittedError, load_plain, load_weights, names_in
 from gapscope.measure.loading.trust import HARMLESS, Trust, importable, is_dangerous, one_line, safe_globals
 
 NOTHING_RUNS = "nothing from the file runs"
 WHOLE_FILE = "the whole file was trusted"
-_ROOMY = 2**30  # bytes that an archive may hold whatever its own size is
-_RATIO = 50  # and beyond that per byte of its own: weights hardly compress, a bomb does 1,000 to 1
 _SAVE_WEIGHTS = 'Save its weights where it was made: `torch.save(model.state_dict(), "weights.pt")`.'
 
 
@@ -209,22 +208,6 @@ _READERS: Mapping[Format, _Reader] = {
     formats.EXPORTED: _exported,
 }
 _ARCHIVES = (formats.TORCH, formats.NPZ, formats.TORCHSCRIPT, formats.EXPORTED)
-
-
-def check_archive(file: BufferedReader | io.BytesIO, path: Path) -> None:
-    """Refuse an archive that declares far more than it holds, before anything is unpacked."""
-    own = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    with zipfile.ZipFile(file) as archive:
-        declared, packed = (
-            sum(getattr(i, size) for i in archive.infolist()) for size in ("file_size", "compress_size")
-        )
-    file.seek(0)
-    if packed > own or declared > max(_ROOMY, _RATIO * own):
-        raise LoadError(
-            f"{path} has {own:,} bytes and declares {declared:,} of content, far more than weights compress: "
-            "it may be an attack. Nothing was unpacked. Save the weights again without compression."
-        )
 
 
 def digest_file(path: Path) -> str:

@@ -205,6 +205,15 @@ def test_a_name_that_is_put_together_while_loading_is_marked():
     assert names_in(io.BytesIO(b"\x80\x04K\x01\x8c\x06system\x93.")) == {"?.system"}
 
 
+def test_a_tensor_without_numbers_is_said_to_be_one(tmp_path):
+    torch.save({"x": torch.ones(3, 2, device="meta"), "y": torch.zeros(3)}, tmp_path / "a.pt")
+    message = r"A tensor of the shape \(3, 2\) was saved from the meta device, without its numbers. Expected numbers"
+    with pytest.raises(LoadError, match=message):
+        read_arrays(tmp_path / "a.pt", Trust())
+    with pytest.raises(LoadError, match=message):
+        convert(tmp_path / "a.pt", tmp_path / "out.safetensors", Trust())
+
+
 class Call:
     """Pickled as a call."""
 
