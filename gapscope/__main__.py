@@ -91,7 +91,9 @@ def _trace(words: list[str]) -> None:
     if "--debug" in words or os.environ.get("GAPSCOPE_DEBUG", "").lower() not in ("", "0", "false", "no", "off"):
         import traceback
 
-        traceback.print_exc()
+        from gapscope.report.terminal import harmless
+
+        print("\n".join(map(harmless, traceback.format_exc().splitlines())), file=sys.stderr)
 
 
 def _fail(message: str) -> int:

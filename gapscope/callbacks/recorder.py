@@ -16,6 +16,7 @@ from gapscope.measure.loading.sources import taken_out
 from gapscope.measure.loading.trust import one_line
 from gapscope.measure.problem import Origin, Problem
 from gapscope.measure.surroundings import apart
+from gapscope.report.terminal import harmless
 
 
 class Recorder:
@@ -66,7 +67,7 @@ class Recorder:
             gapscope.write(report, self.folder / f"step-{step:06d}.report.h5")
         except Exception as error:  # a model's forward can raise anything
             said = str(error) if isinstance(error, GapscopeError) else one_line(error)
-            warnings.warn(f"gapscope: step {step} was not measured. {said}", stacklevel=2)
+            warnings.warn(harmless(f"gapscope: step {step} was not measured. {said}"), stacklevel=2)
             return {}
         return {
             f"gapscope/{name}/{quantity}": float(found.value)

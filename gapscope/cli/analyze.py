@@ -1,6 +1,5 @@
 """`gapscope analyze`: every measurement of one checkpoint, on one loaded problem."""
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from gapscope.cli import fields
 from gapscope.cli.measuring import CHECKPOINT, Job, common_of, configured, prepare, say
 from gapscope.cli.planning import Planned, line, planned, show_plan
 from gapscope.cli.settings import Common, Configuration
+from gapscope.cli.stderr import tell
 from gapscope.errors import GapscopeError, UsageError, did_you_mean
 from gapscope.measure.analyzers import analyzer_class, names
 
@@ -95,7 +95,7 @@ def analyze_and_print(checkpoint: Path, common: Common, own: Own, configuration:
         show_plan(plan, job.path, common)
         return 0
     if not common.quiet:
-        print(line(plan), file=sys.stderr)
+        tell(line(plan))
     records: dict[str, Record] = {}
 
     def done() -> str:
@@ -117,9 +117,7 @@ def analyze_and_print(checkpoint: Path, common: Common, own: Own, configuration:
     if measured.failure is not None:
         raise measured.failure
     for name, failure in failures.items():
-        from gapscope.report.terminal import printable
-
-        print(printable(f"error: {name} could not be measured: {failure}"), file=sys.stderr)
+        tell(f"error: {name} could not be measured: {failure}")
     return 2 if failures else 0
 
 
@@ -143,5 +141,6 @@ def _run(
                 records[name] = skipped(analyzer, context.seed, f"could not be measured: {error}")
         measured = job.written(records)
     assert measured is not None  # one analyzer or more
-    context.parts.forget()
+    if measured.failure is None:
+        context.parts.forget()
     return measured, failures

@@ -2,7 +2,6 @@
 
 import glob
 import inspect
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from gapscope.cli import fields, pages
 from gapscope.cli.measuring import SHARPNESS, Job, common_of, configured, prepare, refuse_unwritable, say
 from gapscope.cli.planning import Planned, planned, show_plans
 from gapscope.cli.settings import BUDGET, Common, Configuration
+from gapscope.cli.stderr import tell
 from gapscope.cli.together import needed, of_pairs
 from gapscope.errors import ComparisonError, GapscopeError, LoadError, ReportError, UsageError
 
@@ -143,7 +143,7 @@ class Work:
     jobs: dict[Path, Job]
     quiet: bool
     contexts: "dict[Path, Context]" = field(default_factory=dict)
-    failures: list[GapscopeError] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
 
     def measure(self, wanted: Sequence[Path], analyzers: Sequence[Any], further: Sequence[Any] = ()) -> None:
         """Measure and write these; what could not be written is a failure for later."""
@@ -170,7 +170,7 @@ class Work:
     def _measure(self, wanted: Sequence[Path], analyzers: Sequence[Any], further: Sequence[Any]) -> None:
         for path in wanted:
             if not self.quiet:
-                print(f"measuring {path}", file=sys.stderr)
+                tell(f"measuring {path}")
             self.contexts[path] = self.jobs[path].context([*analyzers, *further])
             measured = self.jobs[path].measure(analyzers, self.contexts[path])
             self.known[path], self.paths[path] = measured.report, measured.path
@@ -253,7 +253,6 @@ def _measure_together(
     if not analyzers:
         return None
     from gapscope.measure.interface import measure_together
-    from gapscope.report.terminal import printable
 
     reasons: dict[str, list[str]] = {}
 
@@ -263,7 +262,7 @@ def _measure_together(
     sessions = [job.session for job in jobs]
     found = measure_together(sessions, analyzers, contexts=contexts, labels=labels, failed=failed)
     for reason, names in reasons.items():
-        print(printable(f"left out: {', '.join(names)}. {reason}"), file=sys.stderr)
+        tell(f"left out: {', '.join(names)}. {reason}")
     return found
 
 

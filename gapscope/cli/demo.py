@@ -1,11 +1,11 @@
 """`gapscope demo`: the main job on the embedded digits, from training to comparison, in under a minute."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gapscope.cli.stderr import tell
 from gapscope.errors import ReportError
 
 if TYPE_CHECKING:
@@ -43,16 +43,16 @@ def demo(
     torch.set_num_threads(max(1, threads))
     common, analyzers = Common(quiet=True), configured(SHARPNESS, Configuration())
 
-    def tell(path: Path, recipe: "Recipe", trained: "Trained") -> None:
+    def tell_of(path: Path, recipe: "Recipe", trained: "Trained") -> None:
         if not quiet:
-            text = f"{path}: batch {recipe.batch_size}, {trained.steps:,} steps, training loss {trained.train_loss:.4f}"
-            print(text, file=sys.stderr, flush=True)
+            loss = f"training loss {trained.train_loss:.4f}"
+            tell(f"{path}: batch {recipe.batch_size}, {trained.steps:,} steps, {loss}")
 
     reports, trainings = [], []
     for regime in REGIMES:
         path = output / f"{regime.name}.pt"
         trainings.append(make(regime.recipe, path))
-        tell(path, regime.recipe, trainings[-1])
+        tell_of(path, regime.recipe, trainings[-1])
         reports.append(load(path, common).measure(analyzers))
         file.write(reports[-1], output / f"{regime.name}.report.h5")  # replaces the demo's own of an earlier run
     compared = comparison.compare(reports)
@@ -61,7 +61,7 @@ def demo(
     recipe = equal_epochs(trainings[0].epochs)
     under = output / "digits-large-batch-equal-epochs.pt"
     early = make(recipe, under)
-    tell(under, recipe, early)
+    tell_of(under, recipe, early)
     report = load(under, common).measure(configured(SHARPNESS[:1], Configuration()))
     file.write(report, output / f"{under.stem}.report.h5")
     tops = [float(r.results["eigenvalues"].quantities["top"].value) for r in (reports[0], report)]

@@ -15,6 +15,7 @@ import typer
 from gapscope.cli import fields
 from gapscope.cli.measuring import Job, common_of, configured, prepare
 from gapscope.cli.settings import PLANNING, Common, Configuration
+from gapscope.cli.stderr import tell
 from gapscope.errors import LoadError, ReportError, UsageError
 from gapscope.measure.analyzers import analyzer_class, names
 
@@ -160,7 +161,7 @@ def _reports(
             found[str(path)] = read[path]
             continue
         if not common.quiet:
-            print(f"measuring {path}", file=sys.stderr)
+            tell(f"measuring {path}")
         measured = jobs[path].measure(configured(wanted, configuration))
         if measured.failure is not None:
             raise measured.failure

@@ -5,7 +5,6 @@ import hashlib
 import inspect
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from gapscope.cli import fields
 from gapscope.cli.planning import Planned, announce, line, planned, show_plan
 from gapscope.cli.resuming import keeping, missed, new_parts, remembered
 from gapscope.cli.settings import Common, Configuration, parse_batch_size, parse_bytes
+from gapscope.cli.stderr import tell
 from gapscope.errors import ReportError, UsageError
 from gapscope.measure.analyzers import analyzer_class, names
 
@@ -65,7 +65,7 @@ def commands(configuration: Configuration) -> Iterator[tuple[str, Callable[..., 
         try:
             cls = analyzer_class(name)
         except Exception as error:  # another package's: what it breaks must not be the whole command line
-            print(f"warning: the analyzer `{name}` cannot be loaded: {type(error).__name__}: {error}", file=sys.stderr)
+            tell(f"warning: the analyzer `{name}` cannot be loaded: {type(error).__name__}: {error}")
             continue
         yield name, _analyzer_command(name, cls, configuration)
 
@@ -127,7 +127,7 @@ class Measured:
     report: "Report"
     path: Path
     said: tuple[str, ...]
-    failure: ReportError | None
+    failure: Exception | None
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Job:
         try:
             with in_turn(self.path):
                 return self._added(report)
-        except ReportError as failure:  # hours of work must not go unseen because the disk is full
+        except Exception as failure:  # hours of work must not go unseen because the disk is full, or by a bug
             return Measured(report, self.path, (), failure)
 
     def _added(self, report: "Report") -> Measured:
@@ -206,7 +206,7 @@ def checked(session: "Session", analyzers: Sequence[Any], *, quiet: bool) -> "Co
     """Check a problem, and say what had to be written out for its second derivatives."""
     context = session.context(analyzers)
     for repair in () if quiet else session.repairs():
-        print(f"second derivatives: {repair}", file=sys.stderr)
+        tell(f"second derivatives: {repair}")
     return context
 
 
@@ -250,7 +250,7 @@ def load(checkpoint: Path, common: Common) -> "Session":
     session = open_session(request, execution, monitor(quiet=common.quiet or common.json))
     if not common.quiet:
         for note in session.notes:
-            print(note, file=sys.stderr)
+            tell(note)
     return session
 
 
@@ -344,7 +344,7 @@ def measure_and_print(checkpoint: Path, common: Common, analyzers: Sequence[Any]
             show_plan(plan, job.path, common)
             return
         if not common.quiet:
-            print(line(plan), file=sys.stderr)
+            tell(line(plan))
     measured = job.measure(analyzers, context, plan)
     if common.json:
         from gapscope.report.export import dumps, report_json

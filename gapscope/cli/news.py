@@ -2,11 +2,12 @@
 
 import contextlib
 import io
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from gapscope.cli.stderr import tell
 
 NAMED = 5  # names that one line lists
 PAUSE = 10.0  # seconds between two lines on the same long work
@@ -30,10 +31,8 @@ class News:
 
     def tell(self, text: str) -> None:
         """Say where the work stands, unless it is to be quiet."""
-        from gapscope.report.terminal import printable
-
         if not self.quiet:
-            print(printable(text), file=sys.stderr)
+            tell(text)
 
     def tell_slowly(self, text: str) -> None:
         """Say how far long work is, once in ten seconds."""
@@ -43,8 +42,6 @@ class News:
 
     def failed(self, path: Path, why: object, what: str = "") -> None:
         """Remember what could not be measured, and say it at once, unless it was said of another checkpoint."""
-        from gapscope.report.terminal import printable
-
         who = f"{what} of {path}" if what else str(path)
         self.failures[who] = str(why)
         if self.later:
@@ -56,20 +53,18 @@ class News:
         before.append(str(path) if before else who)
         if len(before) == 1:
             lead = "" if str(why).startswith(who) else f"{who} could not be measured: "
-            print(printable(f"error: {lead}{why}"), file=sys.stderr)
+            tell(f"error: {lead}{why}")
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
         """Say at the end, also of interrupted work, where else the same failed."""
-        from gapscope.report.terminal import printable
-
         try:
             yield
         finally:
             for who, *others in self.alike.values():
                 if others:
                     many = f"{len(others)} more checkpoint{'s' * (len(others) > 1)}"
-                    print(printable(f"error: as {who}, {many}: {listed(others)}"), file=sys.stderr)
+                    tell(f"error: as {who}, {many}: {listed(others)}")
 
     @contextlib.contextmanager
     def once(self) -> Iterator[None]:
@@ -81,5 +76,5 @@ class News:
         finally:
             for line in dict.fromkeys(said.getvalue().splitlines()):
                 if line not in self.heard:
-                    print(line, file=sys.stderr)
+                    tell(line)
                 self.heard.add(line)

@@ -1,7 +1,6 @@
 """What measuring will take: said before it, all that `--dry-run` prints, and kept to under `--time-budget`."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gapscope.cli.settings import Common, parse_seconds
+from gapscope.cli.stderr import tell
 from gapscope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def announce(context: "Context", analyzers: Sequence[Any]) -> None:
 
     largest = max((peak_bytes(context.problem(), analyzer) for analyzer in analyzers), default=0)
     if largest > SAID_BYTES:
-        print(f"memory: about {_size(largest)} above the loaded model and data, at most", file=sys.stderr)
+        tell(f"memory: about {_size(largest)} above the loaded model and data, at most")
 
 
 def line(found: Planned) -> str:

@@ -5,6 +5,7 @@ import sys
 import time
 from typing import Any
 
+from gapscope.cli.stderr import tell
 from gapscope.measure.monitor import Monitor
 
 PLAN_SECONDS = 5.0  # work expected to take longer is announced
@@ -50,7 +51,7 @@ class Lines(Monitor):
             self.spoken = now
             left = (now - self.started) / max(self.done, 1e-9) * max(self.passes - self.done, 0)
             of = f" of about {self.passes}, about {left:.0f} s left" if self.passes else ""
-            print(f"{self.name}: pass {self.done:.0f}{of}  {self.text}", file=sys.stderr, flush=True)
+            tell(f"{self.name}: pass {self.done:.0f}{of}  {self.text}")
 
     def say(self, text: str) -> None:
         """Keep the current value for the next line."""
@@ -58,7 +59,7 @@ class Lines(Monitor):
 
     def plan(self, text: str) -> None:
         """Write the plan line."""
-        print(text, file=sys.stderr, flush=True)
+        tell(text)
 
     def end(self) -> None:
         """Forget the work."""
@@ -100,7 +101,9 @@ class Bar(Lines):
     def plan(self, text: str) -> None:
         """Write the plan line above the bar."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            from gapscope.report.terminal import harmless
+
+            self._bar.console.print(harmless(text), markup=False, highlight=False)
         else:
             super().plan(text)
 

@@ -1,13 +1,13 @@
 """Long work that was interrupted goes on: what is kept beside a report, and what is said of it."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gapscope.cli.settings import Common
+from gapscope.cli.stderr import tell
 
 if TYPE_CHECKING:
     from gapscope.measure.resume import Parts
@@ -20,7 +20,7 @@ def new_parts(*, quiet: bool) -> "Parts":
     """Return where finished parts of long work are kept, once it begins."""
     from gapscope.measure.resume import Parts
 
-    return Parts(say=lambda text: None if quiet else print(text, file=sys.stderr))
+    return Parts(say=lambda text: None if quiet else tell(text))
 
 
 def missed(path: Path, common: Common) -> None:
@@ -28,7 +28,7 @@ def missed(path: Path, common: Common) -> None:
     from gapscope.measure.resume import state_path
 
     if common.resume and not common.quiet and not state_path(path).is_file():
-        print(f"There is no {state_path(path)} to go on from: everything is measured anew.", file=sys.stderr)
+        tell(f"There is no {state_path(path)} to go on from: everything is measured anew.")
 
 
 def remembered(session: "Session", parts: "Parts") -> "Session":
@@ -73,5 +73,5 @@ def telling(*said: Callable[[], str]) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit):  # the latter for SIGTERM, as schedulers send it
         for sentence in filter(None, (one() for one in said)):
-            print(f"\n{sentence}", end="", file=sys.stderr)
+            tell(sentence, start="\n", end="")
         raise

@@ -42,12 +42,12 @@ def measure_together_and_print(
         refuse_unfit(plan)
     with keeping(parts, output, sessions, resume=common.resume):
         found = measure_together(sessions, analyzers, contexts=contexts, parts=parts)
-    failure: ReportError | None = None
+    failure: Exception | None = None
     said: tuple[str, ...] = ()
     try:
         found, said = _written(found, sessions, output)
         parts.forget()
-    except ReportError as error:  # the work must not go unseen because the disk is full
+    except Exception as error:  # the work must not go unseen because the disk is full, or by a bug
         failure = error
     if common.json:
         from gapscope.report.export import comparison_json, dumps

@@ -71,16 +71,25 @@ def printable(text: str) -> str:
     return "".join(c for c in spaced if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 
+def harmless(text: str) -> str:
+    """Return a text, printable, in which a runner of workflows finds no command: GitHub's obeys `::` and `##[`.
+
+    The first counts at the beginning of a line, where wrapping may put any word; the second counts anywhere.
+    """
+    apart = re.sub(r"(?<!\S)::+", lambda found: " ".join(found[0]), printable(text))
+    return apart.replace("##[", "## [")
+
+
 def error_lines(message: str) -> list[str]:
     """Return the message of an error, which may quote a file, as lines that are safe to print.
 
-    Its own lines after the first begin with two spaces: any other break belongs to a name.  Of a line that quotes
-    thousands of characters the middle is left out, for its ends say what was observed and what to do.
+    Its own lines after the first begin with two spaces: any other break belongs to a name.
     """
-    return [_shortened(printable(line)) for line in re.sub(r"\n(?!  )", " ", message).split("\n")]
+    return [shortened(harmless(line)) for line in re.sub(r"\n(?!  )", " ", message).split("\n")]
 
 
-def _shortened(line: str, most: int = 1500) -> str:
+def shortened(line: str, most: int = 1500) -> str:
+    """Leave out the middle of a line that quotes thousands of characters: its ends say what was seen and what to do."""
     if len(line) <= most:
         return line
     return f"{line[: 2 * most // 3]} [{len(line) - most:,} characters left out] {line[len(line) - most // 3 :]}"
@@ -124,7 +133,7 @@ def _drawing(item: Series | Heat, console: Console) -> Iterator[Text]:
 
 
 def _clean(text: str, console: Console) -> str:
-    clean = printable(text)
+    clean = harmless(text)
     if console.encoding.lower().startswith("utf"):
         return clean
     return clean.translate(ASCII).encode(console.encoding, "backslashreplace").decode(console.encoding)

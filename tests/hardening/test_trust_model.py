@@ -44,6 +44,8 @@ CLAIMS = {
         f"{MALICIOUS}::test_a_report_with_an_external_link_is_refused",
         f"{MALICIOUS}::test_hostile_names_are_printed_harmlessly",
         f"{MALICIOUS}::test_hostile_names_in_a_report_are_shown_harmlessly",
+        "tests/hardening/test_said_lines.py::test_names_of_arrays_are_noted_harmlessly",
+        "tests/hardening/test_said_lines.py::test_nothing_is_printed_on_stderr_past_that_function",
     ],
     "They may be published": ["tests/hardening/test_privacy.py::test_no_file_tells_where_or_by_whom_it_was_made"],
     "A checkpoint of `gapscope": [f"{HERE}::test_training_records_what_was_typed"],
