@@ -33,7 +33,8 @@ Rules
 - `format` MUST be "gapscope-report" or "gapscope-comparison" and `format_version` an integer.  A reader MUST refuse a
   newer version than it knows, and MUST read all older ones.
 - `complete` MUST be 1, and a writer MUST set it last.  A reader MUST refuse a file without it.
-- Attributes of subject and environment MUST be single strings, integers, floats or booleans; any key is allowed.
+- Attributes of subject and environment MUST be single strings, integers, floats or booleans; any key is allowed.  An
+  integer beyond 64 bits is a string.
 - `order` lists the results in the order in which they were measured, `quantities` the quantities of a result in order
   of importance: the first is the headline.  Readers MUST ignore members that neither of them names.
 - `status` MUST be the name of a `gapscope.results.Status`; `message` is its sentence, for people.
@@ -237,16 +238,16 @@ def read(path: str | os.PathLike[str]) -> Report | Comparison:
     if path.is_dir():
         raise ReportError(f"{path} is a folder. Expected a report. Name one: `gapscope show NAME.report.h5`.")
     with _opened(path) as file, _at(path, "/"):
-        kind = str(file.attrs.get("format", "missing"))
+        kind = str(hdf5.attribute(file, "format") if "format" in file.attrs else "missing")
         if kind not in (REPORT, COMPARISON):
             raise _foreign(path, f"HDF5, but its `format` is {kind!r}")
-        version = int(file.attrs.get("format_version", 0))
+        version = int(hdf5.attribute(file, "format_version") if "format_version" in file.attrs else 0)
         if version > FORMAT_VERSION:
             raise ReportError(
                 f"{path} has format version {version}; this gapscope reads up to version {FORMAT_VERSION}; upgrade: "
                 "`pip install --upgrade gapscope`."
             )
-        if version < 1 or file.attrs.get("complete", 0) != 1:
+        if version < 1 or "complete" not in file.attrs or hdf5.attribute(file, "complete") != 1:
             raise ReportError(f"{path} was never finished. Expected a complete report. Measure again to replace it.")
         return _get_report(path, file) if kind == REPORT else _get_comparison(path, file)
 
@@ -284,8 +285,9 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         ) from error
     with file:
         with _at(path, "/"):
-            hdf5.check_heaps(content)
-        yield file
+            longest = hdf5.check_heaps(content)
+        with hdf5.bounded(longest):
+            yield file
 
 
 @contextlib.contextmanager
@@ -340,7 +342,7 @@ def _get_record(path: Path, group: h5py.Group, seconds: float) -> Record:
         analyzer=hdf5.get_text(group, "analyzer"),
         version=hdf5.get_text(group, "version"),
         status=Status[hdf5.get_text(group, "status", tuple(Status.__members__))],
-        matvecs=int(group.attrs["matvecs"]),
+        matvecs=int(hdf5.attribute(group, "matvecs")),
         seconds=seconds,
         notes=hdf5.get_texts(group, "notes"),
         settings=settings,

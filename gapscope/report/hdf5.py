@@ -4,8 +4,12 @@ Reading distrusts the file: only hard links are followed, only storage inside th
 whatever is wrong raises ValueError, LookupError or what h5py raises.
 """
 
+import contextlib
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import h5py
@@ -14,16 +18,35 @@ import numpy as np
 from gapscope.report.records import Facts, Scalar
 
 LARGEST = 2**27  # elements: 1 GiB of float64; a damaged or hostile shape must not exhaust the memory
+MOST_TEXT = 2**28  # characters of strings that are read of one file, and bytes of those that are read at once
+LONGEST_NAME = 1000  # bytes of a fact's name; HDF5 has room for 64 KiB
 _STRINGS = h5py.string_dtype()
+
+
+def storable(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts as a report can hold them, which is what reading it gives back.
+
+    An integer beyond 64 bits is a text; a fact without a name, or whose name takes over `LONGEST_NAME` bytes, is left
+    out.
+    """
+    kept = {}
+    for key, value in facts.items():
+        name = text(key)
+        if isinstance(value, str):
+            value = text(value)
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            value = str(value) if value.bit_length() < 2**13 else hex(value)  # str refuses more than 4,300 digits
+        if 0 < len(name.encode()) <= LONGEST_NAME:
+            kept[name] = value
+    return kept
 
 
 def put_facts(group: h5py.Group, facts: Mapping[str, Any]) -> None:
     """Store single strings, numbers and booleans as attributes, in alphabetical order."""
-    for key in sorted(facts):
-        value = facts[key]
+    for key, value in sorted(storable(facts).items()):
         if not isinstance(value, str | int | float | np.generic):
             raise ValueError(f"{group.name}: `{key}` is {value!r}; expected one string, number or boolean")
-        group.attrs[text(key)] = text(value) if isinstance(value, str) else value
+        group.attrs[key] = value
 
 
 def text(given: str) -> str:
@@ -64,8 +87,10 @@ def put_bare_scale(group: h5py.Group, name: str, size: int) -> Any:
     return data
 
 
-def check_heaps(content: bytes) -> None:
-    """Refuse a file whose heaps of strings do not add up: HDF5 1.14 and 2.0 walk some of them for ever.
+def check_heaps(content: bytes) -> int:
+    """Return the bytes of the longest string of a file; refuse one whose heaps of strings do not add up.
+
+    HDF5 1.14 and 2.0 walk some of those for ever.
 
     A heap is GCOL, version 1, its size, and objects of (index, references, size, content up to a multiple of 8 bytes);
     of index 0, what is left, the size includes this head.  Sizes take 8 bytes, as the superblock must say.
@@ -73,18 +98,71 @@ def check_heaps(content: bytes) -> None:
     place = 13 if content[8:9] in (b"\0", b"\1") else 9  # of the bytes of an offset and of a length
     if content[place : place + 2] != b"\x08\x08":
         raise ValueError("its superblock has offsets or lengths that are not of 8 bytes")
+    longest = 0
     for found in _HEAP.finditer(content):
         at = found.start() + 16
         end = found.start() + int.from_bytes(content[at - 8 : at], "little")
         while at + 16 <= end:
             held = int.from_bytes(content[at + 8 : at + 16], "little")
-            step = held if content[at : at + 2] == b"\0\0" else 16 + (held + 7) // 8 * 8
+            free = content[at : at + 2] == b"\0\0"
+            step = held if free else 16 + (held + 7) // 8 * 8
             if step == 0 or at + step > min(end, len(content)):
                 raise ValueError(f"its heap at byte {found.start()} does not add up")
-            at += step
+            at, longest = at + step, max(longest, 0 if free else held)
+    return longest
 
 
 _HEAP = re.compile(rb"GCOL\x01")
+
+
+@dataclass
+class _Texts:
+    """The strings of the file being read: the bytes of the longest, and how many characters may still be read.
+
+    Any number of places may refer to the same string, so the size of the file does not bound what reading it takes.
+    """
+
+    longest: int
+    left: float
+
+    def refuse(self, name: str, count: int) -> None:
+        if count * self.longest > MOST_TEXT:
+            raise ValueError(f"`{name}` holds {count:,} strings, of up to {self.longest:,} bytes")
+
+    def taken(self, found: Any) -> Any:
+        self.left -= sum(map(len, found.flat if isinstance(found, np.ndarray) else [found]))
+        if self.left < 0:
+            raise ValueError(f"its strings take more than {MOST_TEXT:,} characters")
+        return found
+
+
+_texts: ContextVar[_Texts] = ContextVar("texts")
+
+
+def _counted() -> _Texts:
+    return _texts.get(_Texts(0, math.inf))
+
+
+@contextlib.contextmanager
+def bounded(longest: int) -> Iterator[None]:
+    """Read strings of a file, none of more than `longest` bytes, up to `MOST_TEXT` characters in all."""
+    token = _texts.set(_Texts(longest, MOST_TEXT))
+    try:
+        yield
+    finally:
+        _texts.reset(token)
+
+
+def attribute(owner: Any, name: str) -> Any:
+    """Return an attribute; its strings are counted."""
+    found = owner.attrs.get_id(name)
+    if not found.dtype.hasobject:
+        return owner.attrs[name]
+    if h5py.check_string_dtype(found.dtype) is None:
+        raise ValueError(f"`{name}` holds neither strings nor numbers")
+    texts = _counted()
+    texts.refuse(name, math.prod(found.shape))
+    return texts.taken(owner.attrs[name])
 
 
 def has(group: h5py.Group, name: str) -> bool:
@@ -110,7 +188,7 @@ def member(group: h5py.Group, name: str, kind: Any) -> Any:
 
 def get_facts(group: h5py.Group) -> Facts:
     """Return all attributes as plain Python values."""
-    return {key: _scalar(key, value) for key, value in group.attrs.items()}
+    return {key: _scalar(key, attribute(group, key)) for key in group.attrs}
 
 
 def _scalar(key: str, value: Any) -> Scalar:
@@ -125,7 +203,7 @@ def _scalar(key: str, value: Any) -> Scalar:
 
 def get_text(owner: Any, name: str, choices: Sequence[str] = ()) -> Any:
     """Return an attribute that must be one string, and one of the choices if there are any."""
-    value = owner.attrs[name]
+    value = attribute(owner, name)
     if not isinstance(value, str):
         raise ValueError(f"`{name}` is a {type(value).__name__}, not a string")
     if choices and value not in choices:
@@ -135,7 +213,7 @@ def get_text(owner: Any, name: str, choices: Sequence[str] = ()) -> Any:
 
 def get_texts(owner: Any, name: str) -> tuple[str, ...]:
     """Return an attribute that holds strings."""
-    return tuple(str(one) for one in np.atleast_1d(owner.attrs[name]))
+    return tuple(str(one) for one in np.atleast_1d(attribute(owner, name)))
 
 
 def get_array(group: h5py.Group, *names: str) -> Any:
@@ -155,7 +233,9 @@ def get_optional(group: h5py.Group, *names: str) -> Any:
 
 def get_strings(group: h5py.Group, name: str) -> tuple[str, ...]:
     """Return the strings of a dataset."""
-    return tuple(_dataset(group, (name,), "O").asstr()[()])
+    data, texts = _dataset(group, (name,), "O"), _counted()
+    step = MOST_TEXT // max(texts.longest, 1) + 1  # one piece, but where somebody means harm
+    return tuple(one for at in range(0, len(data), step) for one in texts.taken(data.asstr()[at : at + step]))
 
 
 def _dataset(group: h5py.Group, names: Sequence[str], kinds: str) -> Any:
