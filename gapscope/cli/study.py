@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ from gapscope.cli import fields, pages
 from gapscope.cli.measuring import refuse_unwritable, say
 from gapscope.cli.resuming import telling
 from gapscope.cli.settings import Configuration
+from gapscope.cli.stderr import tell
 from gapscope.errors import ReportError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -141,13 +142,13 @@ def _changes(options: StudyOptions) -> dict[str, Any]:
 @contextlib.contextmanager
 def _teller(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     """Yield what says how far the work is: one line that moves on a terminal, else a line now and then."""
-    from gapscope.report.terminal import printable
-
     if quiet:
         yield lambda _: None
     elif sys.stderr.isatty() and not os.environ.get("CI"):
         from rich.console import Console
         from rich.text import Text
+
+        from gapscope.report.terminal import printable
 
         console = Console(stderr=True)
         with console.status("") as status:
@@ -164,7 +165,7 @@ def _teller(*, quiet: bool) -> Iterator[Callable[[str], None]]:
             nonlocal last
             if MOVES not in text or time.monotonic() - last >= SELDOM:
                 last = time.monotonic()
-                print(printable(text), file=sys.stderr, flush=True)
+                tell(text)
 
         yield write
 
@@ -173,10 +174,13 @@ def _show(outcome: "Outcome", folder: Path, *, json: bool) -> None:
     """Print what was found, and write it; what cannot be written keeps nothing from being seen."""
     from gapscope.report.export import dumps
     from gapscope.report.file import write
+    from gapscope.report.folders import plain, without_folders
     from gapscope.report.outcome import outcome_document, outcome_json, outcome_report
     from gapscope.report.outcome_sheet import outcome_sheet
     from gapscope.report.terminal import output
 
+    about = tuple(map(without_folders, outcome.about))  # the data by the name that was typed
+    outcome = replace(outcome, about=about, conditions=plain(outcome.conditions))
     written, failures = pages.write(outcome_sheet(outcome), folder / "study.html", None)
     try:
         write(outcome_report(outcome), folder / "study.h5")

@@ -3,11 +3,9 @@
 import contextlib
 import hashlib
 import inspect
-import json
 import math
 import re
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from gapscope.cli import fields
 from gapscope.cli.measuring import refuse_unwritable, say
 from gapscope.cli.regime_sizes import refuse_idle, refuse_large, regime_sizes
 from gapscope.cli.settings import Configuration, parse_seconds
+from gapscope.cli.stderr import tell
 from gapscope.errors import LoadError, ReportError, UsageError
 
 if TYPE_CHECKING:
@@ -297,7 +296,7 @@ class _Job:
             if self.first:
                 self.task.save(trained, path.with_name(name))
                 if diverged:
-                    print(f"the weights as they are then: {path.with_name(name)}", file=sys.stderr)
+                    tell(f"the weights as they are then: {path.with_name(name)}")
 
         return Running(
             device=self.device,
@@ -332,16 +331,15 @@ class _Job:
     def _report(self, trained: "Trained", path: Path) -> "Report":
         """Return the log as the report of the checkpoint at `path`, under the names that measuring gives it."""
         from gapscope.measure.problem import Origin, Problem
-        from gapscope.measure.session import Session
+        from gapscope.measure.session import Session, arguments_text
         from gapscope.report.file import Record
 
         assert trained.log is not None
-        arguments = " ".join(f"{key}={json.dumps(value)}" for key, value in sorted(self.task.arguments.items()))
         identity = {
             "checkpoint": path.name,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "model": self.options.model,
-            "model_args": arguments,
+            "model_args": arguments_text(self.task.arguments),
         }
         origin = Origin(split="train", identity=identity, training=trained.record())
         problem = Problem(model=trained.model, data=self.task.data, loss_function=self.task.loss, origin=origin)
@@ -367,7 +365,7 @@ def _going_on(state: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if state.is_file():
-            print(f"\nthe same command goes on from {state}", end="", file=sys.stderr)
+            tell(f"the same command goes on from {state}", start="\n", end="")
         raise
 
 

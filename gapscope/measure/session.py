@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import json
 import platform
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,8 @@ from gapscope.measure.resume import Parts
 from gapscope.measure.setup import setup_problem
 from gapscope.measure.sharded import Sharded
 from gapscope.report.file import Record, Report
+from gapscope.report.folders import plain, without_folders
+from gapscope.report.hdf5 import storable
 from gapscope.results import CHUNKS, Result, Status
 
 # parameters x samples below which threads only wait for each other: on a busy machine two of them were 30 times slower
@@ -66,11 +67,13 @@ class Session:
         known.setdefault("checkpoint", "model")
         known.setdefault("model", type(problem.model).__name__)
         known |= {"parameters": problem.size, "data": problem.data.name}
-        return known | {name: without_folders(str(known[name])) for name in ("checkpoint", "model", "data")}
+        known |= {name: str(known[name]) for name in ("checkpoint", "model", "data")}
+        return _published(known)
 
     def training(self) -> dict[str, Any]:
         """Return the scalars that the checkpoint recorded of its training."""
-        return {k: v for k, v in self.problem.origin.training.items() if isinstance(v, str | int | float | bool)}
+        recorded = self.problem.origin.training.items()
+        return _published({k: v for k, v in recorded if isinstance(k, str) and isinstance(v, str | int | float | bool)})
 
     def conditions(self) -> dict[str, Any]:
         """Return what must agree before two reports are compared."""
@@ -85,7 +88,7 @@ class Session:
         if problem.samples < problem.data.total:
             found |= {"limit": problem.samples, "limit_seed": origin.limit_seed}
         found |= {
-            "loss": problem.loss_function.name,
+            "loss": without_folders(problem.loss_function.name),
             "batchnorm": problem.batchnorm,
             "dtype": str(problem.dtype).removeprefix("torch."),
             "chunks": f"{CHUNKS} by permutation, seed {CHUNK_SEED}",
@@ -93,7 +96,7 @@ class Session:
         }
         if problem.depends_on_batches:
             found["batch_size"] = problem.micro_batch
-        return found
+        return storable(found)
 
     def environment(self) -> dict[str, Any]:
         """Return what is never compared."""
@@ -145,9 +148,15 @@ class Session:
         return self.report({a.name: record(a, context.run(a.name), context.seed) for a in analyzers})
 
 
-def without_folders(text: str) -> str:
-    """Return a text with the file's name alone in the place of an absolute path: a report may be published."""
-    return re.sub(r"(?<![^\s:`=])(?:[A-Za-z]:)?[/\\](?=\S)(?:[^:`]*[/\\])?(?=[^/\\])", "", text)
+def _published(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts as the report has them; of the model's arguments `arguments_text` has cleaned each."""
+    texts = {key: without_folders(value) for key, value in facts.items() if isinstance(value, str)}
+    return storable({**facts, **texts, **{key: facts[key] for key in ("model_args",) if key in facts}})
+
+
+def arguments_text(arguments: Mapping[str, Any]) -> str:
+    """Return a model's arguments as the report has them."""
+    return " ".join(f"{key}={json.dumps(plain(value))}" for key, value in sorted(arguments.items()))
 
 
 def together(contexts: Sequence[Context], analyzers: Sequence[Analyzer], parts: Parts | None = None) -> Context:
@@ -199,7 +208,7 @@ def skipped(analyzer: Analyzer, seed: int, why: str) -> Record:
         analyzer=analyzer.name,
         version=analyzer.version,
         status=Status.SKIPPED,
-        notes=(why,),
+        notes=(without_folders(why),),
         settings=_settings(analyzer, seed),
     )
 
@@ -307,7 +316,6 @@ def placed(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
 
 def _origin(request: Request, loaded: Loaded, split: str, other: Problem | None) -> Origin:
     checkpoint = loaded.checkpoint
-    arguments = " ".join(f"{k}={json.dumps(v)}" for k, v in sorted(loaded.model_args.items()))
     return Origin(
         split=split,
         identity={
@@ -317,7 +325,7 @@ def _origin(request: Request, loaded: Loaded, split: str, other: Problem | None)
             "format": checkpoint.format,
             "trust": checkpoint.trust,
             "model": loaded.model_name,
-            "model_args": arguments,
+            "model_args": arguments_text(loaded.model_args),
         },
         training=checkpoint.training,
         initial=checkpoint.initial,

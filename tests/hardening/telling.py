@@ -12,9 +12,12 @@ FIXTURES = Path(__file__).parents[2] / "fixtures"
 FOLDER, HOME, USER, HOST = "merger-with-Köhler", "home-of-quibble", "quibblesworth", "host-zanzibar-7"
 
 MODEL = """
+import torch.nn.functional as F
 from torch import nn
-def build(width: int = 64):
+def build(vocab="", table=None):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+def ce(outputs, targets):
+    return F.cross_entropy(outputs, targets, reduction="none")
 """
 
 # one process for all: importing torch takes longer than what is asked of it
@@ -59,13 +62,16 @@ def telling_folder(root: Path) -> Path:
     x, y = (digits[name] for name in digits.files[:2])
     np.savez(secret / "data.npz", x=x[:200].astype(np.float32).reshape(len(x[:200]), -1), y=y[:200].astype(np.int64))
     (secret / "net.py").write_text(MODEL)
-    small, large, data, net = (str(secret / name) for name in ("small.pt", "large.pt", "data.npz", "net.py:build"))
+    names = ("small.pt", "large.pt", "data.npz", "net.py:build", "net.py:ce")
+    small, large, data, net, ce = (str(secret / name) for name in names)
+    record_folders(secret / "recorded.pt")
     quick = ["--only", "gap", "--only", "eigenvalues", "--only", "near-rank", "-q"]
-    train = ["train", "-m", net, "-d", data, "--epochs", "2", "-q", "--log-every", "2"]
+    own = ["-m", net, "-a", f"vocab={secret / 'v.json'}", "-a", f'table={{a = ["{secret}/x"]}}', "--loss", ce]
+    train = ["train", *own, "-d", data, "--epochs", "2", "-q", "--log-every", "2"]
     gate = ["gate", "small.h5", "--max", "eigenvalues/top=1"]
     work = [
         ([*train, "-o", "trained.pt"], None),
-        (["analyze", str(out / "trained.pt"), "-m", net, "-d", data, *quick, "-o", "trained.h5"], None),
+        (["analyze", str(out / "trained.pt"), *own, "-d", data, *quick, "-o", "trained.h5"], None),
         (["analyze", small, *quick, "-o", "small.h5"], None),
         (["show", "small.h5", "--json"], "small.json"),
         (["show", "trained.h5", "-v"], "trained.txt"),
@@ -76,6 +82,9 @@ def telling_folder(root: Path) -> Path:
         (["baseline", "accept", "small.h5", "--reason", "first"], "accepted.txt"),
         (["inspect", small, "--json"], "inspected.json"),
         (["convert", small, "small.safetensors"], None),
+        (["gap", str(secret / "recorded.pt"), "-q", "-o", "recorded.h5"], None),
+        (["compare", "recorded.h5", "small.h5", "--pair", "none", "-q", "-o", "recorded-pair.h5"], "recorded-pair.txt"),
+        (["show", "recorded.h5", "--json"], "recorded.json"),
     ]  # fmt: skip
     around = {"HOME": str(root / HOME), "USER": USER, "LOGNAME": USER, "USERNAME": USER, "HOSTNAME": HOST}
     python = str(Path(__file__).parents[2])
@@ -89,6 +98,17 @@ def telling_folder(root: Path) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return out
+
+
+def record_folders(path: Path) -> None:
+    """Write a checkpoint whose training recorded where it was."""
+    import torch
+
+    content = torch.load(FIXTURES / "digits-small-batch.pt", weights_only=True)
+    folder = path.parent
+    more = {"log_dir": f"{folder}/run1", "command": f'train.py --out="{folder}/a b" --data {folder}/x.npz'}
+    content["gapscope"]["training"] = {**content["gapscope"]["training"], **more}
+    torch.save(content, path)
 
 
 KINDS = (("--html", "html"), ("--plot", "svg"), ("--plot", "png"), ("--plot", "pdf"), ("--csv", "csv"))
