@@ -15,12 +15,13 @@ import io
 import json
 import math
 import os
+import stat
 import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -72,7 +73,9 @@ class Parts:
         self._facts = json.dumps(facts, sort_keys=True, default=str).encode()
         self._begun = self._synced = time.monotonic()
         self._going_on = self._proven = False
-        if resume:
+        if why := ranks().first(lambda: _foreign(state_path(report))):  # by the file that the first process sees
+            self._leave(why)
+        elif resume:
             self._going_on = ranks().first(self._open)
         elif self.path.is_file():
             self.say(
@@ -127,8 +130,8 @@ class Parts:
         """Remove the file, also one of an earlier run, unless another process is at it: the report holds everything."""
         self.close()
         if self.path is not None and not ranks().rank:
-            with contextlib.suppress(OSError), self.path.open("r+b") as file:
-                if _locked(file):
+            with contextlib.suppress(OSError), _opened(self.path, "r+b") as file:
+                if _locked(file) and not _foreign(self.path):
                     self.path.unlink()
 
     def close(self) -> None:
@@ -152,7 +155,7 @@ class Parts:
         if ranks().rank:
             return
         try:
-            file = self.path.open("a+b", buffering=0)
+            file = _opened(self.path, "a+b")
             if not self._is_mine(file):
                 return
             self._file = file
@@ -165,23 +168,25 @@ class Parts:
         self._append(self._facts)
 
     def _is_mine(self, file: BinaryIO) -> bool:
-        """Say whether no other process keeps parts in this file; where one does, it is closed, and none is made."""
-        if _locked(file):
-            return True
+        """Say whether this process may keep parts in this file; where not, it is closed, and none is made."""
         assert self.path is not None
-        file.close()
+        why = _foreign(self.path) if _locked(file) else "is kept by another process that measures for the same report"
+        if why:
+            file.close()
+            self._leave(why)
+        return not why
+
+    def _leave(self, why: str) -> None:
+        """Keep no parts from now on, where the file is not for this run to write."""
+        assert self.path is not None
         self._begun = math.inf
-        self.say(
-            f"{self.path.name} is kept by another process that measures for the same report: this one keeps no "
-            "finished parts."
-        )
-        return False
+        self.say(f"{self.path.name} {why}: this run keeps no finished parts.")
 
     def _open(self) -> bool:
         """Find the records of an earlier run, if it measured the same, and cut off a torn end."""
         assert self.path is not None
         try:
-            file = self.path.open("r+b", buffering=0)
+            file = _opened(self.path, "r+b")
             if not self._is_mine(file):
                 return False
             self._file = file
@@ -234,9 +239,11 @@ class Parts:
     def _give_up(self, why: str | None) -> None:
         """Go on without a file: a full disk must not end the work, and the report will want the room."""
         assert self.path is not None
+        made = self._file is not None
         self._drop()
         self._begun = math.inf  # no other file; what other ranks ask this one for is not there
-        _unlink(self.path)
+        if made:
+            _unlink(self.path)
         self.say(f"{self.path.name} cannot be written ({why}): the work goes on, but cannot be resumed.")
 
     def _drop(self) -> None:
@@ -250,6 +257,32 @@ class Parts:
 def state_path(report: Path) -> Path:
     """Return where the parts of a report are kept."""
     return report.with_name(f"{report.name}.state")
+
+
+def _opened(path: Path, mode: Literal["rb", "r+b", "a+b"]) -> BinaryIO:
+    """Open a file, never what a link leads to: who packed an archive may have put one there."""
+
+    def itself(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+    return open(path, mode, buffering=0, opener=itself)
+
+
+def _foreign(path: Path) -> str:
+    """Say why what is at a path is not to be written to; an empty string of nothing, or a file of parts."""
+    what = ""
+    with contextlib.suppress(OSError):  # nothing there; or nothing that can be opened, as is said when it has to be
+        found = path.lstat()
+        if stat.S_ISLNK(found.st_mode):
+            what = "is a link"
+        elif not stat.S_ISREG(found.st_mode):
+            what = "is not a file"
+        elif found.st_nlink > 1:
+            what = "is a file of several names"
+        else:
+            with _opened(path, "rb") as file:
+                what = "" if MAGIC.startswith(file.read(len(MAGIC))) else "was not written by gapscope"
+    return what and f"{what}, and stays as it is. Expected nothing there, or what gapscope kept. Move it away"
 
 
 def _locked(file: BinaryIO) -> bool:
@@ -305,9 +338,11 @@ def _at(file: BinaryIO, place: tuple[int, int]) -> bytes | None:
 
 def _apart(found: bytes | None, wanted: bytes) -> str:
     """Say in which facts an earlier run differs."""
-    if found is None:
+    theirs, ours = None, json.loads(wanted)
+    with contextlib.suppress(ValueError, RecursionError):
+        theirs = json.loads(found or b"null")
+    if not isinstance(theirs, dict):
         return "it is damaged"
-    theirs, ours = json.loads(found), json.loads(wanted)
     keys = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     return f"it is of other work ({', '.join(keys)} differ)"
 

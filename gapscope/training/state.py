@@ -26,6 +26,7 @@ from gapscope.replacing import replacing
 from gapscope.training.recipe import Recipe
 
 ELSEWHERE = "name another `--output`, or delete that file to start anew."
+_ZIP = b"PK\3\4"  # with which a state begins
 
 
 def plain_settings(recipe: Recipe, model: nn.Module, data: Data, loss: Loss, **others: Any) -> dict[str, Any]:
@@ -88,24 +89,38 @@ class Kept:
         return self.path is not None and time.monotonic() - self._written >= self.seconds
 
     def read(self) -> Mapping[str, Any] | None:
-        """Return the state of these settings, None where there is none that can be read.
+        """Return the state of these settings, None where there is none, or a damaged one.
 
-        Raises: UsageError where it is of other settings: it may be hours of work, so nothing overwrites it.
+        Raises: UsageError where it is of other settings, or none at all: it may be hours of work, so nothing
+        overwrites it; nor what a link leads to.
         """
-        if self.path is None or not self.path.is_file():
+        if self.path is None:
+            return None
+        if self.path.is_symlink():
+            raise self._other("is a link")
+        if not self.path.is_file():
             return None
         try:
-            found: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            with self.path.open("rb") as file:
+                whole = file.read(len(_ZIP)) in (b"", _ZIP)
+            found: Any = torch.load(self.path, map_location="cpu", weights_only=True) if whole else None
         except Exception:  # whatever damage raises: the training starts anew
             return None
+        if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+            raise self._other("is not the state of a training")
         if found.get("digest") != self.digest:
-            theirs, ours = found.get("settings", {}), self.settings
+            theirs, ours = found["settings"], self.settings
             other = sorted(name.replace("_", " ") for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
             raise UsageError(
                 f"{self.path} is the state of a training of other settings: {', '.join(other) or 'initial weights'}. "
                 f"Expected one of these settings. Give the earlier ones, {ELSEWHERE}"
             )
         return found
+
+    def _other(self, what: str) -> UsageError:
+        return UsageError(
+            f"{self.path} {what}. Expected nothing there, or what `gapscope train` keeps. Move it away, {ELSEWHERE}"
+        )
 
     def write(self, state: Callable[[], Mapping[str, Any]]) -> None:
         """Replace the file in one step: a kill at any moment leaves a whole one.

@@ -149,8 +149,8 @@ def test_a_damaged_part_is_computed_again(begun, tmp_path):
     assert same(found, list(values(3)))
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", resume.MAGIC, resume.MAGIC + b"\0" * 40])
-def test_a_file_of_something_else_is_left_aside(begun, tmp_path, content):
+@pytest.mark.parametrize("content", [b"", resume.MAGIC[:5], resume.MAGIC, resume.MAGIC + b"\0" * 40])
+def test_a_file_without_whole_records_is_left_aside(begun, tmp_path, content):
     (tmp_path / "r.h5.state").write_bytes(content)
     parts, said = begun()
     assert said == ["r.h5.state was left aside: it is damaged. Everything is measured anew."]
@@ -179,10 +179,12 @@ def test_a_folder_that_is_gone_does_not_end_the_work(tmp_path):
     ]
 
 
-def test_a_file_that_cannot_be_read_is_left_aside(begun, tmp_path):
-    (tmp_path / "r.h5.state").mkdir()
-    _, said = begun()
-    assert said == ["r.h5.state cannot be read (Is a directory): everything is measured anew."]
+def test_a_file_that_cannot_be_read_is_left_aside(tmp_path):
+    said, name = [], f"{'r' * 250}.h5"  # too long with what is added to it
+    parts = Parts(say=said.append)
+    parts.begin(tmp_path / name, FACTS, resume=True)
+    assert said == [f"{name}.state cannot be read (File name too long): everything is measured anew."]
+    parts.close()
 
 
 def test_parts_inside_a_part_are_not_kept(begun):
