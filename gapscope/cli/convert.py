@@ -29,8 +29,8 @@ def convert(
     from gapscope.measure.loading.checkpoints.conversion import convert as write
     from gapscope.measure.loading.checkpoints.inspection import inspect
     from gapscope.measure.loading.trust import Trust
-    from gapscope.report.terminal import printable
+    from gapscope.report.terminal import harmless
 
     trust = Trust(allowed_globals=tuple(allow_global or ()), file=trust_file)
     say(*write(file, out, trust, weights, force=force))
-    print(f"next: {printable(inspect(out).next)}")  # not wrapped: it is to be copied
+    print(f"next: {harmless(inspect(out).next)}")  # not wrapped: it is to be copied

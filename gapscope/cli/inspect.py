@@ -35,11 +35,11 @@ def inspect(
 
         print(dumps(_exported(found)))
     else:
-        from gapscope.report.terminal import output, printable
+        from gapscope.report.terminal import harmless, output
 
         output(_document(found))
         if found.next:
-            print(f"\nnext: {printable(found.next)}")  # not wrapped: it is to be copied
+            print(f"\nnext: {harmless(found.next)}")  # not wrapped: it is to be copied
     if found.refusal and not found.next:
         raise LoadError(found.refusal)
 

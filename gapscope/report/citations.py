@@ -7,7 +7,7 @@ import re
 from importlib.resources import files
 
 from gapscope.report.records import Comparison, Facts, Record, Report
-from gapscope.report.terminal import printable
+from gapscope.report.terminal import harmless
 
 # analyzer: what it is, and the keys of what defined it
 DEFINITIONS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -84,7 +84,7 @@ def citation(content: Report | Comparison) -> str:
     paper = STUDIES.get(str(content.identity.get("study"))) if isinstance(content, Report) else None
     used = (key for name in analyzers(content) for key in DEFINITIONS.get(name, ("", ()))[1])
     keys = dict.fromkeys((*filter(None, (paper,)), *used))
-    return "\n\n".join((printable(methods(content)), *(entries[key] for key in keys)))
+    return "\n\n".join((harmless(methods(content)), *(entries[key] for key in keys)))
 
 
 def methods(content: Report | Comparison) -> str:

@@ -1,6 +1,8 @@
 """Lines beside the results quote names from files: none moves the cursor, or commands the runner of a workflow."""
 
 import ast
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from gapscope.measure.loading import load_data
 from gapscope.measure.loading.trust import Trust
 from gapscope.report.document import Document, Note
 from gapscope.report.terminal import harmless, text
+from gapscope.results import Quantity
+from tests.report.example_reports import eigenvalues, report, with_quantity
 
 CLI = Path(gapscope.__file__).parent / "cli"
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\n::error::forged ##[error]forged \u202e"
@@ -63,6 +67,24 @@ def test_keys_of_weights_are_traced_harmlessly(run):
     torch.save({f"{HOSTILE}.weight": torch.ones(2, 2)}, "a.pt")
     for words in ((), ("--debug",)):
         refused_by_runners(run("gap", "a.pt", "-m", "mlp", "-d", "digits", *words).err)
+
+
+@pytest.mark.parametrize("how", [(), ("-v",), ("--json",), ("--csv", "-"), ("--cite",)])
+def test_what_a_report_says_is_shown_harmlessly(run, how):
+    record = with_quantity(eigenvalues(), values=Quantity(value=[1.0], doc="", dims=("d",), labels={"d": (HOSTILE,)}))
+    record = replace(record, notes=(HOSTILE,), analyzer="::error::forged")
+    hostile = report(record, loss=HOSTILE)
+    gapscope.write(replace(hostile, identity={**hostile.identity, "model": HOSTILE}), "r.h5")
+    shown = run("show", "r.h5", *how).out
+    refused_by_runners(shown)
+    if how == ("--json",):
+        assert json.loads(shown)["subject"]["identity"]["model"] == HOSTILE
+
+
+def test_what_to_type_next_commands_nothing(run):
+    torch.save({"model": {f"{HOSTILE}.w": torch.ones(2, 2)}}, "##[error]forged.pt")
+    for how in ((), ("--json",)):
+        refused_by_runners(run("inspect", "##[error]forged.pt", *how).out)
 
 
 def test_progress_and_long_names_are_said_harmlessly(capsys):
