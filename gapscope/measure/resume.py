@@ -131,7 +131,7 @@ class Parts:
         self.close()
         if self.path is not None and not ranks().rank:
             with contextlib.suppress(OSError), _opened(self.path, "r+b") as file:
-                if _locked(file) and not _foreign(self.path):
+                if not _foreign(self.path) and _locked(file):
                     self.path.unlink()
 
     def close(self) -> None:
@@ -170,7 +170,9 @@ class Parts:
     def _is_mine(self, file: BinaryIO) -> bool:
         """Say whether this process may keep parts in this file; where not, it is closed, and none is made."""
         assert self.path is not None
-        why = _foreign(self.path) if _locked(file) else "is kept by another process that measures for the same report"
+        why = _foreign(self.path)  # which opens it as well: some file systems drop a lock at any closing
+        if not why and not _locked(file):
+            why = "is kept by another process that measures for the same report"
         if why:
             file.close()
             self._leave(why)
