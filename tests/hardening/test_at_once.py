@@ -63,7 +63,7 @@ def test_parts_that_another_process_keeps_are_left_to_it(tmp_path, monkeypatch):
         assert second.recall(lambda: "two", lambda: 2.0) == 2.0
         assert second.kept is None
         assert said.pop() == (
-            "r.h5.state is kept by another process that measures for the same report: this one keeps no finished parts."
+            "r.h5.state is kept by another process that measures for the same report: this run keeps no finished parts."
         )
     second.forget()
     assert (tmp_path / "r.h5.state").read_bytes() == kept
