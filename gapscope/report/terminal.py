@@ -74,10 +74,9 @@ def printable(text: str) -> str:
 def harmless(text: str) -> str:
     """Return a text, printable, in which a runner of workflows finds no command: GitHub's obeys `::` and `##[`.
 
-    The first counts at the beginning of a line, where wrapping may put any word; the second counts anywhere.
+    The first counts before a word at the beginning of a line, where wrapping may put any; the second counts anywhere.
     """
-    apart = re.sub(r"(?<!\S)::+", lambda found: " ".join(found[0]), printable(text))
-    return apart.replace("##[", "## [")
+    return re.sub(r"(?<!\S)::(?=\w)", ": :", printable(text)).replace("##[", "## [")
 
 
 def error_lines(message: str) -> list[str]:

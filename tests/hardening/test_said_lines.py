@@ -39,7 +39,7 @@ def refused_by_runners(said):
         ("::error::x", ": :error::x"),
         ("a\n::error::x", "a : :error::x"),
         ("  ::stop-commands::x", "  : :stop-commands::x"),
-        ("a :::x", "a : : :x"),
+        (":::: .:: ::", ":::: .:: ::"),  # shades of a map
         ("\u200b::x", ": :x"),
         ("##[error]x", "## [error]x"),
         ("#\x07#[error]x", "## [error]x"),
