@@ -10,10 +10,12 @@ Each is the same function of the weights, to rounding; only how it is computed c
 - cuDNN's recurrent networks: no backward pass in eval mode, and no second one in any.
 - TF32, which torch takes for convolutions by default: its 10 bits round away perturbations of 5e-4 of a weight.
 - the fast path of attention layers: other kernels where no gradient is asked for.
+- `torch.func` imports the compiler to switch it off: left out where nothing was compiled.
 - `sparse`, `scale_grad_by_freq` and `padding_idx` of embeddings: gradients of another shape, or of another function.
 """
 
 import contextlib
+import importlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -85,6 +87,8 @@ def plain(model: nn.Module, repaired: set[str]) -> Iterator[None]:
             if any(type(module).__name__ == "OptimizedModule" for module in modules):
                 repaired.add("compile")
             held.enter_context(torch.compiler.set_stance("force_eager"))
+        else:
+            held.enter_context(_without_compiler())
         for module in modules:
             if isinstance(module, nn.Embedding | nn.EmbeddingBag):
                 held.enter_context(_swapped(module, "sparse", False))
@@ -95,6 +99,32 @@ def plain(model: nn.Module, repaired: set[str]) -> Iterator[None]:
                 if type(hook).__name__ in _OLD_HOOKS:
                     held.enter_context(_kept(module, hook.name))  # type: ignore[attr-defined]
         yield
+
+
+class _Compiler:
+    """Stands for `torch._dynamo` where nothing was compiled: whoever asks for more imports it."""
+
+    def __init__(self, name: str = "torch._dynamo", **known: Any) -> None:
+        self.__dict__ |= {"_name": name, **known}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self._name), name)
+
+
+@contextlib.contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Keep `torch.func` from importing the compiler, only to switch it off: that takes more than a second."""
+    if "_dynamo" in vars(torch):
+        yield
+        return
+    off = _Compiler("torch._dynamo.compiled_autograd", _disable=contextlib.nullcontext)
+    stand_in = _Compiler(compiled_autograd=off)
+    setattr(torch, "_dynamo", stand_in)  # noqa: B010
+    try:
+        yield
+    finally:
+        if vars(torch).get("_dynamo") is stand_in:  # else it was imported after all
+            delattr(torch, "_dynamo")
 
 
 @contextlib.contextmanager

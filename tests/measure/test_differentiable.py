@@ -1,3 +1,4 @@
+import subprocess
 import sys
 import threading
 import time
@@ -181,3 +182,27 @@ def test_threads_wait_for_each_other_and_leave_nothing_behind():
         thread.join()
     assert inside[::2] == inside[1::2]
     assert swapped() == before
+
+
+ALONE = """
+import sys, torch
+from torch import nn
+from torch.func import grad
+from gapscope.measure.differentiable import plain
+
+with plain(nn.Identity(), set()), plain(nn.Identity(), set()):
+    assert grad(lambda x: x.sin())(torch.zeros(())) == 1
+    assert "torch._dynamo" not in sys.modules
+assert "_dynamo" not in vars(torch)
+with plain(nn.Identity(), set()):
+    assert torch._dynamo.config.cache_size_limit > 0  # the compiler's own, imported for it
+    torch._dynamo.compiled_autograd.reset()
+    assert grad(lambda x: x.sin())(torch.zeros(())) == 1
+assert torch._dynamo is sys.modules["torch._dynamo"]
+assert torch.compile(nn.Identity(), backend="eager")(torch.ones(1)) == 1
+"""
+
+
+def test_the_compiler_is_imported_by_those_who_use_it_alone():
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
