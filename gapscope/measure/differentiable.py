@@ -119,12 +119,12 @@ def _without_compiler() -> Iterator[None]:
         return
     off = _Compiler("torch._dynamo.compiled_autograd", _disable=contextlib.nullcontext)
     stand_in = _Compiler(compiled_autograd=off)
-    setattr(torch, "_dynamo", stand_in)  # noqa: B010
+    vars(torch)["_dynamo"] = stand_in
     try:
         yield
     finally:
         if vars(torch).get("_dynamo") is stand_in:  # else it was imported after all
-            delattr(torch, "_dynamo")
+            del vars(torch)["_dynamo"]
 
 
 @contextlib.contextmanager

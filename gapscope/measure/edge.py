@@ -14,7 +14,9 @@ def sgd_edge(training: Mapping[str, Any]) -> float | None:
         s = (2 + 2 m) / (1 - d),    with Nesterov s = (2 + 2 m) / (1 + 2 m),    without momentum s = 2.
     """
     momentum, dampening = (0.0 if training.get(key) is None else training[key] for key in ("momentum", "dampening"))
-    if not isinstance(momentum, int | float) or not isinstance(dampening, int | float) or not dampening < 1:
+    if not isinstance(momentum, int | float) or not isinstance(dampening, int | float):
+        return None
+    if not 0 <= momentum < 1 or not 0 <= dampening < 1:
         return None
     if not momentum:
         return 2.0  # torch keeps no buffer then

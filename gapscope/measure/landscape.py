@@ -80,7 +80,7 @@ class Landscape:
         left = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
         try:
             return copy.deepcopy(model, {id(value): value.detach() for value in left if not value.is_leaf})
-        except Exception as error:
+        except Exception as error:  # a module may copy itself, and raise anything
             raise ProblemError(
                 f"The model cannot be copied: {type(error).__name__}: {error}. Expected what `copy.deepcopy` copies: "
                 "losses elsewhere are those of a copy whose weights move. Keep what is no part of the function "

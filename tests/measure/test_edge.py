@@ -58,7 +58,13 @@ def test_eigenvalues_and_noise_are_held_against_it(recipe):
     assert noise.rate_over_batch.value == pytest.approx((before - float(theta.detach())) / 2, rel=1e-3)
 
 
-@pytest.mark.parametrize("nonsense", [{"momentum": "0.9"}, {"momentum": 0.9, "dampening": 1.0}, {"dampening": []}])
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        *({"momentum": value} for value in ("0.9", -1.0, 1.0, float("nan"))),
+        *({"momentum": 0.9, "dampening": value} for value in ([], -0.5, 1.0)),
+    ],
+)
 def test_nonsense_has_no_edge(nonsense):
     assert sgd_edge(nonsense) is None
     given = bowl(torch.ones(2), torch.zeros(2), theta=torch.ones(2))
