@@ -15,6 +15,7 @@ import typer
 import typer.main
 
 from gapscope.cli import fields
+from gapscope.cli.planning import COMMAND
 from gapscope.cli.settings import Configuration, read_configuration
 
 VERBS = (
@@ -107,6 +108,7 @@ def tables() -> dict[str, type]:
 
 def run(words: Sequence[str]) -> int:
     """Run one command and return its exit code; usage errors are printed with the command to ask for help."""
+    COMMAND.start()
     # a mistake in a file of this folder must keep nobody from reading the help or a report
     plain = not words or words[0] in UNCONFIGURED or bool({"-h", "--help"} & set(words))
     configuration = Configuration() if plain else read_configuration(Path.cwd(), tables)

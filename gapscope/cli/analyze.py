@@ -1,6 +1,5 @@
 """`gapscope analyze`: every measurement of one checkpoint, on one loaded problem."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,11 +85,10 @@ def chosen(own: Own) -> list[str]:
 def analyze_and_print(checkpoint: Path, common: Common, own: Own, configuration: Configuration) -> int:
     """Measure, writing after each analyzer, and print the report; exit code 2 where one could not be measured."""
     wanted = chosen(own)
-    started = time.monotonic()
     job = prepare(checkpoint, common)
     analyzers = configured(wanted, configuration)
     context = job.context(analyzers)
-    plan = planned(context, analyzers, common, started)
+    plan = planned(context, analyzers, common)
     if common.dry_run:
         show_plan(plan, job.path, common)
         return 0
@@ -132,15 +130,15 @@ def _run(
     for analyzer, work, why in plan.run():
         name = analyzer.name
         if why:
-            records[name] = skipped(analyzer, context.seed, why)
-        else:
-            try:
-                records[name] = record(analyzer, work(), context.seed)
-            except GapscopeError as error:
-                failures[name] = error
-                records[name] = skipped(analyzer, context.seed, f"could not be measured: {error}")
+            records[name], measured = skipped(analyzer, context.seed, why), None
+            continue
+        try:
+            records[name] = record(analyzer, work(), context.seed)
+        except GapscopeError as error:
+            failures[name] = error
+            records[name] = skipped(analyzer, context.seed, f"could not be measured: {error}")
         measured = job.written(records)
-    assert measured is not None  # one analyzer or more
+    measured = measured or job.written(records)
     if measured.failure is None:
         context.parts.forget()
     return measured, failures

@@ -2,7 +2,6 @@
 
 import glob
 import inspect
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,13 +180,12 @@ def _show_plans(
     jobs: Mapping[Path, Job], analyzers: Sequence[Any], further: Sequence[Any], pair: Sequence[Any], common: Common
 ) -> None:
     """Print what each checkpoint would take, all saved epochs among them, and what both would together."""
-    started = time.monotonic()
     contexts = {path: job.context([*analyzers, *further]) for path, job in jobs.items()}
     plans: dict[str, tuple[Planned, Path | None]] = {
-        str(path): (planned(context, analyzers, common, started), jobs[path].path) for path, context in contexts.items()
+        str(path): (planned(context, analyzers, common), jobs[path].path) for path, context in contexts.items()
     }
     if pair:
-        plans["together"] = (planned(next(iter(contexts.values())), pair, common, started), None)
+        plans["together"] = (planned(next(iter(contexts.values())), pair, common), None)
     show_plans(plans, common)
 
 

@@ -5,7 +5,6 @@ import hashlib
 import inspect
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -335,11 +334,10 @@ def _default(checkpoint: Path, session: "Session", others: Sequence[Job]) -> Pat
 
 def measure_and_print(checkpoint: Path, common: Common, analyzers: Sequence[Any]) -> None:
     """Measure, write, and print the report: JSON alone on stdout where that was asked for."""
-    started = time.monotonic()
     job, plan = prepare(checkpoint, common), None
     context = job.context(analyzers)
     if common.dry_run or common.time_budget is not None:
-        plan = planned(context, analyzers, common, started)
+        plan = planned(context, analyzers, common)
         if common.dry_run:
             show_plan(plan, job.path, common)
             return

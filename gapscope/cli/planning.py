@@ -18,7 +18,22 @@ if TYPE_CHECKING:
     from gapscope.measure.plan import Fit
     from gapscope.results import Result
 
+AROUND = 1.0  # seconds of a budget for Python's start before the command, and for the report after it
 SAID_BYTES = 1_000_000_000  # a larger peak is announced
+
+
+class Clock:
+    """When the command of this process began, before torch was imported: a time budget counts from here."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Count from now on."""
+        self.began = time.monotonic()
+
+
+COMMAND = Clock()
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,7 @@ class Planned:
     fits: "tuple[Fit, ...]"
     speed: "Pace"
     budget: float  # seconds
-    started: float
+    end: float  # of measuring
 
     @property
     def seconds(self) -> float:
@@ -45,7 +60,7 @@ class Planned:
             name = each.analyzer.name
             found = each
             if self.budget < math.inf:
-                left = ranks().from_first(self.started + self.budget - time.monotonic())
+                left = ranks().from_first(self.end - time.monotonic())
                 found = fit(self.context.problem(), self.context.analyzers[name], self.speed, left)
             yield found.analyzer, partial(self._result, found.analyzer), found.why
 
@@ -61,18 +76,25 @@ class Planned:
         return replace(result, notes=(*result.notes, note))
 
 
-def planned(context: "Context", analyzers: Sequence[Any], common: Common, started: float) -> Planned:
-    """Time passes of every kind, and return the plan; the time since the start of the command is of the budget."""
+def planned(context: "Context", analyzers: Sequence[Any], common: Common) -> Planned:
+    """Time passes of every kind, and return the plan; the time since the start of the command is of the budget.
+
+    Nothing is timed where nobody would see it or be bound by it.
+    """
     from gapscope.measure.distributed import ranks
-    from gapscope.measure.pace import pace
-    from gapscope.measure.plan import kinds, plan
+    from gapscope.measure.pace import Pace, pace
+    from gapscope.measure.plan import PLANNING, kinds, plan
 
     budget = math.inf if common.time_budget is None else parse_seconds(common.time_budget)
+    end = COMMAND.began + budget - AROUND
     problem = context.problem()
-    # by one clock: ranks that disagree about what fits would wait for each other
-    speed = ranks().from_first(pace(problem, kinds(problem, analyzers)))
-    fits = plan(problem, analyzers, speed, budget=ranks().from_first(budget - (time.monotonic() - started)))
-    return Planned(context, fits, speed, budget, started)
+    speed = Pace(math.nan)
+    if not common.quiet or common.dry_run or budget < math.inf:
+        # by one clock: ranks that disagree about what fits would wait for each other
+        within = ranks().from_first(PLANNING * (end - time.monotonic()))
+        speed = ranks().from_first(pace(problem, kinds(problem, analyzers), within=within))
+    fits = plan(problem, analyzers, speed, budget=ranks().from_first(end - time.monotonic()))
+    return Planned(context, fits, speed, budget, end)
 
 
 def refuse_unfit(found: Planned) -> None:

@@ -1,6 +1,5 @@
 """Analyzers of several checkpoints together (`path`, `plane`, `escape`): measure, write a comparison, print it."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,6 @@ def measure_together_and_print(
     from gapscope.measure.distributed import ranks
     from gapscope.measure.interface import measure_together
 
-    started = time.monotonic()
     output = common.output or Path(f"{'-vs-'.join(dict.fromkeys(path.stem for path in paths))}.comparison.h5")
     ranks().first(lambda: refuse_unwritable(output))
     sessions = [load(path, common) for path in paths]
@@ -35,7 +33,7 @@ def measure_together_and_print(
     further = configured(needed(analyzers), configuration)
     contexts = [checked(remembered(session, parts), further, quiet=common.quiet) for session in sessions]
     if common.dry_run or common.time_budget is not None:
-        plan = planned(contexts[0], analyzers, common, started)
+        plan = planned(contexts[0], analyzers, common)
         if common.dry_run:
             show_plan(plan, output, common)
             return

@@ -122,7 +122,7 @@ def _show_plan(left: Sequence[Found], folder: Path, analyzers: Sequence[Any], co
         context = Job(load(one.path, replace(common, quiet=True)), folder / one.report, common.quiet).context(analyzers)
         loading = time.monotonic() - started
         name = f"{one.path}, the first of {len(left):,} without a report"
-        plans[name] = (planned(context, analyzers, common, started), folder / one.report)
+        plans[name] = (planned(context, analyzers, common), folder / one.report)
     show_plans(plans, common, times=len(left), loading=loading)
 
 

@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 
+from gapscope.measure.distributed import ranks
 from gapscope.measure.manifold import RandomManifold
 from gapscope.measure.monitor import Monitor
 from gapscope.measure.problem import Problem
@@ -40,17 +41,21 @@ class Pace:
         return sum(count * known.get(kind, math.nan) for kind, count in passes.items() if count)
 
 
-def pace(problem: Problem, kinds: Iterable[str] = ("product",)) -> Pace:
+def pace(problem: Problem, kinds: Iterable[str] = ("product",), *, within: float = math.inf) -> Pace:
     """Time a gradient, and each of these kinds, on the first micro-batches with their share of the memory budget.
 
     Cost: two passes of each kind over at most `TIMED` micro-batches, one over one where they take many gradients.
+    After so many seconds (`within`) no further kind is begun.
     """
+    end = time.perf_counter() + within
     few, share = _part(problem, TIMED * problem.micro_batch)
     few.gradient()  # the first one also warms up
     gradient = share * _timed(few.gradient, problem)
     product = first = 0.0
     others = {}
-    for kind in sorted(set(kinds) - {"gradient"}):
+    for kind in dict.fromkeys(kind for kind in kinds if kind != "gradient"):
+        if within < math.inf and ranks().from_first(time.perf_counter() > end):  # all ranks make the same passes
+            break
         if kind in DENSE:
             others[kind] = DENSE[kind](problem)
         elif kind in DEAR_PASSES:

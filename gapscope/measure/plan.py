@@ -28,6 +28,7 @@ SHARDED, SHARDED_PROBE = 10, 20
 KRYLOV = 30  # vectors: few runs need more
 FEWEST = 12  # products under which none is started: the estimators' own least, and Lanczos would show nothing
 MANY, BESIDE = 10, 0.15  # passes from which on an analyzer takes dense work and errors beside them, and its seconds
+PLANNING = 0.2  # of the time left after loading that timing may take
 SHARE = 0.9  # of the time left that products may take: the rest checks and writes
 
 
@@ -103,22 +104,21 @@ def fit(problem: Problem, analyzer: Any, speed: Pace, left: float) -> Fit:
     """Return an analyzer as the seconds left allow it.
 
     Where the most products that it allows itself (`max_matvecs`) would not fit, it is allowed fewer, a setting of its
-    result; it is skipped where what it is expected to take would not fit either.
+    result; it is skipped where what it is expected to take would not fit either, or was not timed.
     """
-    most = getattr(analyzer, "max_matvecs", 0)
-    beside = expected(problem, analyzer, speed)
-    fitting = most
-    if most and left < math.inf and beside.products and speed.product:
-        fitting = int((SHARE * left - beside.gradients * speed.gradient) / speed.product)
-    bounded = dataclasses.replace(analyzer, max_matvecs=fitting) if FEWEST <= fitting < most else analyzer
-    cost = expected(problem, bounded, speed)
-    if not cost.known_seconds > left:
-        return Fit(bounded, cost)
+    instead = f"raise `--time-budget`, or run `gapscope {analyzer.name}` alone"
     cost = expected(problem, analyzer, speed)
-    why = (
-        f"would take about {clock(cost.seconds)}, and {clock(max(left, 0.0))} were left: raise `--time-budget`, or run "
-        f"`gapscope {analyzer.name}` alone"
-    )
+    if math.isnan(cost.seconds) and left < math.inf and passes_of(problem, analyzer) is not None:
+        return Fit(analyzer, cost, f"was not timed: planning may take {PLANNING:.0%} of the time; {instead}")
+    most = getattr(analyzer, "max_matvecs", 0)
+    fitting = most
+    if most and left < math.inf and cost.products and speed.product:
+        fitting = int((SHARE * left - cost.gradients * speed.gradient) / speed.product)
+    bounded = dataclasses.replace(analyzer, max_matvecs=fitting) if FEWEST <= fitting < most else analyzer
+    within = expected(problem, bounded, speed)
+    if not within.known_seconds > left:
+        return Fit(bounded, within)
+    why = f"would take about {clock(cost.seconds)}, and {clock(max(left, 0.0))} were left: {instead}"
     return Fit(analyzer, cost, why)
 
 
@@ -143,9 +143,10 @@ def passes_of(problem: Problem, analyzer: Any) -> Mapping[str, float] | None:
         return None
 
 
-def kinds(problem: Problem, analyzers: Sequence[Any]) -> set[str]:
-    """Return the kinds of passes that analyzers make: what is to be timed."""
-    return {kind for analyzer in analyzers for kind, count in (passes_of(problem, analyzer) or {}).items() if count}
+def kinds(problem: Problem, analyzers: Sequence[Any]) -> tuple[str, ...]:
+    """Return the kinds of passes that analyzers make, in the order of need: what is to be timed."""
+    each = ((passes_of(problem, analyzer) or {}).items() for analyzer in analyzers)
+    return tuple(dict.fromkeys(kind for passes in each for kind, count in passes if count))
 
 
 def clock(seconds: float) -> str:

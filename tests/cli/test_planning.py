@@ -1,10 +1,12 @@
 import json
+import math
 
 import pytest
 import torch
 
 from gapscope.cli import planning
 from gapscope.measure.analyzers import analyzer_class
+from gapscope.report import file
 from gapscope.report.file import read_report
 from gapscope.results import Status
 
@@ -67,10 +69,57 @@ def test_a_budget_bounds_the_products_as_a_setting_that_repeats_the_run(run, sma
     assert again.quantities["top"].value == timed.quantities["top"].value
 
 
+def test_a_budget_counts_from_the_start_of_the_command_and_leaves_time_for_the_report(run, small, monkeypatch):
+    monkeypatch.setattr("gapscope.measure.pace.pace", lambda *_, **__: planning_pace())
+    monkeypatch.setattr(analyzer_class("gap"), "passes", lambda *_: {"gradient": 100.0})  # 50 s
+    began = planning.Clock.start
+
+    def earlier(clock):
+        began(clock)
+        clock.began -= 97  # importing took so long
+
+    assert "skipped" not in run("gap", small, "--dry-run", "--time-budget", "100s").out
+    monkeypatch.setattr(planning.Clock, "start", earlier)
+    assert "gap would take about 50 s, and " in run("gap", small, "--dry-run", "--time-budget", "100s").out
+    assert "skipped" not in run("gap", small, "--dry-run", "--time-budget", "10min").out
+
+
+def test_timing_takes_a_fifth_of_what_is_left(run, small, monkeypatch):
+    seen = []
+
+    def pace(problem, kinds, *, within):
+        seen.append(within)
+        return planning_pace()
+
+    monkeypatch.setattr("gapscope.measure.pace.pace", pace)
+    run("analyze", small, "--dry-run", "--time-budget", "1000s")
+    run("analyze", small, "--dry-run")
+    run("analyze", small, "--only", "gap", "-q")  # nobody would see it
+    run("analyze", small, "--only", "gap")
+    assert 150 < seen[0] < 200
+    assert seen[1:] == [math.inf, math.inf]
+
+
+def test_what_is_skipped_is_written_with_what_was_measured(run, small, tmp_path, monkeypatch):
+    monkeypatch.setattr("gapscope.measure.pace.pace", lambda *_, **__: planning_pace())
+    written = []
+    write = file.write
+    monkeypatch.setattr(file, "write", lambda report, path: (written.append(list(report.results)), write(report, path)))
+    words = ("--only", "gap", "--only", "noise", "--only", "curvature")
+    assert run("analyze", small, *words, "--time-budget", "10min").code == 0
+    assert [len(names) for names in written] == [1, 3]
+    results = read_report(tmp_path / "digits-small-batch.report.h5").results
+    assert {name: each.status is Status.SKIPPED for name, each in results.items()} == {
+        "gap": False,
+        "noise": True,
+        "curvature": True,
+    }
+
+
 def planning_pace():
     from gapscope.measure.pace import Pace
 
-    return Pace(gradient=0.5, product=10.0, first=1.0, others={"curvature_along": 20.0})
+    return Pace(gradient=0.5, product=10.0, first=1.0, others={"curvature_along": 20.0, "outcomes": 0.5})
 
 
 def test_much_memory_is_said_beforehand(run, small, monkeypatch):

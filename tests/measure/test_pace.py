@@ -44,3 +44,17 @@ def test_every_kind_has_a_pace(timed, kind):
 
 def test_what_was_not_timed_is_not_known():
     assert math.isnan(Pace(1.0).of({"gradient": 1, "blocks": 1}))
+
+
+def test_no_kind_is_begun_after_the_time_for_it(timed):
+    given, seen = timed
+    found = pace(given, ["product", "outcomes"], within=0.0)
+    assert seen == [20] * 2  # the gradient, which every plan needs
+    assert (found.product, dict(found.others)) == (0, {})
+    assert set(pace(given, ["outcomes", "blocks"], within=60.0).others) == {"outcomes", "blocks"}
+
+
+def test_kinds_are_timed_in_the_order_asked():
+    kinds = ("slopes_along", "gradient", "outcomes", "slopes_along")
+    found = pace(ZOO["tanh mlp"].problem(samples=50, batch_size=5), kinds)
+    assert list(found.others) == ["slopes_along", "outcomes"]

@@ -46,7 +46,13 @@ def test_seconds_are_gradients_and_products_at_their_pace_and_what_products_set_
     assert (first.cost.gradients, first.cost.products) == (rest / SPEED.gradient, 12)
     assert first.cost.seconds == rest + 12 * SPEED.product
     assert (gap.cost.products, gap.cost.seconds) == (0, 0.5)
-    assert kinds(mlp(), [Eigenvalues(), Gap(), Unknown()]) == {"gradient", "product", "curvature_along", "outcomes"}
+    assert set(kinds(mlp(), [Eigenvalues(), Gap(), Unknown()])) == {
+        "gradient",
+        "product",
+        "curvature_along",
+        "outcomes",
+    }
+    assert kinds(mlp(), [Gap(), Known(), Gap()]) == ("outcomes", "gradient")
     assert (first.why, first.analyzer) == ("", Eigenvalues())
 
 
@@ -56,6 +62,17 @@ def test_what_does_not_say_what_it_takes_is_run():
     assert (one.why, one.cost.known_seconds) == ("", 0.0)
     (refusing,) = plan(mlp(), [Known(cost=-1.0)], SPEED, budget=1.0)
     assert math.isnan(refusing.cost.gradients)
+
+
+def test_what_was_not_timed_is_not_begun_within_a_budget():
+    given, slow = mlp(), Pace(2.0)
+    (one,) = plan(given, [Gap()], slow, budget=1e6)
+    assert one.why == (
+        "was not timed: planning may take 20% of the time; raise `--time-budget`, or run `gapscope gap` alone"
+    )
+    assert plan(given, [Gap()], slow)[0].why == ""
+    assert plan(given, [Unknown()], slow, budget=1e6)[0].why == ""
+    assert plan(given, [Eigenvalues()], Pace(2.0, product=5.0), budget=1e6)[0].why.startswith("was not timed")
 
 
 def test_the_budget_is_spent_in_order():
