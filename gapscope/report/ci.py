@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from gapscope.report.document import Column, Document, Line, Note, Table, Tone
 from gapscope.report.figures import NONE, number
-from gapscope.report.terminal import printable
+from gapscope.report.terminal import OBEYED, printable
 from gapscope.report.verdicts import Check, OnUnsure, Verdict, exit_code
 
 FORMAT_VERSION = 1
@@ -175,7 +175,7 @@ def line(check: Check) -> str:
 
 def _escaped(text: str) -> str:
     """Escape as the runner reads it; control characters are gone already, so no command can be smuggled in."""
-    return printable(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return OBEYED.sub(r"\1 [", printable(text)).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def junit(checks: Sequence[Check], on_unsure: OnUnsure = "3") -> str:
@@ -203,7 +203,8 @@ def junit(checks: Sequence[Check], on_unsure: OnUnsure = "3") -> str:
             if kind != "skipped":
                 inside.set("type", check.verdict)
     ElementTree.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+    text = OBEYED.sub(r"\1&#91;", ElementTree.tostring(root, encoding="unicode"))  # it stands in texts alone
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
 
 
 def _kind(check: Check, on_unsure: OnUnsure) -> str:

@@ -22,7 +22,7 @@ from gapscope.report.figures import contrast_unit
 from gapscope.report.file import COMPARISON, FORMAT_VERSION, REPORT
 from gapscope.report.reading import whole_reading
 from gapscope.report.records import Comparison, Record, Report, Row, Subject
-from gapscope.report.terminal import harmless
+from gapscope.report.terminal import OBEYED, harmless
 from gapscope.results import Quantity
 
 ERRORS = ("numerical_error", "sampling_error")
@@ -62,8 +62,8 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def dumps(content: dict[str, Any]) -> str:
-    """Return JSON text in ASCII, which every pipe carries, without the `##[` that GitHub's runner obeys in any line."""
-    return json.dumps(content, indent=2, allow_nan=False).replace("##[", "##\\u005b")  # it stands in strings alone
+    """Return JSON text in ASCII, which every pipe carries, without what a runner of workflows obeys in any line."""
+    return OBEYED.sub(r"\1\\u005b", json.dumps(content, indent=2, allow_nan=False))  # it stands in strings alone
 
 
 def _subject(subject: Report | Subject) -> dict[str, Any]:

@@ -36,6 +36,7 @@ STYLES = {
 SAMPLE = 200  # lines of a table that decide how its columns share the window: the search takes time
 NAME = 28  # characters of a layer's name that stay together before columns of numbers are given up
 HYPHENS = re.compile(r"(?<=[^\W\d]-)(?=[^\W\d])|(?<=\w\.)(?=[^\W\d])")
+OBEYED = re.compile(r"(##(?:vso)?)\[")  # by runners of GitHub's and Azure's workflows, anywhere in a line
 UNBROKEN = re.compile(r"(?!)")  # sentences have room enough not to break inside words
 ASCII = str.maketrans({"\u00a0": " ", "±": "+-", "–": "-", "≥": ">=", "≤": "<=", "·": "*"})
 
@@ -72,11 +73,11 @@ def printable(text: str) -> str:
 
 
 def harmless(text: str) -> str:
-    """Return a text, printable, in which a runner of workflows finds no command: GitHub's obeys `::` and `##[`.
+    """Return a text, printable, in which a runner of workflows finds no command: `::`, `##[`, and Azure's `##vso[`.
 
-    The first counts before a word at the beginning of a line, where wrapping may put any; the second counts anywhere.
+    The first counts before a word at the beginning of a line, where wrapping may put any; the others count anywhere.
     """
-    return re.sub(r"(?<!\S)::(?=\w)", ": :", printable(text)).replace("##[", "## [")
+    return OBEYED.sub(r"\1 [", re.sub(r"(?<!\S)::(?=\w)", ": :", printable(text)))
 
 
 def error_lines(message: str) -> list[str]:

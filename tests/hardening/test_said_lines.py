@@ -2,8 +2,10 @@
 
 import ast
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -22,14 +24,15 @@ from gapscope.results import Quantity
 from tests.report.example_reports import eigenvalues, report, with_quantity
 
 CLI = Path(gapscope.__file__).parent / "cli"
-HOSTILE = "\x1b]0;owned\x07\x1b[2J\n::error::forged ##[error]forged \u202e"
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\n::error::forged ##[error]forged ##vso[task.x]forged \u202e"
 
 
 def refused_by_runners(said):
-    """GitHub's runner trims a line and obeys what then begins with `::`, and `##[` wherever it stands."""
+    """GitHub's runner trims a line and obeys what then begins with `::`; `##[` and `##vso[` count where they stand."""
     assert "forged" in said
     assert not [line for line in said.splitlines() if line.strip().startswith("::")]
     assert "##[" not in said
+    assert "##vso[" not in said
     assert not set(said) & set("\x1b\x07\x9b\r\u202e")
 
 
@@ -43,6 +46,7 @@ def refused_by_runners(said):
         ("\u200b::x", ": :x"),
         ("##[error]x", "## [error]x"),
         ("#\x07#[error]x", "## [error]x"),
+        ("a ##vso[task.setvariable]x", "a ##vso [task.setvariable]x"),
         ("std::vector, a: b, ## x", "std::vector, a: b, ## x"),
     ],
 )
@@ -79,6 +83,19 @@ def test_what_a_report_says_is_shown_harmlessly(run, how):
     refused_by_runners(shown)
     if how == ("--json",):
         assert json.loads(shown)["subject"]["identity"]["model"] == HOSTILE
+
+
+@pytest.mark.parametrize("form", ["junit", "plain", "json", "github", "markdown"])
+def test_the_gate_names_a_report_harmlessly(run, monkeypatch, form):
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    name = "##[error]forged ##vso[task.x]forged.h5"
+    for path in (name, "b.h5"):
+        gapscope.write(report(eigenvalues()), path)
+    outcome = run("gate", name, "b.h5", "--max", "eigenvalues/top=1e-9", "--format", form)
+    assert outcome.code == 1
+    refused_by_runners(re.sub(r"(?m)^::", "", outcome.out))  # of that form, its own commands are meant
+    if form == "junit":
+        assert ElementTree.fromstring(outcome.out.encode()).find("testsuite").get("name") == name
 
 
 def test_what_to_type_next_commands_nothing(run):

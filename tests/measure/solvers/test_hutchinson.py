@@ -358,3 +358,15 @@ def test_the_unit_of_the_matrix_changes_no_choice(method, factor):
     assert (other.method, other.status, other.matvecs) == (one.method, one.status, one.matvecs)
     assert other.trace == pytest.approx(factor * one.trace, rel=1e-9)
     assert other.trace_error == pytest.approx(factor * one.trace_error, rel=1e-6)
+
+
+def test_what_is_chosen_counts_the_products_that_are_left(monkeypatch):
+    asked = []
+
+    def never(plain, missed, directions, wanted, left, *, last):
+        asked.append((len(plain), left, last))
+        return False
+
+    monkeypatch.setattr("gapscope.measure.solvers.hutchinson._deflation_pays", never)
+    estimate_trace(from_dense(decaying()), rng(), tolerance=1e-9, max_matvecs=100)
+    assert asked == [(PILOT, 100 - PILOT, False), (2 * PILOT, 100 - 2 * PILOT, True)]

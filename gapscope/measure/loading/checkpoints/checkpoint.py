@@ -46,6 +46,9 @@ _HINTS = (
     *("epoch", "epochs", "step", "steps", "global_step", "iteration", "iterations", "iter_num"),
     *("batch_size", "lr", "learning_rate", "momentum", "weight_decay", "seed"),
 )
+MOST_VALUES = 100_000  # plain values in a file's tables of settings: a list that is shared counts wherever it is met
+MOST_NAMES = 5_000_000  # in all tables where weights may be
+_LONGEST = 2000  # bits of an integer that torch's reader of weights takes, about
 _GROUP_HINTS = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
 
 
@@ -193,10 +196,10 @@ def _settings(content: Mapping[Any, Any]) -> dict[str, Any]:
     for key in SETTINGS:
         value = content.get(key)
         found |= value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
-    plain = {}
+    plain, room = {}, iter(range(MOST_VALUES))
     for name, value in found.items():
         with contextlib.suppress(LoadError):
-            plain[str(name)] = _plain(value, str(name))
+            plain[str(name)] = _plain(value, str(name), room)
     return plain
 
 
@@ -222,9 +225,16 @@ def _recorded(about: object, path: Path) -> Mapping[str, Any]:
 
 
 def _state_dicts(
-    content: Mapping[Any, Any], location: str = "", depth: int = 0
+    content: Mapping[Any, Any], location: str = "", depth: int = 0, room: list[int] | None = None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield every mapping that is mostly named tensors; optimizers' and schedulers' are left out."""
+    room = [MOST_NAMES] if room is None else room
+    room[0] -= len(content)
+    if room[0] < 0:
+        raise LoadError(
+            f"Its tables hold more than {MOST_NAMES:,} names, those that are shared counted wherever they are met. "
+            "Expected a state_dict. Save that alone: `torch.save(model.state_dict(), path)`."
+        )
     tensors = {key: v for key, v in content.items() if isinstance(v, Tensor) and isinstance(key, str)}
     ragged = next((key for key, tensor in tensors.items() if tensor.is_nested), None)
     if ragged is not None:
@@ -236,7 +246,7 @@ def _state_dicts(
             continue
         at = f"{location}.{key}" if location else key
         if isinstance(value, Mapping):
-            yield from _state_dicts(value, at, depth + 1)
+            yield from _state_dicts(value, at, depth + 1, room)
         elif key == SHADOW and isinstance(value, list) and value and all(isinstance(v, Tensor) for v in value):
             yield at, {str(position): tensor for position, tensor in enumerate(value)}
 
@@ -258,18 +268,36 @@ def _training_hints(content: Mapping[str, Any], optimizer: Mapping[str, Any] | N
     return hints
 
 
-def _plain(value: Any, key: str, levels: int = DEEPEST) -> Any:
-    """Return a copy made of plain types only, or say which key is not."""
+def _plain(value: Any, key: str, room: Iterator[int] | None = None, levels: int = DEEPEST) -> Any:
+    """Return a copy made of plain types only, of as many values as there is room for, or say which key is not."""
+    room = iter(range(MOST_VALUES)) if room is None else room
+    if next(room, None) is None:
+        raise LoadError(
+            f"`{key[:60]}` lies in tables of more than {MOST_VALUES:,} values. Expected fewer, lists that are shared "
+            "counted wherever they are met. Keep them in a file of their own."
+        )
     if levels == 0:
         raise LoadError(
             f"`{key[:60]}...` is nested {DEEPEST} levels deep. Expected lists and tables of few levels. Flatten it."
         )
+    if type(value) is int and value.bit_length() > _LONGEST:
+        raise LoadError(
+            f"`{key}` is an integer of {value.bit_length():,} bits. Expected at most {_LONGEST:,}, or no reader of "
+            "weights takes the file. Give it as text."
+        )
+    if type(value) is str and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise LoadError(
+            f"`{key}` holds half of a letter: {value[:40]!a}. Expected text that UTF-8 can write. Decode its bytes "
+            'with `errors="replace"`.'
+        )
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{key}[{i}]", levels - 1) for i, item in enumerate(value)]
+        return [_plain(item, f"{key}[{i}]", room, levels - 1) for i, item in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return {name: _plain(item, f"{key}.{name}", levels - 1) for name, item in value.items()}
+        return {
+            _plain(name, key, room): _plain(item, f"{key}.{name}", room, levels - 1) for name, item in value.items()
+        }
     raise LoadError(
         f"`{key}` is {_described(value)}. Expected plain values only (text, numbers, true or false, lists and tables "
         "of them), so that the file loads without running code. Convert it, for example with `float(...)`."

@@ -1,7 +1,6 @@
 """What a file is and holds, found without running anything from it and without its numbers where a header tells."""
 
 import collections
-import itertools
 import math
 import re
 import shlex
@@ -129,10 +128,13 @@ def _candidates(tensors: Mapping[str, dict[str, Tensor]]) -> Iterator[tuple[str,
         for name, tensor in state.items():
             head, _, rest = name.partition(".")
             parts[head][rest] = tensor
-        shapes = {head: {name: t.shape for name, t in part.items()} for head, part in parts.items() if len(part) > 1}
-        for head, other in itertools.permutations(shapes, 2):
-            if shapes[head] == shapes[other] and (is_averaged(head, ()) or is_averaged(other, ())):
-                yield f"{key}.{head}".removeprefix(f"{ROOT}."), parts[head]
+        alike: dict[frozenset[tuple[str, torch.Size]], list[str]] = collections.defaultdict(list)
+        for head, part in parts.items():
+            if len(part) > 1:
+                alike[frozenset((name, tensor.shape) for name, tensor in part.items())].append(head)
+        for heads in alike.values():
+            if len(heads) > 1 and any(is_averaged(head, ()) for head in heads):
+                yield from ((f"{key}.{head}".removeprefix(f"{ROOT}."), parts[head]) for head in heads)
 
 
 def _weights(key: str, state: Mapping[str, Tensor]) -> Weights:

@@ -77,6 +77,9 @@ def test_a_view_does_not_drag_its_storage_into_the_file(tmp_path):
         ({"model_args": {"sizes": [1, object()]}}, "`model_args.sizes[1]` is an object of class builtins.object"),
         ({"model_args": {"map": {1: 2}}}, "`model_args.map` is an object of class builtins.dict"),
         ({"optimizer": {"state": object()}}, "`optimizer.state` is an object of class builtins.object"),
+        ({"training": {"seed": 1 << 60_000}}, "`training.seed` is an integer of 60,001 bits. Expected at most 2,000"),
+        ({"model_args": {"name": "a\ud800"}}, "`model_args.name` holds half of a letter: 'a\\ud800'. Expected text"),
+        ({"training": {"\udfff": 1}}, "`training` holds half of a letter: '\\udfff'. Expected text that UTF-8 can"),
         ({"factory": lambda: None}, "<lambda>`, which a later run cannot import. Expected a module-level function"),
         ({"factory": mlp()}, "which a later run cannot import"),
         ({"loss": nn.CrossEntropyLoss()}, "`loss` is `an object of class torch.nn.modules.loss.CrossEntropyLoss`"),
@@ -225,6 +228,40 @@ def test_settings_are_the_plain_values_that_a_script_left(tmp_path):
     assert checkpoint.format == "Lightning checkpoint"
     assert checkpoint.settings == {"width": 8, "sizes": [1, 2], "batch_size": 64}
     assert (checkpoint.folder, checkpoint.module, checkpoint.trust) == (None, None, "nothing from the file runs")
+
+
+def test_the_longest_integers_that_are_saved_are_read_back(tmp_path):
+    training = {"seed": 1 << 1999, "low": -(1 << 1999), "letter": "\U0001f600\ud7ff\ue000"}
+    save_checkpoint(tmp_path / "a.pt", mlp(), training=training)
+    assert read(tmp_path / "a.pt").training == training
+    with pytest.raises(LoadError, match=r"2,001 bits"):
+        save_checkpoint(tmp_path / "a.pt", mlp(), training={"seed": 1 << 2000})
+
+
+def test_lists_that_are_shared_over_and_over_are_left_out(tmp_path):
+    shared = [0]
+    for _ in range(25):  # millions of values in all
+        shared = [shared] * 2
+    content = {"model": nn.Linear(2, 2).state_dict(), "args": {"lr": 0.1, "shared": shared}}
+    torch.save(content, tmp_path / "a.pt")
+    assert read(tmp_path / "a.pt").settings == {"lr": 0.1}
+    about = {"format_version": 1, "training": {"shared": shared}}
+    torch.save({**content, "gapscope": about}, tmp_path / "b.pt")
+    with pytest.raises(
+        LoadError, match=r"`training\.shared(\[\d\])*` lies in tables of more than 100,000 values\. Exp"
+    ):
+        read(tmp_path / "b.pt")
+
+
+def test_tables_that_are_shared_over_and_over_are_refused(tmp_path, monkeypatch):
+    table = {"w": torch.ones(2)}
+    for _ in range(3):
+        table = {str(i): table for i in range(30)}
+    torch.save(table, tmp_path / "a.pt")
+    assert len(read(tmp_path / "a.pt").tensors) == 30**3
+    monkeypatch.setattr("gapscope.measure.loading.checkpoints.checkpoint.MOST_NAMES", 30**3)
+    with pytest.raises(LoadError, match=r"Its tables hold more than 27,000 names, those that are shared counted wher"):
+        read(tmp_path / "a.pt")
 
 
 def test_a_trusted_file_of_modules_gives_their_weights_and_the_first_module(tmp_path):

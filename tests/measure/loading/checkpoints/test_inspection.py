@@ -44,7 +44,8 @@ def test_everything_about_a_checkpoint(tmp_path):
 
 def test_settings_wrappers_and_averages_are_found(tmp_path):
     raw = {f"module.{name}": tensor.half() for name, tensor in nn.Linear(2, 2).state_dict().items()}
-    both = {f"{part}.{name}": torch.ones(2) for part in ("net", "ema_net") for name in ("a", "b")}
+    both = {f"{part}.{name}": torch.ones(2) for part in ("net", "ema_net", "also") for name in ("a", "b")}
+    both |= {"other.a": torch.ones(2), "other.b": torch.ones(3), "third.a": torch.ones(2), "third.b": torch.ones(3)}
     content = {
         "pytorch-lightning_version": "2.5",
         "state_dict": raw | {"module.steps": torch.tensor(3)},
@@ -64,7 +65,9 @@ def test_settings_wrappers_and_averages_are_found(tmp_path):
         "pair": False,
         "pair.net": False,
         "pair.ema_net": True,
+        "pair.also": False,
     }
+    assert len(found.weights) == 6
     assert found.weights[0].types == {"float16": 6, "int64": 1}
     assert found.weights[0].wrappers == ("module",)
 
