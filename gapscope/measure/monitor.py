@@ -18,3 +18,14 @@ class Monitor:
 
     def end(self) -> None:
         """Note that what began is done."""
+
+
+class Portion(Monitor):
+    """Passes on the progress of a part of the data."""
+
+    def __init__(self, whole: Monitor, share: float) -> None:
+        self.whole, self.share = whole, share
+
+    def tick(self, fraction: float) -> None:
+        """Note that this fraction of a pass over the part is done."""
+        self.whole.tick(fraction * self.share)

@@ -1,5 +1,6 @@
 """Symmetric linear maps, known only by what they do to a vector.  No neural networks here."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 CPU = torch.device("cpu")
-_PIECE = 1 << 20  # random numbers drawn at a time
+_PIECE = 1 << 20  # numbers drawn or multiplied at a time, where another vector of all is too much
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,12 @@ def inner(a: Tensor, b: Tensor, share: Share | None = None) -> Tensor:
     """
     own = (a * b).sum(dtype=torch.float32 if a.device.type == "mps" else torch.float64)  # no float64 there
     return own if share is None else share.total(own)
+
+
+def rounded(slope: Tensor, x: Tensor) -> float:
+    """Return what rounding of the entries of x (n,) does to a function of that slope (n,): eps/2 |slope * x|."""
+    pieces = zip(torch.split(slope, _PIECE), torch.split(x, _PIECE), strict=True)
+    return torch.finfo(x.dtype).eps / 2 * math.hypot(*(float((g * part).norm()) for g, part in pieces))
 
 
 def gaussian(size: int, rng: Generator, dtype: torch.dtype, share: Share | None = None) -> Tensor:

@@ -62,6 +62,15 @@ def test_rounding_of_weights_on_a_steep_loss_is_stated(solver):
     assert 1e-3 < off <= stated < 0.1  # 1.002 is 1.00199997 in float32
 
 
+@pytest.mark.parametrize("ball", ["worst_l2", "worst_linf", "sam"])
+def test_rounding_of_weights_in_a_ball_on_a_steep_loss_is_stated(ball):
+    steep = bowl(torch.tensor([1e6]), torch.ones(1), theta=torch.ones(1))
+    radii = {"rhos_l2": (0.002,), "rhos_linf": (0.002,), "rhos_sam": (0.002,)}
+    found = getattr(measure(AdaptiveSharpness(probes=0, rhos_average=(), **radii), steep), ball)
+    off, stated = abs(float(found.value.item()) - 2), float(found.numerical_error.item())
+    assert 1e-5 < off <= stated < 1e-3
+
+
 def test_the_error_over_few_draws_is_widened():
     given = bowl(torch.linspace(1, 50, 60, dtype=F8), torch.zeros(60, dtype=F8))
     settings = EpsilonSharpness(solvers=("ascent",), epsilons=(1e-3,), manifold=10, draws=3)

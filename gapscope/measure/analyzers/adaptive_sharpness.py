@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gapscope.measure.monitor import Monitor
+from gapscope.measure.monitor import Portion
 from gapscope.results import Array, Quantity, Result, Status, scalar
 
 if TYPE_CHECKING:
@@ -188,10 +188,10 @@ class _Search:
             for name, (norm, rhos) in kinds.items():
                 for j, rho in enumerate(rhos):
                     purpose = f"{name}/{rho:g}/{number}"
-                    peak, there = self._peak(part, origin, norm, rho, purpose, adaptive=name != "sam")
+                    peak, there, moved = self._peak(part, origin, norm, rho, purpose, adaptive=name != "sam")
                     rises[name][j, places] = there - base
                     # what a first-order step promises, and what the second half of the steps added
-                    gaps[name][j] += share * max(peak.gap, peak.value - peak.halfway)
+                    gaps[name][j] += share * (max(peak.gap, peak.value - peak.halfway) + moved)
                     firsts[name][j] += share * (peak.first - peak.start_value)
                     self.statuses.append(peak.status)
                     self.messages.add(peak.message)
@@ -250,23 +250,28 @@ class _Search:
         purpose: str,
         *,
         adaptive: bool,
-    ) -> "tuple[Peak, Array]":
-        """Return the maximum over one ball, and the loss of every sample there."""
+    ) -> "tuple[Peak, Array, float]":
+        """Return the maximum over one ball, the loss of every sample there, and what rounding of theta + d does."""
+        from gapscope.measure.operators import rounded
         from gapscope.measure.solvers.apgd import Ball, apgd
 
         theta, (value, slope) = part.theta, origin
         scale = theta.abs() if adaptive else theta.new_ones(())
         # in u = d / |theta| a rescaled layer looks like itself: start, steps and projections cannot tell them apart
 
+        moved = {value: 0.0}  # by the loss there
+
         def objective(u: "Tensor") -> "tuple[float, Tensor]":
-            loss, gradient = part.loss_and_gradient(theta + scale * u)
+            loss, gradient = part.loss_and_gradient(there := theta + scale * u)
+            moved[loss] = rounded(gradient, there)
             self.context.monitor.say(f"{purpose}  loss {loss:.4g} (at theta: {value:.4g})")
             return loss, scale * gradient
 
         draw = self._draw(purpose, part, adaptive=adaptive)
         peak = apgd(objective, Ball(norm, rho), (value, scale * slope), draw, steps=self.settings.steps)
         there = part.losses(theta + scale * peak.point)
-        return peak, there if peak.status is not Status.NONFINITE else np.full_like(there, np.nan)
+        there = there if peak.status is not Status.NONFINITE else np.full_like(there, np.nan)
+        return peak, there, moved.get(peak.value, 0.0)
 
     def _draw(self, purpose: str, problem: "Problem", *, adaptive: bool = True) -> Any:
         """Return a source of N(0, 1) vectors (n,) that depend on the seed alone; 0 where an adaptive ball is flat."""
@@ -303,17 +308,6 @@ class _Search:
         )
 
 
-class _Share(Monitor):
-    """Passes on the progress of a part of the data."""
-
-    def __init__(self, whole: Monitor, share: float) -> None:
-        self.whole, self.share = whole, share
-
-    def tick(self, fraction: float) -> None:
-        """Note that this fraction of a pass over the part is done."""
-        self.whole.tick(fraction * self.share)
-
-
 def _variant(problem: "Problem", **changes: Any) -> "Problem":
     """Return the problem with changes, at the theta and with the constants that it holds.
 
@@ -337,7 +331,7 @@ def _part(problem: "Problem", places: NDArray[np.int64]) -> "Problem":
         data=problem.data.part(torch.from_numpy(places)),
         loss_function=problem.bound,  # weighted as in the whole data
         batch_size=problem.micro_batch,  # counted once for all parts
-        monitor=_Share(problem.monitor, len(places) / problem.samples),
+        monitor=Portion(problem.monitor, len(places) / problem.samples),
     )
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from gapscope.measure.solvers.ascent import Maximum
 
 SOLVERS = ("keskar", "ascent")
-PIECE = 1 << 20  # entries at a time, where a vector of all of them is no more to be held
 JUDGED: dict[str, Any] = {"unit": "%", "better": "lower", "higher_is": "sharper"}
 KESKAR, ASCENT = 11, 7  # gradients for a box, about: 6 to 11 in the full space of digits, 6 or 7 on manifolds
 
@@ -254,6 +253,7 @@ class _Search:
         """
         import torch
 
+        from gapscope.measure.operators import rounded
         from gapscope.measure.shares import evened
         from gapscope.measure.solvers import ascent
 
@@ -263,8 +263,7 @@ class _Search:
         def objective(y: "Tensor") -> "tuple[float, Tensor]":
             there = self.problem.theta + lift(y)
             value, gradient = self.problem.loss_and_gradient(there)
-            parts = zip(torch.split(gradient, PIECE), torch.split(there, PIECE), strict=True)
-            moved[value] = eps / 2 * math.hypot(*(float((g * x).norm()) for g, x in parts))
+            moved[value] = rounded(gradient, there)
             self.context.monitor.say(f"{purpose}  loss {value:.4g} (at x: {self.start:.4g})")
             return value, project(gradient)
 
