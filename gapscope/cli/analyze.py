@@ -97,7 +97,10 @@ def analyze_and_print(checkpoint: Path, common: Common, own: Own, configuration:
     records: dict[str, Record] = {}
 
     def done() -> str:
-        return f"{', '.join(records)} {'is' if len(records) == 1 else 'are'} in {job.path}" if records else ""
+        from gapscope.results import Status
+
+        names = [name for name, one in records.items() if one.status is not Status.SKIPPED]  # those may not be written
+        return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} in {job.path}" if names else ""
 
     with job.keeping(context, done):
         measured, failures = _run(job, context, plan, records)

@@ -183,7 +183,7 @@ def _total(found: Planned) -> str:
 
     largest = max((f.cost.bytes for f in found.fits if not f.why), default=0)
     speed = f"a gradient takes {clock(found.speed.gradient)}"
-    speed += f", a product {clock(found.speed.product)}" if found.speed.product else ""
+    speed += f", a product {clock(found.speed.product)}" if found.speed.product > 0 else ""
     return f"about {clock(found.seconds)} and {_size(largest)} above the loaded model and data; {speed}"
 
 
@@ -210,7 +210,7 @@ def _plain(found: Planned, path: Path | None) -> dict[str, Any]:
         "seconds": found.seconds,
         "bytes": max((f.cost.bytes for f in found.fits if not f.why), default=0),
         "seconds_per_gradient": found.speed.gradient,
-        "seconds_per_product": found.speed.product,
+        "seconds_per_product": None if math.isnan(found.speed.product) else found.speed.product,
         "parameters": problem.size,
         "samples": problem.samples,
         "micro_batch": problem.micro_batch,

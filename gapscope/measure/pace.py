@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 
+from gapscope.errors import GapscopeError
 from gapscope.measure.distributed import ranks
 from gapscope.measure.manifold import RandomManifold
 from gapscope.measure.monitor import Monitor
@@ -44,43 +45,50 @@ class Pace:
 def pace(problem: Problem, kinds: Iterable[str] = ("product",), *, within: float = math.inf) -> Pace:
     """Time a gradient, and each of these kinds, on the first micro-batches with their share of the memory budget.
 
-    Cost: two passes of each kind over at most `TIMED` micro-batches, one over one where they take many gradients.
-    After so many seconds (`within`) no further kind is begun.
+    Cost: two passes of each kind over about `TIMED` micro-batches, one over one where they take many gradients; every
+    rank has as many.  After so many seconds (`within`) no further kind is begun, and its seconds are NaN.  A kind that
+    the problem does not allow takes none: the analyzer will say why.
     """
-    end = time.perf_counter() + within
-    few, share = _part(problem, TIMED * problem.micro_batch)
+    end, count = time.perf_counter() + within, ranks().count
+    few, share = _part(problem, -(-TIMED // count) * count * problem.micro_batch)
     few.gradient()  # the first one also warms up
     gradient = share * _timed(few.gradient, problem)
-    product = first = 0.0
-    others = {}
-    for kind in dict.fromkeys(kind for kind in kinds if kind != "gradient"):
+    first, took = 0.0, {kind: math.nan for kind in kinds if kind != "gradient"}
+    for kind in took:
         if within < math.inf and ranks().from_first(time.perf_counter() > end):  # all ranks make the same passes
             break
-        if kind in DENSE:
-            others[kind] = DENSE[kind](problem)
-        elif kind in DEAR_PASSES:
-            DEAR_PASSES[kind](_part(problem, FEW)[0])()
-            one, times = _part(problem, problem.micro_batch)
-            others[kind] = times * _timed(DEAR_PASSES[kind](one), problem)
-        else:
-            work = PASSES[kind](few)
-            before = share * _timed(work, problem)
-            took = share * _timed(work, problem)
-            if kind == "product":
-                product, first = took, max(0.0, before - took)
-            else:
-                others[kind] = took
-    return Pace(gradient, product, first, others)
+        try:
+            if kind in DENSE:
+                took[kind] = DENSE[kind](problem)
+            elif kind in DEAR_PASSES:
+                DEAR_PASSES[kind](_part(problem, FEW * count, at_once=FEW)[0])()
+                one, times = _part(problem, count * problem.micro_batch, problem.memory_budget)
+                took[kind] = times * _timed(DEAR_PASSES[kind](one), problem)
+            elif kind in PASSES:
+                work = PASSES[kind](few)
+                before = share * _timed(work, problem)
+                took[kind] = share * _timed(work, problem)
+                first = max(0.0, before - took[kind]) if kind == "product" else first
+        except GapscopeError:
+            if count > 1:  # the others wait for this one
+                raise
+            took[kind] = 0.0
+    return Pace(gradient, took.pop("product", 0.0), first, took)
 
 
-def _part(problem: Problem, samples: int) -> tuple[Problem, float]:
-    """Return the first samples, and how many times as many there are."""
+def _part(problem: Problem, samples: int, memory: int = 0, at_once: int = 0) -> tuple[Problem, float]:
+    """Return the first samples, with their share of the memory or the given one, and how many times as many all are.
+
+    Weights and second derivatives are those of all: the first samples may hold no target that counts.
+    """
     size = min(problem.samples, samples)
     part = dataclasses.replace(
         problem,
         data=problem.data.part(torch.arange(size)),
-        batch_size=problem.micro_batch,
-        memory_budget=max(1, problem.memory_budget * size // problem.samples),
+        loss_function=problem.bound,
+        examined=vars(problem).get("derivatives", problem.examined),
+        batch_size=at_once or problem.micro_batch,
+        memory_budget=memory or max(1, problem.memory_budget * size // problem.samples),
         monitor=Monitor(),
     )
     return part, problem.samples / size

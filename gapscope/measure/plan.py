@@ -131,7 +131,7 @@ def expected(problem: Problem, analyzer: Any, speed: Pace) -> Cost:
     rest = speed.of({kind: count for kind, count in passes.items() if kind != "product"})
     rest += speed.first if products else 0.0
     rest += BESIDE if sum(passes.get(kind, 0.0) for kind in ("outcomes", "gradient", "product")) >= MANY else 0.0
-    seconds = rest + products * speed.product
+    seconds = rest + (products * speed.product if products else 0.0)
     return Cost(analyzer.name, rest / speed.gradient, products, seconds, peak_bytes(problem, analyzer))
 
 

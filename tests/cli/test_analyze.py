@@ -2,7 +2,9 @@ import json
 import re
 
 import pytest
+from torch import nn
 
+import gapscope
 from gapscope.cli import analyze
 from gapscope.errors import ProblemError
 from gapscope.measure.analyzers import analyzer_class, names
@@ -89,6 +91,34 @@ def test_an_interrupt_keeps_what_was_measured(run, small, tmp_path, monkeypatch)
     assert outcome.code == 130
     assert "gap is in digits-small-batch.report.h5" in outcome.err
     assert list(read_report(tmp_path / "digits-small-batch.report.h5").results) == ["gap"]
+
+
+def test_an_interrupt_names_nothing_that_is_not_written(run, small, tmp_path, monkeypatch):
+    def stop(self, context):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(analyzer_class("eigenvalues"), "__call__", stop)
+    monkeypatch.setattr(analyzer_class("gap"), "passes", lambda *_: {"gradient": 1e12})
+    outcome = run("analyze", small, *QUICK, "-q", "--time-budget", "10min")
+    assert outcome.code == 130
+    assert " in digits-small-batch.report.h5" not in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_one_analyzer_cannot_do_keeps_no_other_from_being_planned(run, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\ndef net():\n"
+        "    return nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))\n"
+    )
+    model = nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+    gapscope.save_checkpoint("a.pt", model, factory="net.py:net", data="digits")
+    words = ("--only", "noise", "--only", "gap", "--batchnorm", "batch", "--batch-size", "650", "-m", "net.py:net")
+    for how in ((), ("-q",)):
+        outcome = run("analyze", "a.pt", *words, *how)
+        assert outcome.code == 2
+        assert "error: noise could not be measured: " in outcome.err
+        results = read_report(tmp_path / "a.report.h5").results
+        assert results["gap"].status is not Status.SKIPPED
 
 
 def test_a_plan_in_toml_says_the_same_as_the_flags(run, small, tmp_path):

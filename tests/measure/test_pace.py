@@ -1,9 +1,13 @@
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from gapscope.measure.loading.losses import build_loss
+from gapscope.measure.loading.trust import Trust
 from gapscope.measure.pace import DEAR_PASSES, DENSE, PASSES, Pace, pace
-from tests.problems import ZOO
+from tests.problems import ZOO, problem
 
 
 @pytest.fixture
@@ -50,7 +54,8 @@ def test_no_kind_is_begun_after_the_time_for_it(timed):
     given, seen = timed
     found = pace(given, ["product", "outcomes"], within=0.0)
     assert seen == [20] * 2  # the gradient, which every plan needs
-    assert (found.product, dict(found.others)) == (0, {})
+    assert math.isnan(found.product)
+    assert math.isnan(found.others["outcomes"])
     assert set(pace(given, ["outcomes", "blocks"], within=60.0).others) == {"outcomes", "blocks"}
 
 
@@ -58,3 +63,32 @@ def test_kinds_are_timed_in_the_order_asked():
     kinds = ("slopes_along", "gradient", "outcomes", "slopes_along")
     found = pace(ZOO["tanh mlp"].problem(samples=50, batch_size=5), kinds)
     assert list(found.others) == ["slopes_along", "outcomes"]
+
+
+def test_a_kind_that_is_not_known_is_not_timed():
+    assert math.isnan(pace(ZOO["tanh mlp"].problem(), ["another"]).others["another"])
+
+
+def test_a_kind_that_the_problem_does_not_allow_takes_no_time():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    given = problem(model, torch.randn(40, 3), torch.arange(40) % 2, batchnorm="batch", batch_size=20)
+    found = pace(given, ["gradient_squares", "outcomes"])
+    assert found.others["gradient_squares"] == 0
+    assert found.others["outcomes"] > 0
+
+
+def test_first_samples_without_a_target_that_counts_are_timed(monkeypatch):
+    targets = torch.where(torch.arange(80) < 50, 0, 1)
+    loss = build_loss("cross-entropy:ignore_index=0", recorded=False, trust=Trust())
+    given = problem(torch.nn.Linear(3, 2), torch.randn(80, 3), targets, loss, batch_size=10)
+    assert given.derivatives.method == "exact"
+    monkeypatch.setattr("gapscope.measure.problem.examine", lambda _: pytest.fail("it was examined again"))
+    found = pace(given, ["outcomes", "product", "curvature_along", "gradient_squares"])
+    assert all(seconds > 0 for seconds in (found.product, *found.others.values()))
+
+
+def test_every_rank_has_micro_batches_of_its_own(timed, monkeypatch):
+    given, seen = timed
+    monkeypatch.setattr("gapscope.measure.pace.ranks", lambda: SimpleNamespace(count=3))
+    pace(given, ["outcomes", "gradient_squares"])
+    assert set(seen) == {30, 6, 15}  # six of 5 samples, two samples each, and one micro-batch each
