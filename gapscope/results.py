@@ -29,6 +29,9 @@ def scalar(value: float) -> Array:
     return np.asarray(value, dtype=np.float64)
 
 
+ROUNDING = 1e-5  # relative, of an iteration in float32: a bound is one up to this
+
+
 class Status(enum.Enum):
     """How a measurement ended.  The name goes into files, the value is the sentence that people read."""
 
@@ -93,6 +96,14 @@ class Quantity:
             given = getattr(self, name)
             if given is not None and given.shape != expected:
                 raise ValueError(f"{name} has shape {given.shape}; expected {expected}")
+
+
+def from_below(values: Any, inexact: float) -> Bound:
+    """Return the bound of values that a Krylov space gives from below, of an operator that is off by `inexact`.
+
+    That goes to both sides: where it is more than `ROUNDING` of a value, the values are no bounds.
+    """
+    return "lower" if np.all(inexact <= ROUNDING * np.abs(values)) else "none"
 
 
 @dataclass(frozen=True, kw_only=True)

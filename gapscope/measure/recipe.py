@@ -114,7 +114,7 @@ def _sharpness(context: Context, decay: float) -> Quantity | None:
         value=top.value + decay,
         numerical_error=top.numerical_error,
         sampling_error=top.sampling_error,
-        bound="lower",
+        bound=top.bound,
         higher_is="sharper",
         doc="top eigenvalue of the Hessian, as `eigenvalues` found it, plus the recorded weight decay",
     )

@@ -50,6 +50,8 @@ def ratio(first: Scalar, last: Scalar, *, paired: bool) -> Contrasted:
 
     Paired chunks: with e_c = b_c/b - a_c/a, log R has the standard error std(e)/sqrt(C) and a t distribution with
     C - 1 degrees of freedom (delta method).  Otherwise the standard errors of the logarithms add in quadrature.
+    Numerical errors are bounds of both values: the ends are (b - nb) / (a + na) and (b + nb) / (a - na), the first 0
+    and the second infinite where an error is as large as its value.
     A value that is not positive and finite has no ratio: NaN.
     """
     a, b = first.value, last.value
@@ -58,9 +60,10 @@ def ratio(first: Scalar, last: Scalar, *, paired: bool) -> Contrasted:
     sampling = _paired_half_width(first, last, scales=(a, b)) if paired else math.nan
     if math.isnan(sampling):
         sampling = Z * math.hypot(first.sampling / a, last.sampling / b)
-    half = sampling + _or_zero(first.numerical) / a + _or_zero(last.numerical) / b
+    x, y = _or_zero(first.numerical), _or_zero(last.numerical)
+    low, high = (b - y) / (a + x) if y < b else 0.0, (b + y) / (a - x) if x < a else math.inf
     with np.errstate(over="ignore"):
-        return b / a, (float(b / a * np.exp(-half)), float(b / a * np.exp(half)))
+        return b / a, (float(low * np.exp(-sampling)), float(high * np.exp(sampling)))
 
 
 def difference(first: Scalar, last: Scalar, *, paired: bool, outcome: float = 1.0) -> Contrasted:
@@ -113,7 +116,10 @@ def _scale_of(side: Sequence[Scalar], kind: Contrast) -> Array:
 
 
 def _numerical(side: Sequence[Scalar], kind: Contrast) -> float:
-    widths = [_or_zero(run.numerical) / (run.value if kind == "ratio" else 1.0) for run in side]
+    widths = [_or_zero(run.numerical) for run in side]
+    if kind == "ratio":  # on logarithms, the wider side
+        shares = [width / run.value for width, run in zip(widths, side, strict=True)]
+        widths = [-math.log1p(-share) if share < 1 else math.inf for share in shares]
     return math.fsum(widths) / len(widths)
 
 

@@ -150,7 +150,7 @@ def elements(report: Report) -> Iterator[Element]:
 def analyzers(selector: str, known: Mapping[str, Iterable[str]]) -> list[str]:
     """Return the analyzers that measure what a selector names; `known` are their quantities by name."""
     bare = selector.partition("[")[0]
-    return [name for name, keys in known.items() if any(_matches(bare, f"{name}/{key}") for key in keys)]
+    return [name for name, keys in known.items() if any(matches(bare, f"{name}/{key}") for key in keys)]
 
 
 def select(selector: str, reports: Iterable[Report], known: Mapping[str, Iterable[str]]) -> list[list[Element]]:
@@ -159,7 +159,7 @@ def select(selector: str, reports: Iterable[Report], known: Mapping[str, Iterabl
     Raises: UsageError if it selects nothing in any, and names no known quantity exactly.
     """
     everything = [list(elements(report)) for report in reports]
-    found = [[element for element in one if _matches(selector, element.path)] for one in everything]
+    found = [[element for element in one if matches(selector, element.path)] for one in everything]
     bare, _, labels = selector.partition("[")
     measured = {element.path.partition("[")[0] for one in everything for element in one}
     declared = {f"{name}/{key}" for name, keys in known.items() for key in keys}
@@ -173,7 +173,8 @@ def select(selector: str, reports: Iterable[Report], known: Mapping[str, Iterabl
     )
 
 
-def _matches(selector: str, path: str) -> bool:
+def matches(selector: str, path: str) -> bool:
+    """Say whether a selector stands for a number: its path, of which it may leave out the last labels."""
     bare, bracket, labels = selector.removesuffix("]").partition("[")
     pattern = _glob(bare, r"[^/\[]")
     # labels may be left out at the end

@@ -21,8 +21,18 @@ import numpy as np
 from gapscope.report.comparison import differences
 from gapscope.report.contrasts import Z
 from gapscope.report.records import Record, Report
-from gapscope.report.thresholds import LIMITS, RELATIVE, Change, Element, Threshold, select
-from gapscope.results import Status
+from gapscope.report.thresholds import (
+    LIMITS,
+    RELATIVE,
+    Change,
+    Element,
+    Threshold,
+    analyzers,
+    elements,
+    matches,
+    select,
+)
+from gapscope.results import ROUNDING, Status
 
 Verdict = Literal["pass", "fail", "unsure", "skipped", "cannot be judged"]
 Interval = tuple[float, float]
@@ -31,7 +41,7 @@ OnUnsure = Literal["pass", "fail", "3"]
 # Some numerical errors are standard errors of random probes.  At one of them, two seeds would contradict each other
 # (one passes, one fails) with a probability of up to 2 * 0.159^2 = 0.05 near a limit, at three with 4e-6.
 NUMERICAL = 3.0
-ROUNDING = 1e-5  # relative, of an iteration in float32: a lower bound is one up to this
+EXACT = (Status.EXACT, Status.NO_TEST_DATA)  # what was measured has no error but rounding
 REFUSED = (Status.NONFINITE, Status.NOISE_DOMINATED, Status.SKIPPED)
 EVERYWHERE = (-math.inf, math.inf)
 BUDGETS = ("max_matvecs", "probes", "draws", "steps")  # options that buy a smaller numerical error
@@ -82,8 +92,7 @@ def judge(
     for position, (name, report) in enumerate(reports.items()):
         for threshold in thresholds:
             selected = found[threshold.selector][position]
-            if not selected:
-                checks += list(_absent(name, report, threshold))
+            checks += _missing(name, report, threshold, selected, baseline, known or {})
             for element in selected:
                 case = _Case(name, report, element, threshold, baseline, allow_differences)
                 checks += [_check(case, rule) for rule in LIMITS if getattr(threshold, rule) is not None]
@@ -127,23 +136,37 @@ def _blank(name: str, threshold: Threshold, rule: str, **facts: Any) -> Check:
     )
 
 
-def _absent(name: str, report: Report, threshold: Threshold) -> Iterator[Check]:
-    selector = threshold.selector
-    analyzer = selector.partition("/")[0]
-    record = report.results.get(analyzer)
-    how = "as in the other reports" if "*" in analyzer else f"`gapscope {analyzer} CHECKPOINT`"
-    for rule in LIMITS:
-        if getattr(threshold, rule) is not None:
-            yield _blank(
-                name,
-                threshold,
-                rule,
-                path=selector,
-                title=selector,
-                unit="",
-                reason="it is not in the report" + (f": {record.message}" if record else ""),
-                settle="" if record else f"measure it: {how}",
-            )
+def _missing(
+    name: str,
+    report: Report,
+    threshold: Threshold,
+    selected: Sequence[Element],
+    baseline: Report | None,
+    known: Mapping[str, Iterable[str]],
+) -> Iterator[Check]:
+    """Yield what a selector stands for and a report lacks: no pattern passes for what was not measured."""
+    selector, rules = threshold.selector, [rule for rule in LIMITS if getattr(threshold, rule) is not None]
+    lacking: dict[str, tuple[str, str, Sequence[str]]] = {}  # by path: why, what to do, and the rules that ask for it
+    analyzer, _, key = selector.partition("[")[0].partition("/")
+    if not selected:
+        record = report.results.get(analyzer)
+        how = "as in the other reports" if "*" in analyzer else f"`gapscope {analyzer} CHECKPOINT`"
+        why = "it is not in the report" + (f": {record.message}" if record else "")
+        lacking[selector] = why, "" if record else f"measure it: {how}", rules
+    else:
+        for other in analyzers(selector, known):
+            record = report.results.get(other)
+            if record and record.status is Status.SKIPPED and all(one.record is not record for one in selected):
+                lacking[f"{other}/{key}"] = "; ".join([record.message, *record.notes[:1]]), "", rules
+        there = {element.path.partition("[")[0] for element in selected}
+        for old in elements(baseline) if baseline else ():
+            path = old.path.partition("[")[0]
+            if path not in there and f"{old.record.analyzer}/{key}" not in lacking and matches(selector, old.path):
+                asked = [rule for rule in rules if rule in RELATIVE]
+                lacking[path] = "the baseline has it, and the report does not", "measure it, too", asked
+    for path, (why, settle, asked) in lacking.items():
+        for rule in asked:
+            yield _blank(name, threshold, rule, path=path, title=path, unit="", reason=why, settle=settle)
 
 
 def _check(case: _Case, rule: str) -> Check:
@@ -190,7 +213,7 @@ def _numerical(element: Element) -> float:
     """Return the numerical error as a half width; what was computed in full has none, others may lack a stated one."""
     error = element.at(element.quantity.numerical_error)
     if math.isnan(error):
-        return 0.0 if element.record.status is Status.EXACT else math.inf
+        return 0.0 if element.record.status in EXACT else math.inf
     return NUMERICAL * error
 
 
@@ -231,7 +254,9 @@ def _relative(blank: Check, case: _Case, limit: Change) -> Check:
     observed, *ends = _snapped((new / old - 1 if share else new - old, *interval), sign * allowed, scale)
     interval = (ends[0], ends[1])
     verdicts = {_beside(interval, sign * allowed, upper=upper)}
-    verdicts |= {_beside(amounts, sign * least, upper=upper)} if least else set()
+    if least:
+        low, high = _snapped(amounts, sign * least, max(abs(old), abs(new)))
+        verdicts |= {_beside((low, high), sign * least, upper=upper)}
     verdict: Verdict = "pass" if "pass" in verdicts else "unsure" if "unsure" in verdicts else "fail"
     return dataclasses.replace(
         blank,

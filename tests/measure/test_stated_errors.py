@@ -6,8 +6,10 @@ import torch
 
 from gapscope.measure.analyzers.adaptive_sharpness import AdaptiveSharpness
 from gapscope.measure.analyzers.curvature import Curvature
+from gapscope.measure.analyzers.eigenvalues import Eigenvalues
 from gapscope.measure.analyzers.epsilon_sharpness import EpsilonSharpness
 from gapscope.measure.analyzers.noise import Noise
+from gapscope.measure.derivatives import Derivatives
 from gapscope.measure.loading import Loss
 from gapscope.measure.solvers.hutchinson import caution
 from gapscope.results import Status
@@ -40,6 +42,18 @@ def test_samples_by_differences_are_known_as_well_as_products():
     assert 0 < abs(uneven.value - 1) <= uneven.numerical_error < 1e-5
     fisher = measure(AdaptiveSharpness(), given).fisher_rao
     assert 0 < abs(fisher.value - (0.49**2 + 1.47**2) / 2) <= fisher.numerical_error < 1e-4
+
+
+@pytest.mark.parametrize(("off", "bound"), [(1e-6, "lower"), (1e-3, "none")])
+def test_values_of_products_that_are_off_are_no_bounds(off, bound):
+    h = torch.tensor([1.0, 2.0, 3.0], dtype=F8)
+    given = bowl(h, torch.zeros(3, dtype=F8), examined=Derivatives(error=off))
+    top = measure(Eigenvalues(tolerance=1e-2), given).top
+    assert top.bound == bound
+    assert top.numerical_error >= off
+    assert measure(Curvature(), given).top.bound == bound
+    uneven = parabolas([1.0, 3.0], 0.7, examined=Derivatives(error=off))
+    assert measure(Noise(), uneven).nonuniformity.bound == bound
 
 
 def test_flatness_by_differences_is_known_as_well_as_products():

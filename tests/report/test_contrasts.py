@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -65,8 +66,21 @@ def test_exact_ratios_of_identical_subjects_have_no_width():
 def test_numerical_errors_widen_linearly():
     chunks = np.full(CHUNKS, 2.0)
     first, last = Scalar(value=2.0, chunks=chunks, numerical=0.02), Scalar(value=2.0, chunks=chunks, numerical=0.04)
-    assert ratio(first, last, paired=True)[1] == pytest.approx((math.exp(-0.03), math.exp(0.03)))
+    assert ratio(first, last, paired=True)[1] == pytest.approx((1.96 / 2.02, 2.04 / 1.98))
     assert difference(first, last, paired=True)[1] == pytest.approx((-0.06, 0.06))
+
+
+@pytest.mark.parametrize(("before", "now"), [(0.3, 0.0), (0.3, 0.3), (1.0, 0.0), (1.5, 0.2), (0.1, 1.0), (0.1, 2.0)])
+def test_the_interval_of_a_ratio_holds_every_ratio_of_values_within_the_errors(before, now):
+    first, last = (Scalar(value=1.0, numerical=error, sampling=0.0) for error in (before, now))
+    estimate, (low, high) = ratio(first, last, paired=False)
+    assert estimate == 1
+    for a, b in itertools.product(np.linspace(1 - before, 1 + before, 9), np.linspace(1 - now, 1 + now, 9)):
+        if a > 0 and b > 0:
+            assert low <= b / a * (1 + 1e-12)
+            assert b / a <= high * (1 + 1e-12)
+    assert (high == math.inf) == (before >= 1)
+    assert (low == 0) == (now >= 1)
 
 
 def test_independent_standard_errors_add_in_quadrature():
@@ -173,7 +187,8 @@ def test_numerical_errors_widen_the_interval_of_groups_linearly():
     assert wide == pytest.approx((narrow[0] - 0.4, narrow[1] + 0.4))
     narrow = between(runs(*A), runs(*B), "ratio")[1]
     wide = between(runs(*A, numerical=0.1), runs(*B), "ratio")[1]
-    assert wide[1] / narrow[1] == pytest.approx(math.exp(np.mean(0.1 / np.array(A))))
+    assert wide[1] / narrow[1] == pytest.approx(math.exp(-np.mean(np.log(1 - 0.1 / np.array(A)))))
+    assert between(runs(*A, numerical=max(A)), runs(*B), "ratio")[1] == (0, math.inf)
 
 
 @pytest.mark.parametrize(("first", "last"), [(A, (2.0,)), ((1.0,), B), ((1.0, 1.0), (2.0, 2.0))])

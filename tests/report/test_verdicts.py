@@ -191,6 +191,57 @@ def test_what_is_absent_is_explained():
     assert [(c.verdict, c.settle) for c in both][1] == ("cannot be judged", "measure it: as in the other reports")
 
 
+def unmeasured(name="eigenvalues"):
+    return replace(eigenvalues(status=Status.SKIPPED), analyzer=name, quantities={}, notes=("no time was left",))
+
+
+def test_a_pattern_does_not_pass_for_what_was_skipped():
+    other = replace(eigenvalues(1.0), analyzer="other")
+    known = {"eigenvalues": ("top",), "other": ("top",), "trace": ("trace",)}
+    content = report(unmeasured(), other, unmeasured("trace"))
+    judged = judge({"a.h5": content}, [threshold("*/top", {"max": 9, "max_increase": 1}, "")], known=known)
+    assert [(one.path, one.rule, one.verdict) for one in judged] == [
+        ("eigenvalues/top", "max", "cannot be judged"),
+        ("eigenvalues/top", "max_increase", "cannot be judged"),
+        ("other/top", "max", "pass"),
+        ("other/top", "max_increase", "skipped"),
+    ]
+    assert judged[0].reason == "not measured, for the reason noted; no time was left"
+    assert exit_code(judged) == 2
+    plain = judge({"a.h5": report(other)}, [threshold("*/top", {"max": 9}, "")], known=known)
+    assert [one.verdict for one in plain] == ["pass"]  # what nobody asked for is not missing
+
+
+def test_a_pattern_does_not_pass_for_what_the_baseline_has_alone():
+    old, new = report(eigenvalues(1.0), gap()), eigenvalues(1.0)
+    new = report(replace(new, quantities={key: one for key, one in new.quantities.items() if key != "bottom"}))
+    judged = checks(new, "eigenvalues/*", baseline=old, max_increase="25%", min=-1e9)
+    lacking = [one for one in judged if one.path == "eigenvalues/bottom"]
+    assert [(one.rule, one.verdict) for one in lacking] == [("max_increase", "cannot be judged")]
+    assert lacking[0].reason == "the baseline has it, and the report does not"
+    assert not [one for one in checks(old, "eigenvalues/*", baseline=new, min=-1e9) if "baseline" in one.reason]
+
+
+def test_training_numbers_without_test_data_are_exact():
+    content = report(replace(gap(), status=Status.NO_TEST_DATA))
+    for limits, expected in (({"max": 1}, "pass"), ({"min": 1}, "fail")):
+        (check,) = checks(content, "gap/train_loss", **limits)
+        assert check.verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "limits"),
+    [
+        ((1.0, 0.1), (1.001, 0.0), {"max_increase": "40%"}),  # three errors: up to 1.001 / 0.7
+        ((1.0, 0.34), (1.001, 0.0), {"max_increase": "900%"}),  # the baseline may be 0
+        ((1.0, 0.1), (1.01, 0.1), {"max_decrease": "45%"}),  # down to 0.71 / 1.3
+    ],
+)
+def test_large_errors_are_not_taken_for_small_ones_of_a_logarithm(old, new, limits):
+    given = [number(value, numerical_error=error) for value, error in (old, new)]
+    assert verdict(given[1], baseline=given[0], **limits) == "unsure"
+
+
 def test_differences_are_judged_where_that_is_allowed():
     content = number(1.0, status=Status.EXACT, settings={"hvp": "differences"})
     assert verdict(content, max=2, allow_differences=True) == "pass"
@@ -226,6 +277,8 @@ def exact(value, **given):
         (1.0, -0.5, {"max_decrease": 1.0}, "fail"),
         (0.01, 0.012, {"max_increase": 0, "min_delta": 0.01}, "pass"),
         (0.01, 0.03, {"max_increase": 0, "min_delta": 0.01}, "fail"),
+        (0.3, 0.4, {"max_increase": 0, "min_delta": 0.1}, "pass"),  # 0.4 - 0.3 is above 0.1
+        (0.4, 0.3, {"max_decrease": 0, "min_delta": 0.1}, "pass"),
         (0.0, 0.1, {"max_increase": "25%"}, "fail"),
         (0.0, 0.0, {"max_increase": "25%"}, "pass"),
         (-1.0, -0.8, {"max_increase": "25%"}, "pass"),  # a share of the size

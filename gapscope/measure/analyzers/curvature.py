@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from gapscope.results import Array, Quantity, Result, Status
+from gapscope.results import Array, Quantity, Result, Status, from_below
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,7 +131,7 @@ class Curvature:
                 "largest eigenvalue of the layer's diagonal block of the Hessian; numerical error: the distance "
                 "to a bound that holds with probability 0.999",
                 numerical_error=_known(tops.errors),
-                bound="lower",
+                bound=from_below(tops.values, problem.derivatives.error),
             )
             if tops
             else None,

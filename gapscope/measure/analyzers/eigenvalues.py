@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from gapscope.measure.edge import formula, sgd_edge
-from gapscope.results import Quantity, Result, Status, scalar
+from gapscope.results import Quantity, Result, Status, from_below, scalar
 
 if TYPE_CHECKING:
     from gapscope.measure.context import Context
@@ -145,7 +145,7 @@ class Eigenvalues:
                 sampling_error=_standard_error(spread) if along else None,
                 chunks=problem.chunk_means(spread) if along else None,
                 unit="in Adam's metric" if self.preconditioned else "",
-                bound="lower",
+                bound=from_below(top, inexact),
                 better="lower",
                 higher_is="sharper",
                 doc=f"largest algebraic eigenvalue{' of P^-1/2 H P^-1/2' * self.preconditioned}; numerical error: the "
