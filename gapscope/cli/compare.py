@@ -312,7 +312,7 @@ def _refuse_missing(subjects: Sequence[Path], own: Own) -> None:
         there = f"is only {subjects[0]}" if subjects else "is nothing"
         raise UsageError(f"There {there} to compare. Expected two or more: `gapscope compare A B`.")
     for subject in subjects:
-        if not subject.is_file():
+        if not subject.is_file() and not subject.is_dir():
             raise LoadError(f"{subject} is no file. Expected a checkpoint or a report. Mend the path.")
     labels = own.labels
     if len(subjects) == 2 and labels is not None and len(set(labels.split(","))) != 2:  # of more, `regimes` judges
@@ -337,5 +337,7 @@ def _refuse_other(output: Path) -> None:
 
 
 def _is_report(path: Path) -> bool:
+    if path.is_dir():
+        return False
     with path.open("rb") as stream:
         return stream.read(len(HDF5_MAGIC)) == HDF5_MAGIC

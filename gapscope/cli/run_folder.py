@@ -11,13 +11,10 @@ from typing import Any
 from gapscope.cli.news import News, listed
 from gapscope.cli.settings import Common
 from gapscope.errors import GapscopeError, LoadError, UsageError
+from gapscope.report.groups import KEYS
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")  # of the files that a folder of checkpoints is searched for
 OURS = (".training.h5", ".report.h5")  # what gapscope itself writes beside checkpoints
-KEYS = {
-    "steps": ("steps", "step", "global_step", "iteration", "iterations", "iter_num"),
-    "epochs": ("epochs", "epoch"),
-}
 NAMED, GIVEN = "number in the name", "order given"
 FIXED = ("optimizer", "batch_size", "seed")  # what a run keeps from its first step to its last
 RATES = ("lr", "learning_rate")
@@ -25,11 +22,12 @@ RATES = ("lr", "learning_rate")
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint of the run, where it is in it, and the name of its report."""
+    """A checkpoint of the run, where it is in it, the name of its report, and the checksum it had."""
 
     path: Path
     place: str
     report: str
+    digest: str = ""  # of what was looked at; of `--setup`'s there is none
 
 
 def arranged(subjects: Sequence[Path], common: Common, news: News) -> tuple[str, list[Found]]:
@@ -65,7 +63,9 @@ def arranged(subjects: Sequence[Path], common: Common, news: News) -> tuple[str,
     order = sorted(trainings, key=lambda path: places[path]) if places else list(trainings)
     names = _names(order)
     shown = {path: str(places[path]) if places else name for path, name in zip(order, names, strict=True)}
-    return axis, [Found(p, shown[p], f"{name}.report.h5") for p, name in zip(order, names, strict=True)]
+    digests = {} if common.setup is not None else {path: digest for digest, path in seen.items()}
+    pairs = zip(order, names, strict=True)
+    return axis, [Found(p, shown[p], f"{name}.report.h5", digests.get(p, "")) for p, name in pairs]
 
 
 def _inside(folder: Path, news: News) -> list[Path]:

@@ -72,6 +72,8 @@ def compare(
             "Measure alike: `gapscope sharpness CHECKPOINT` for each."
         )
     unlike = differences(every, shared)
+    for name in shared if by_loss else ():  # its curves also stand on the epochs that were not chosen
+        unlike |= differences([one for side in saved for one in side.reports if _measured(name, one)], (name,))
     if unlike and not force:
         said = "; ".join(f"{key}: {values}" for key, values in unlike.items())
         raise ComparisonError(

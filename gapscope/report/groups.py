@@ -18,8 +18,12 @@ from gapscope.report.records import Facts, Report, Subject, differing
 
 LOSS = "gap/train_loss"
 BATCH = "batch_size"
-# how far a run had come, and what would have stopped it
-PLACES = ("epochs", "epoch", "steps", "step")
+# how far a run had come, as different tools call it, and what would have stopped it
+KEYS = {
+    "steps": ("steps", "step", "global_step", "iteration", "iterations", "iter_num"),
+    "epochs": ("epochs", "epoch"),
+}
+PLACES = tuple(itertools.chain(*KEYS.values()))
 PROGRESS = (*PLACES, "last_lr", "train_loss", "stopped", "until_loss", "patience")
 MODEL = ("model", "model_args", "parameters")
 NEAR = 1.05  # runs whose losses lie within this ratio are at one loss: of such choices the lowest says most
@@ -201,7 +205,11 @@ def _refuse_repeats(sides: Sequence[Side]) -> None:
 
 
 def _run_key(report: Report) -> Facts:
-    return {key: value for key, value in report.training.items() if key not in PROGRESS}
+    return _key_of(report.training)
+
+
+def _key_of(training: Facts) -> Facts:
+    return {key: value for key, value in training.items() if key not in PROGRESS}
 
 
 def runs_of(side: Side) -> list[list[Report]]:
@@ -295,11 +303,28 @@ def recipe(subjects: Sequence[Subject]) -> str:
         for subject, keys in zip(subjects, within, strict=True)
         if keys
     ]
+    said += [
+        f"the runs of {subject.label} record no seed and differ in {' and '.join(keys)} alone: saved epochs of one run "
+        "would, whose spread is none over seeds (record the seed, or let `--match-loss` choose)"
+        for subject in subjects
+        if (keys := _saved_apart(subject))
+    ]
     if len(apart) > 1:
         values = " and ".join(f"{key} ({sides[0].get(key, 'none')} / {sides[-1].get(key, 'none')})" for key in apart)
         said.insert(0, f"the regimes differ in {values}: no contrast is one of either alone")
     text = "; ".join(said)
     return f"Mind that {text}." if text else ""
+
+
+def _saved_apart(subject: Subject) -> list[str]:
+    """Return the places in which runs differ that are the same otherwise and record no seed."""
+    seedless = [run.training for run in subject.runs if "seed" not in run.training]
+    alike = [
+        (one, other)
+        for one, other in itertools.combinations(seedless, 2)
+        if _key_of(one) == _key_of(other) and any(key in one and key in other for key in PLACES)
+    ]
+    return sorted({key for one, other in alike for key in differing(one, other) if key in PLACES})
 
 
 def _varied(subject: Subject, free: Sequence[str]) -> list[str]:

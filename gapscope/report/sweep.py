@@ -205,6 +205,8 @@ def _numbers(report: Report, row: Row) -> tuple[float, float, float]:
     quantity = record.quantities.get(name) if record else None
     if quantity is None or quantity.dims != row.dims:
         return math.nan, math.nan, math.nan
+    if not all(entry in quantity.labels[d] for d, entry in zip(row.dims, row.entries, strict=True)):
+        return math.nan, math.nan, math.nan
     where = tuple(quantity.labels[d].index(e) for d, e in zip(row.dims, row.entries, strict=True))
     parts = (quantity.value, quantity.sampling_error, quantity.numerical_error)
     value, sampling, numerical = (math.nan if part is None else float(part[where]) for part in parts)

@@ -2,6 +2,8 @@ import itertools
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from gapscope.cli import compare
 from gapscope.report.file import Comparison, read
@@ -90,6 +92,19 @@ def test_two_checkpoints_of_one_name_get_two_reports(run, small, large, tmp_path
     outcome = run("compare", "a/best.pt", "b/best.pt")
     assert outcome.code == 0, outcome.err
     assert "reports: best.report.h5, b-best.report.h5" in outcome.out
+
+
+def test_folders_are_checkpoints_too(run, small, large, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "SHARPNESS", ("gap",))
+    for step, source in ((9, small), (40, large)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        weights = torch.load(source, weights_only=True)["model"]
+        save_file(weights, tmp_path / f"checkpoint-{step}" / "model.safetensors")
+    arguments = ("-a", "inputs=64", "-a", "hidden=[64]", "-a", "outputs=10")
+    how = ("-m", "mlp", *arguments, "-d", "digits", "--loss", "cross-entropy")
+    outcome = run("compare", "checkpoint-9", "checkpoint-40", *how, "--pair", "none")
+    assert outcome.code == 0, outcome.err
+    assert "reports: checkpoint-9.report.h5, checkpoint-40.report.h5" in outcome.out
 
 
 @pytest.mark.parametrize(

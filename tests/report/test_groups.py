@@ -190,6 +190,35 @@ def saved(word, size, losses, seed=0, **more):
     ]
 
 
+@pytest.mark.parametrize("key", ["global_step", "iteration", "iterations", "iter_num", "epoch"])
+def test_saved_epochs_of_other_tools_are_no_seeds(key):
+    one, two, three, four = (
+        run(f"{word}{place}", batch_size=size, seed=0, **{key: place})
+        for word, size in (("s", 32), ("l", 650))
+        for place in (10, 20)
+    )
+    assert "s10 and s20 record the same recipe and seed: saved epochs" in refusal(
+        ComparisonError, [one, two, three, four]
+    )
+    assert [
+        len(runs_of(side)) for side in regimes([one, two, three, four], by="batch_size", names=None, labels=None)
+    ] == [
+        1,
+        1,
+    ]
+
+
+def test_runs_without_a_seed_that_differ_in_progress_may_be_saved_epochs():
+    small, large = saved("s", 32, (1.0, 0.1), without=("seed",)), saved("l", 650, (1.0, 0.101), without=("seed",))
+    found = " ".join(compare([*small, *large]).reading)
+    assert (
+        "Mind that the runs of small batch 32 record no seed and differ in steps alone: saved epochs of one run"
+        in found
+    )
+    with_seeds = [*saved("s", 32, (1.0,)), *saved("t", 32, (1.0,), seed=1), *saved("l", 650, (1.0,))]
+    assert "no seed" not in " ".join(compare(with_seeds).reading)
+
+
 def test_saved_epochs_of_a_run_are_those_that_differ_in_progress_alone():
     reports = [*saved("a", 32, (1.0, 0.5)), *saved("b", 32, (1.1, 0.6), seed=1), *saved("c", 650, (1.0,))]
     small, _ = regimes(reports, by="batch_size", names=None, labels=None)

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from example_reports import curvature, near_rank, report
 from scipy.stats import spearmanr
 from test_groups import run, saved
 
+from gapscope.errors import ComparisonError
 from gapscope.report.comparison import compare
 from gapscope.report.document import Note, Series, Table
 from gapscope.report.sweep import BY_LOSS, bars_of, loss_block, spearman, sweep_blocks, sweep_curves, swept
@@ -175,6 +177,33 @@ def test_a_number_that_an_epoch_lacks_is_not_made_up():
     poor = type(first)(**{**vars(first), "results": {"gap": first.results["gap"]}})
     record = compare([poor, *rest, *saved("l", 650, (0.5, 0.2))], by_loss=True).results[BY_LOSS]
     assert np.isnan(record.quantities["eigenvalues top"].value).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("change", ["settings", "conditions"])
+def test_saved_epochs_that_were_not_measured_alike_are_refused_although_none_was_chosen(change):
+    first, *rest = saved("s", 32, (1.0, 0.2))
+    record = first.results["eigenvalues"]
+    other = {"eigenvalues": replace(record, settings={**record.settings, "gauss_newton": True})}
+    unlike = {
+        "settings": replace(first, results={**first.results, **other}),
+        "conditions": replace(first, conditions={**first.conditions, "limit": 9}),
+    }
+    reports = [unlike[change], *rest, *saved("l", 650, (0.5, 0.2))]
+    assert compare(reports, match_loss=True)  # it does not count there
+    with pytest.raises(ComparisonError, match=r"do not measure the same thing: (eigenvalues\.gauss_newton|limit): "):
+        compare(reports, by_loss=True)
+    assert compare(reports, by_loss=True, force=True).forced
+
+
+def test_an_entry_that_an_epoch_lacks_is_not_made_up():
+    first, *rest = saved("s", 32, (1.0, 0.2))
+    full = first.results["epsilon-sharpness"].quantities["full"]
+    labels = {**full.labels, "epsilon": tuple(f"{i + 2}e-2" for i in range(len(full.labels["epsilon"])))}
+    record = first.results["epsilon-sharpness"]
+    record = replace(record, quantities={**record.quantities, "full": replace(full, labels=labels)})
+    reports = [replace(first, results={**first.results, "epsilon-sharpness": record}), *rest]
+    found = compare([*reports, *saved("l", 650, (0.5, 0.2))], by_loss=True).results[BY_LOSS]
+    assert np.isnan(found.quantities["epsilon-sharpness full"].value).tolist() == [True, False, False, False]
 
 
 def test_epochs_are_listed_and_regimes_drawn_at_equal_loss():
