@@ -43,13 +43,18 @@ def accept(path: Path, output: Path, reason: str) -> None:
     from gapscope.replacing import in_turn
     from gapscope.report.atomic import replace_together
     from gapscope.report.file import read_report
-    from gapscope.report.sidecar import sidecar
+    from gapscope.report.sidecar import TITLE, sidecar
 
     beside = output.with_suffix(".txt")
     if beside == output:
         raise UsageError(f"`--output {output}` is the name of the text. Expected one such as baseline.h5. Mend it.")
     report = read_report(path)
     with in_turn(output):
+        if beside.is_file() and not beside.read_bytes().startswith(TITLE.encode()):
+            raise UsageError(
+                f"{beside} is no text of a baseline, and would be overwritten. Expected its name to be free. Move it "
+                "away, or name another baseline with `--output`."
+            )
         old = read_report(output) if output.exists() else None
         text = sidecar(report, old, reason=reason, date=datetime.datetime.now(datetime.UTC).date().isoformat())
         replace_together({output: path.read_bytes(), beside: text.encode()})

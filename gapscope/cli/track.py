@@ -17,7 +17,7 @@ from gapscope.cli.planning import planned, show_plans
 from gapscope.cli.resuming import telling
 from gapscope.cli.run_folder import Found, arranged
 from gapscope.cli.settings import BUDGET, Common, Configuration
-from gapscope.errors import ComparisonError, GapscopeError, ReportError
+from gapscope.errors import ComparisonError, GapscopeError, LoadError, ReportError
 
 if TYPE_CHECKING:
     from gapscope.measure.session import Session
@@ -187,6 +187,11 @@ def _measure(one: Found, path: Path, analyzers: Sequence[Any], work: Work) -> No
     common = work.common
     with work.news.once():
         session = load(one.path, common)
+    if one.digest and session.identity().get("sha256") != one.digest:
+        raise LoadError(
+            "It has changed since the checkpoints were put in order. Expected the file that was there then. Run the "
+            "same command again."
+        )
     _refuse_other(session, work)
     old = ranks().first(lambda: _report_at(path, session))
     ready = {a.name for a in analyzers if old and _is_ready(old, skipped(a, session.seed, ""), a, common)}

@@ -34,6 +34,7 @@ class Measure:
     data: Array  # (points,)
     numerical: Array  # (points,)
     open: tuple[bool, ...]
+    lower: tuple[bool, ...] = ()  # the values are bounds from below, but for rounding
 
     @property
     def errors(self) -> Array:

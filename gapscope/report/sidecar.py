@@ -12,6 +12,7 @@ from gapscope.report.terminal import printable
 from gapscope.report.thresholds import Element, elements
 
 VERSIONS = ("gapscope", "torch", "python", "device")
+TITLE = "gapscope baseline"  # the first line
 ENTRIES = 20  # numbers of one array that are listed
 
 
@@ -27,7 +28,7 @@ def sidecar(report: Report, old: Report | None, *, reason: str, date: str) -> st
     facts += [(key, str(report.identity[key])) for key in ("checkpoint", "sha256") if key in report.identity]
     facts += [("measured", str(report.environment.get("created", "unknown")))]
     facts += [(key, str(report.environment[key])) for key in VERSIONS if key in report.environment]
-    lines = ["gapscope baseline", *(f"{key}: {printable(value)}" for key, value in facts), "", "conditions"]
+    lines = [TITLE, *(f"{key}: {printable(value)}" for key, value in facts), "", "conditions"]
     before = {} if old is None else old.conditions
     changed = set() if old is None else set(differing(before, report.conditions))
     for key in sorted({*report.conditions, *changed}):

@@ -5,6 +5,7 @@ Gradient descent of rate eta and momentum m on the whole data is linearly unstab
 are those of one ordinary report per checkpoint; nothing is measured here.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from gapscope.report.course import EDGE, Measure, course, ends
 from gapscope.report.document import Column, Document, Item, Line, Note, Series, Table
 from gapscope.report.groups import PROGRESS, shared
 from gapscope.report.record_view import PROVEN
-from gapscope.report.records import Report
+from gapscope.report.records import Record, Report
 from gapscope.report.titles import title
 from gapscope.report.view import report_document
 from gapscope.results import Array, Quantity
@@ -72,7 +73,7 @@ def _measure(path: str, entries: tuple[str, ...], reports: Sequence[Report]) -> 
     shown = entries[:1] if path == RANK else entries  # the cut, which its columns share, is in the caption
     decayed = any(report.training.get("weight_decay") for report in reports)
     named = {EDGE: "(top + decay) / limit" if decayed else "top / limit", RANK: "near-rank"}
-    bound = path == EDGE or (first is not None and first.bound == "lower")
+    lower = tuple(_is_lower(record, (TOP if path == EDGE else path).partition("/")[2]) for record in records)
     return Measure(
         path=path + f"[{','.join(entries)}]" * bool(entries),
         title=" ".join([named.get(path) or title(name, key), *shown]),
@@ -80,8 +81,17 @@ def _measure(path: str, entries: tuple[str, ...], reports: Sequence[Report]) -> 
         values=numbers[:, 0],
         data=numbers[:, 1],
         numerical=numbers[:, 2],
-        open=tuple(bound and record is not None and record.status not in PROVEN for record in records),
+        lower=lower,
+        open=tuple(
+            bound and record is not None and record.status not in PROVEN
+            for bound, record in zip(lower, records, strict=True)
+        ),
     )
+
+
+def _is_lower(record: Record | None, key: str) -> bool:
+    quantity = record.quantities.get(key) if record else None
+    return quantity is not None and quantity.bound == "lower"
 
 
 def _numbers(quantity: Quantity | None, entries: Sequence[str]) -> tuple[float, float, float]:
@@ -90,7 +100,12 @@ def _numbers(quantity: Quantity | None, entries: Sequence[str]) -> tuple[float, 
         return math.nan, math.nan, math.nan
     if entries[:1] == (MEDIAN,):
         return float(np.median(quantity.value[:, quantity.labels["cut"].index(entries[1])])), math.nan, math.nan
-    where = tuple(quantity.labels[dim].index(entry) for dim, entry in zip(quantity.dims, entries, strict=True))
+    if len(entries) != len(quantity.dims):
+        return math.nan, math.nan, math.nan
+    places = tuple(zip(quantity.dims, entries, strict=True))
+    if not all(entry in quantity.labels[dim] for dim, entry in places):
+        return math.nan, math.nan, math.nan
+    where = tuple(quantity.labels[dim].index(entry) for dim, entry in places)
     parts = (quantity.value, quantity.sampling_error, quantity.numerical_error)
     value, data, numerical = (math.nan if part is None else float(part[where]) for part in parts)
     return value, data, numerical
@@ -114,11 +129,23 @@ def _ranks(reports: Sequence[Report], most: float = LAYERS) -> list[tuple[str, t
 
 
 def _others(reports: Sequence[Report]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the first entry of the headline of each analyzer that is not named here."""
-    for name, record in {name: record for report in reports for name, record in report.results.items()}.items():
-        if name not in ("gap", "eigenvalues", "near-rank"):
-            for key, quantity in list(record.quantities.items())[:1]:
-                yield f"{name}/{key}", tuple(quantity.labels[dim][0] for dim in quantity.dims)
+    """Yield the first entry of the headline of each analyzer that is not named here.
+
+    That is its first number whose entries are called the same in all reports: those of a spectrum are its own.
+    """
+    for name in dict.fromkeys(name for report in reports for name in report.results):
+        records = [report.results[name] for report in reports if name in report.results]
+        if name in ("gap", "eigenvalues", "near-rank"):
+            continue
+        known = {key: quantity for record in records for key, quantity in record.quantities.items()}
+        alike = (
+            (key, quantity)
+            for key, quantity in known.items()
+            if quantity.value.size
+            and all(dict(one.labels) == dict(quantity.labels) for r in records if (one := r.quantities.get(key)))
+        )
+        for key, quantity in itertools.islice(alike, 1):
+            yield f"{name}/{key}", tuple(quantity.labels[dim][0] for dim in quantity.dims)
 
 
 def _limit(reports: Sequence[Report]) -> Measure:
@@ -224,8 +251,10 @@ def _edge(trajectory: Trajectory, found: Mapping[str, Measure]) -> Iterator[str]
         )
         return
     edge = found[EDGE]
-    above = edge.values > 1  # a Ritz value is a lower bound: no error takes this back
-    reach = np.where(edge.open, np.inf, edge.values + np.nan_to_num(edge.numerical))
+    error = np.nan_to_num(edge.numerical)
+    # a Ritz value is a lower bound, and no error takes it back; of products that are off it is none
+    above = edge.values - np.where(edge.lower, 0.0, error) > 1
+    reach = np.where(edge.open, np.inf, edge.values + error)
     unsure = np.flatnonzero(~above & (reach >= 1)).tolist()
     most, where = int(np.nanargmax(edge.values)), np.flatnonzero(above)
     share, exceeds = edge.shown(most), "the top eigenvalue exceeds the limit of stability"

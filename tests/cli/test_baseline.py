@@ -44,16 +44,20 @@ def test_diff_compares_with_the_baseline(run, reports):
         (("accept", "none.h5", "--reason", "x"), "none.h5 does not exist"),
         (("accept", "small.h5", "--reason", "x", "-o", "b.txt"), "`--output b.txt` is the name of the text."),
         (("accept", "small.h5", "--reason", "x", "-o", "notes.h5"), "notes.h5 is not a gapscope report"),
+        (("accept", "small.h5", "--reason", "x", "-o", "mine.h5"), "mine.txt is no text of a baseline, and would be"),
         (("diff", "small.h5"), "There is no baseline baseline.h5. Expected one to compare with. Accept one: `gapscope"),
         (("reject", "small.h5"), "Invalid value"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_changes_nothing(run, reports, tmp_path, words, said):
     (tmp_path / "notes.h5").write_text("mine")
+    (tmp_path / "mine.txt").write_text("gapscope base")
     outcome = run("baseline", *words)
     assert outcome.code == 2
     assert said in outcome.err
     assert (tmp_path / "notes.h5").read_text() == "mine"
+    assert (tmp_path / "mine.txt").read_text() == "gapscope base"
+    assert not (tmp_path / "mine.h5").exists()
     assert not list(tmp_path.glob("b*"))
 
 

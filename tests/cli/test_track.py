@@ -257,6 +257,22 @@ def test_a_result_of_other_settings_does_not_stand_in_for_one_that_failed(run, f
     assert "near-rank" in reports()["a"].results
 
 
+def test_a_checkpoint_that_changes_meanwhile_gets_no_old_place(run, folder, monkeypatch):
+    load = track.load
+
+    def overwritten(path, common):
+        if path.stem == "b":
+            shutil.copy(folder / "a.pt", path)
+        return load(path, common)
+
+    monkeypatch.setattr(track, "load", overwritten)
+    outcome = run(folder, *CHEAP, "--json")
+    assert outcome.code == 2
+    (said,) = json.loads(outcome.out)["failures"].values()
+    assert said.startswith("It has changed since the checkpoints were put in order.")
+    assert len(json.loads(outcome.out)["points"]) == 3
+
+
 def test_numbers_that_cannot_be_written_are_shown_all_the_same(run, folder, monkeypatch):
     def full(report, path):
         raise ReportError(f"{path} cannot be written: no space. Expected room for it. Make some.")

@@ -99,6 +99,35 @@ def test_another_analyzer_is_shown_by_its_first_number():
     ]
 
 
+def test_labels_that_are_each_report_s_own_are_passed_over():
+    def spectrum(*grid):
+        names = tuple(f"{one:g}" for one in grid)
+        density = Quantity(value=np.ones(len(grid)), dims=("grid",), labels={"grid": names}, doc="density")
+        mass = Quantity(value=grid[0], doc="mass near zero")
+        return replace(example.gap(), analyzer="density", quantities={"density": density, "mass_near_zero": mass})
+
+    points = (point("1", spectrum(0.5, 1)), point("2", spectrum(0.75, 2)), point("3", example.gap()))
+    found = measures(Trajectory(axis="steps", points=points))
+    assert found["density/mass_near_zero"].values[:2].tolist() == [0.5, 0.75]
+    assert np.isnan(found["density/mass_near_zero"].values[2])
+    assert not [path for path in found if path.startswith("density/density")]
+
+
+def test_a_top_eigenvalue_of_products_that_are_off_proves_no_excess():
+    def inexact(top):
+        record = eigenvalues(top, error=0.01)
+        quantities = dict(record.quantities)
+        quantities["top"] = replace(quantities["top"], bound="none")
+        return replace(record, quantities=quantities)
+
+    (near, far), bound = (inexact(4.001), inexact(4.2)), eigenvalues(4.001, error=0.01)
+    assert "exceeds" in said(Trajectory(axis="steps", points=(point("1", bound),)))
+    one = said(Trajectory(axis="steps", points=(point("1", near),)))
+    assert "exceeds" not in one
+    assert "whether at step 1 cannot be told" in one
+    assert "exceeds" in said(Trajectory(axis="steps", points=(point("1", far),)))
+
+
 def test_without_test_data_the_training_accuracy_is_shown():
     gap = example.gap()
     quantities = {k: replace(q, value=np.nan) if "train" not in k else q for k, q in gap.quantities.items()}
