@@ -141,6 +141,9 @@ def main(output: Path) -> None:
         except GapscopeError as error:
             found["came apart"] = str(error)
         found["ranks"] = group.gathered(group.from_first(group.rank) + group.rank)
+        # what the first holds on the CPU is summed there, wherever the others compute
+        elsewhere = group.summed(lambda: torch.arange(3.0) if group.rank == 0 else None, torch.device("meta"))
+        found["elsewhere"] = group.gathered((elsewhere.device.type, elsewhere.tolist()))
     # what is left of the group would meet the end of the interpreter, and abort it now and then
     tasks = Path("/proc/self/task")
     found["threads left"] = [name for at in tasks.glob("*/comm") if "gloo" in (name := at.read_text())]

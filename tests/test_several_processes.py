@@ -102,6 +102,10 @@ def test_every_process_has_the_same_bits(found):
     assert found["ranks"] == [0, 1, 2]
 
 
+def test_a_process_without_a_part_sums_on_the_kind_of_device_where_the_others_have_theirs(found):
+    assert found["elsewhere"] == [["cpu", [0.0, 1.0, 2.0]]] * 3
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are told by /proc")
 def test_the_threads_of_the_group_end_with_it(found):
     assert found["threads left"] == []
@@ -239,6 +243,8 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch):
         assert (local_device("auto"), local_device("cuda"), local_device("cpu")) == ("cuda:1", "cuda:1", "cpu")
         with pytest.raises(UsageError, match=r"`--device cuda:1` names one GPU for 3 ranks. Expected one for each."):
             local_device("cuda:1")
+        with as_ranks(ALONE):  # as `track` and `compare` deal out checkpoints
+            assert (local_device("auto"), local_device("cuda"), local_device("cpu")) == ("cuda:1", "cuda:1", "cpu")
         monkeypatch.setenv("LOCAL_RANK", "2")
         with pytest.raises(UsageError, match=r"This machine has 2 GPUs for 3 ranks. Expected one for each."):
             local_device("auto")

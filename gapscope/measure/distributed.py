@@ -84,8 +84,11 @@ class Ranks:
                 "each. Run all of them on machines of one kind, with the same files."
             )
         if lacking:
-            shape, dtype = self._sent(None if part is None else (part.shape, part.dtype), self.count - holding)
-            part = torch.zeros(shape, dtype=dtype, device=device) if part is None else part
+            told = None if part is None else (part.shape, part.dtype, part.device.type)
+            shape, dtype, kind = self._sent(told, self.count - holding)
+            if part is None:  # where the others have theirs: each kind of device has a backend of its own
+                own = device is not None and device.type == kind
+                part = torch.zeros(shape, dtype=dtype, device=device if own else kind)
         assert part is not None
         return self.total(part)
 
@@ -224,9 +227,13 @@ def waiting_time() -> float:
 
 
 def local_device(name: str) -> str:
-    """Return the device that a process takes: of several on a machine each has a GPU of its own."""
+    """Return the device that a process takes: of several on a machine each has a GPU of its own.
+
+    Also while each measures by itself, as `ALONE`.
+    """
     kind, _, index = name.partition(":")
-    if ranks().count == 1 or kind not in ("auto", "cuda") or not torch.cuda.is_available():
+    started = max(group.count for group in _now)
+    if started == 1 or kind not in ("auto", "cuda") or not torch.cuda.is_available():
         return name
     own, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if index or own >= there:
