@@ -20,7 +20,7 @@ from gapscope.report.file import read_report
 ROOT = Path(__file__).parents[1]
 SMALL, LARGE = (ROOT / "fixtures" / f"digits-{size}-batch.pt" for size in ("small", "large"))
 NET = """
-import os, signal, time
+import os, signal, time, traceback
 from torch import nn
 
 calls = 0
@@ -40,6 +40,9 @@ class Net(nn.Module):
             if self.fails == "raises":
                 raise ValueError("it is the second's")
             if self.fails == "hangs":
+                time.sleep(1000)
+        if os.environ.get("RANK") == "1" and self.fails.endswith(".py"):  # hangs when called from there
+            if any(frame.f_code.co_filename.endswith(self.fails) for frame, _ in traceback.walk_stack(None)):
                 time.sleep(1000)
         return self.last(x)
 
@@ -155,6 +158,17 @@ def test_one_that_fails_ends_all_with_one_error_and_the_old_report(folder, run, 
     assert re.match(said, errors(done)[0])
     assert report.read_bytes() == before
     assert not list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("command", ["analyze", "track"])
+def test_one_that_hangs_in_an_analyzer_ends_all_with_one_error(folder, command):
+    """An analyzer that cannot measure leaves the others to do so; a rank that is gone does not."""
+    words = (command, "net.pt", "-m", "net.py:Net", "-a", "fails='gap.py'", "-d", "digits", "--only", "gap", "-q")
+    done = torchrun(2, *words, "-o", f"hangs.{command}", cwd=folder, GAPSCOPE_RANK_TIMEOUT="4")
+    assert done.returncode != 0
+    assert len(errors(done)) == 1, done.stderr
+    assert re.match(r"error: Rank 0 waited for the others, and one of them did not come within 4 s\.", errors(done)[0])
+    assert not (folder / f"hangs.{command}").exists()
 
 
 def test_processes_that_read_other_data_are_refused(folder):

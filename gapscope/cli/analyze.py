@@ -10,7 +10,7 @@ from gapscope.cli.measuring import CHECKPOINT, Job, common_of, configured, prepa
 from gapscope.cli.planning import Planned, line, planned, show_plan
 from gapscope.cli.settings import Common, Configuration
 from gapscope.cli.stderr import tell
-from gapscope.errors import GapscopeError, UsageError, did_you_mean
+from gapscope.errors import GapscopeError, RankError, UsageError, did_you_mean
 from gapscope.measure.analyzers import analyzer_class, names
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ def _run(
             continue
         try:
             records[name] = record(analyzer, work(), context.seed)
+        except RankError:  # nothing can be measured together any more
+            raise
         except GapscopeError as error:
             failures[name] = error
             records[name] = skipped(analyzer, context.seed, f"could not be measured: {error}")

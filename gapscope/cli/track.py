@@ -17,7 +17,7 @@ from gapscope.cli.planning import planned, show_plans
 from gapscope.cli.resuming import telling
 from gapscope.cli.run_folder import Found, arranged
 from gapscope.cli.settings import BUDGET, Common, Configuration
-from gapscope.errors import ComparisonError, GapscopeError, LoadError, ReportError
+from gapscope.errors import ComparisonError, GapscopeError, LoadError, RankError, ReportError
 
 if TYPE_CHECKING:
     from gapscope.measure.session import Session
@@ -150,6 +150,8 @@ def _measure_all(found: Sequence[Found], which: range, folder: Path, analyzers: 
             work.news.tell(f"{index + 1} of {len(found)}: {found[index].path}")
             try:
                 _measure(found[index], folder / found[index].report, analyzers, work)
+            except RankError:  # nothing can be measured together any more
+                raise
             except GapscopeError as error:
                 work.news.failed(found[index].path, error)
 
@@ -214,6 +216,8 @@ def _run(job: Job, asked: Sequence[Any], who: Path, work: Work) -> "dict[str, Re
     for analyzer in asked:
         try:
             measured = job.measure([analyzer], context)
+        except RankError:
+            raise
         except GapscopeError as error:
             work.news.failed(who, error, analyzer.name)
             continue

@@ -9,7 +9,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from gapscope.errors import GapscopeError, UsageError
+from gapscope.errors import GapscopeError, RankError, UsageError
 from gapscope.measure.analyzers import analyzer_class
 from gapscope.measure.context import Analyzer, Context
 from gapscope.measure.loading import (
@@ -200,7 +200,8 @@ def measure_together(
 ) -> Comparison:
     """Run analyzers of several subjects; those with a smaller recorded batch size come first.
 
-    `failed` is told of an analyzer that cannot measure these subjects, and the others go on; without it, that raises.
+    `failed` is told of an analyzer that cannot measure these subjects, and the others go on; without it, that raises,
+    as does a rank that is gone.
     """
     if contexts is None:
         given = {analyzer.name for analyzer in analyzers}
@@ -216,7 +217,7 @@ def measure_together(
         try:
             records[analyzer.name] = record(analyzer, context.run(analyzer.name), context.seed)
         except GapscopeError as error:
-            if failed is None:
+            if failed is None or isinstance(error, RankError):  # then nothing can be measured together any more
                 raise
             failed(analyzer, error)
     return Comparison(

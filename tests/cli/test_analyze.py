@@ -6,7 +6,7 @@ from torch import nn
 
 import gapscope
 from gapscope.cli import analyze
-from gapscope.errors import ProblemError
+from gapscope.errors import ProblemError, RankError
 from gapscope.measure.analyzers import analyzer_class, names
 from gapscope.report.file import read_report
 from gapscope.results import Status
@@ -80,6 +80,16 @@ def test_one_that_cannot_be_measured_leaves_the_others(run, small, tmp_path, mon
     results = read_report(tmp_path / "digits-small-batch.report.h5").results
     assert results["near-rank"].status is Status.SKIPPED
     assert results["eigenvalues"].status is Status.CONVERGED
+
+
+def test_a_rank_that_is_gone_ends_the_other_analyzers_too(run, small, tmp_path, monkeypatch):
+    def gone(self, context):
+        raise RankError("One is gone. Expected all of them. Look there.")
+
+    monkeypatch.setattr(analyzer_class("eigenvalues"), "__call__", gone)
+    outcome = run("analyze", small, *QUICK, "--only", "near-rank", "-q")
+    assert (outcome.code, outcome.err) == (2, "error: One is gone. Expected all of them. Look there.\n")
+    assert list(read_report(tmp_path / "digits-small-batch.report.h5").results) == ["gap"]
 
 
 def test_an_interrupt_keeps_what_was_measured(run, small, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import typer.main
 import gapscope
 from gapscope.cli import track
 from gapscope.cli.settings import Configuration
-from gapscope.errors import LoadError, ReportError, UsageError
+from gapscope.errors import LoadError, RankError, ReportError, UsageError
 from gapscope.measure.analyzers.eigenvalues import Eigenvalues
 from tests.loop import make_checkpoint
 
@@ -247,6 +247,17 @@ def test_an_analyzer_that_cannot_measure_leaves_the_others(run, folder):
     others = ", ".join(str(folder / f"{name}.pt") for name in "adb")
     assert f"error: as near-rank of {path}, 3 more checkpoints: {others}\n" in outcome.err
     assert "train loss" in outcome.out
+
+
+@pytest.mark.parametrize("place", ["load", "Eigenvalues.__call__"])
+def test_a_rank_that_is_gone_ends_the_run(run, folder, monkeypatch, capsys, place):
+    def gone(*_):
+        raise RankError("One is gone. Expected all of them. Look there.")
+
+    monkeypatch.setattr(track if place == "load" else Eigenvalues, place.rpartition(".")[2], gone)
+    with pytest.raises(RankError, match="One is gone"):
+        run(folder, *CHEAP, "--only", "eigenvalues", "-q")
+    assert "could not be measured" not in capsys.readouterr().err
 
 
 def test_a_result_of_other_settings_does_not_stand_in_for_one_that_failed(run, folder):

@@ -10,7 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gapscope
-from gapscope.errors import GapscopeError, LoadError, UsageError
+from gapscope.errors import GapscopeError, LoadError, RankError, UsageError
+from gapscope.measure.interface import measure_together
+from gapscope.measure.session import Session
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 SMALL, LARGE = FIXTURES / "digits-small-batch.pt", FIXTURES / "digits-large-batch.pt"
@@ -61,6 +63,21 @@ def test_reports_and_pairs_are_compared():
     pair = gapscope.measure([large, small], [gapscope.Path(points=7)])
     assert [subject.label for subject in pair.subjects] == ["small batch 8", "large batch 650"]
     assert "barrier" in pair.results["path"].quantities
+
+
+def test_a_rank_that_is_gone_ends_what_is_measured_together(monkeypatch):
+    def gone(self, context):
+        raise RankError("One is gone. Expected all of them. Look there.")
+
+    monkeypatch.setattr(gapscope.Path, "__call__", gone)
+    told = []
+    with pytest.raises(RankError, match="One is gone"):
+        measure_together(
+            [Session(gapscope.load(path)) for path in (SMALL, LARGE)],
+            [gapscope.Path()],
+            failed=lambda analyzer, error: told.append(error),
+        )
+    assert told == []
 
 
 def test_needs_of_an_analyzer_are_measured_with_their_defaults():
