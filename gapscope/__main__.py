@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from gapscope.errors import GapscopeError
+from gapscope.errors import GapscopeError, out_of_memory
 
 OUT_OF_MEMORY = "Out of memory. Expected the work to fit. Lower `--memory-budget` or `--batch-size`."
 
@@ -77,7 +77,7 @@ def _is_full(error: OSError) -> bool:
 
 def _unexpected(words: list[str], error: Exception) -> int:
     _trace(words)
-    if "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower():
+    if out_of_memory(error):
         return _fail(OUT_OF_MEMORY)
     first = (str(error).splitlines() or [""])[0][:300]
     return _fail(

@@ -44,6 +44,13 @@ class RankError(GapscopeError):
     """One of several processes that measure together has died, hangs or went another way."""
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Return whether an exception says that memory ran out: torch has a class for that on accelerators alone."""
+    said = str(error).lower()
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "out of memory" in said or "can't allocate memory" in said
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean `x`?" for the nearest known word, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1)

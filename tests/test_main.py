@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+import torch
 
 import gapscope
 from gapscope import cli
@@ -35,6 +36,7 @@ def test_a_command_s_own_code_is_passed_on(monkeypatch, code):
         (ValueError("odd\nmore"), 2, "error: Unexpected ValueError: odd. This is a bug in gapscope or a model that it"),
         (RuntimeError(""), 2, "Unexpected RuntimeError: "),
         (RuntimeError("CUDA out of memory: 3 GB"), 2, "error: Out of memory. Expected the work to fit. Lower"),
+        (torch.OutOfMemoryError(), 2, "error: Out of memory."),
         (MemoryError(), 2, "error: Out of memory."),
         (FileNotFoundError(2, "gone", "x"), 2, "Unexpected FileNotFoundError"),
         (

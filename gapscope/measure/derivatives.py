@@ -4,7 +4,6 @@ Wrong second derivatives are often silent: a custom Function that forgets to sav
 63 %.  Two products, one central difference of the gradient and one of the loss, on a micro-batch, show it.
 """
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from gapscope.errors import ProblemError
 from gapscope.measure import products
 from gapscope.measure.culprits import without_second_derivative
 from gapscope.measure.differences import Differences
-from gapscope.measure.probe import UNKNOWN, Probe, Slopes
+from gapscope.measure.probe import Probe, Slopes, Tried
 
 if TYPE_CHECKING:
     from gapscope.measure.problem import Problem
@@ -90,7 +89,7 @@ def _widest(problem: "Problem") -> Probe:
     """Return the probe in float64 where the model runs in it, else in the problem's dtype."""
     if problem.device.type != "mps":  # no float64 there
         wide = Probe.of(problem, torch.float64)
-        with contextlib.suppress(*UNKNOWN), problem.measuring():  # the model may hold float32 constants of its own
+        with Tried(), problem.measuring():  # the model may hold float32 constants of its own
             _ = wide.slope
             return wide
     return Probe.of(problem, problem.dtype)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from gapscope.errors import out_of_memory
 from gapscope.measure import products
 from gapscope.measure.batches import Batch
 
@@ -21,6 +22,16 @@ BYTES = 200_000_000  # that the probe may take: fewer samples of large graphs
 HELD = 4.7  # graphs in float64 that are held at once: 914 MB for 32 images of ResNet-20
 Side = tuple[Tensor, float]  # gradient (n,) and loss on one side of the point
 UNKNOWN = (RuntimeError, TypeError, NotImplementedError)  # what autograd raises for a derivative that it has not
+
+
+class Tried:
+    """A block that is left where autograd or the model says that it cannot; that memory ran out is no such answer."""
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: object, error: object, trace: object) -> bool:
+        return isinstance(error, UNKNOWN) and not out_of_memory(error)
 
 
 class Slopes(ABC):
@@ -157,6 +168,8 @@ class Probe(Slopes):
             hu, hv = (_flat(product(self._cut(w))) for w in (u, v))
             narrow = self._in_own_dtype(v)
         except UNKNOWN as error:
+            if out_of_memory(error):
+                raise
             return f"The model's gradient cannot be differentiated again: {_first_line(error)}."
         slope, length = float(self.slope.norm()), float(hv.norm())
         left, right, scale = float(u @ hv), float(v @ hu), float(hu.norm()) + length

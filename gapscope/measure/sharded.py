@@ -30,7 +30,7 @@ from gapscope.measure.derivatives import Derivatives, by_differences, refuse_wro
 from gapscope.measure.differentiable import Precision
 from gapscope.measure.distributed import _together, ranks
 from gapscope.measure.operators import Operator, gaussian, inner, length
-from gapscope.measure.probe import UNKNOWN, Side, Slopes, micro_batch
+from gapscope.measure.probe import Side, Slopes, Tried, micro_batch
 from gapscope.measure.problem import Problem
 from gapscope.results import Array
 
@@ -324,7 +324,7 @@ def _runs(problem: Problem, dtype: torch.dtype) -> bool:
     }
     state |= {name: in_dtype(buffer, dtype) for name, buffer in problem.model.named_buffers()}
     few = placed(taken(problem.data.inputs, slice(0, 2)), device, dtype)
-    with contextlib.suppress(*UNKNOWN), problem.measuring(), torch.no_grad():
+    with Tried(), problem.measuring(), torch.no_grad():
         scores(called(problem.model, few, state))
         return True
     return False

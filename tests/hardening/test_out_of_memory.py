@@ -1,15 +1,18 @@
-"""Memory that runs out in the k-th pass over the data, for every k: one line, exit code 2, and the old report."""
+"""Memory that runs out, in the k-th pass over the data or in a probe: one line, exit code 2, and the old report."""
 
 import pytest
 import torch
 
+from gapscope.measure import products, sharded
 from gapscope.measure.problem import Problem
+from tests.problems import ZOO
 
 ERRORS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
     "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory: you tried"),
     "python": MemoryError(),
 }
+SAID = "error: Out of memory. Expected the work to fit. Lower `--memory-budget` or `--batch-size`.\n"
 
 
 @pytest.mark.parametrize("kind", ERRORS)
@@ -32,9 +35,43 @@ def test_the_kth_pass_runs_out_of_memory(run, small, tmp_path, monkeypatch, kind
         outcome = run(*words)
         ends.append(outcome.code)
         if outcome.code:
-            said = "error: Out of memory. Expected the work to fit. Lower `--memory-budget` or `--batch-size`.\n"
-            assert outcome.err == said
+            assert outcome.err == SAID
             assert (tmp_path / "r.h5").read_bytes() == before
         assert [path.name for path in tmp_path.iterdir()] == ["r.h5"]
     assert ends[0] == 2
     assert ends[-1] == 0
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize("what", ["gradient", "product"])
+def test_the_probe_runs_out_of_memory(run, small, tmp_path, monkeypatch, what, kind):
+    """It is not taken for a model that does not run in float64, nor for one without second derivatives."""
+    left = [ERRORS[kind]]
+
+    def once(work):
+        def failing(*given, **options):
+            if left:
+                raise left.pop()
+            return work(*given, **options)
+
+        return failing
+
+    gradient, hessian = products.gradient, products.hessian
+    if what == "gradient":
+        monkeypatch.setattr(products, "gradient", once(gradient))
+    else:
+        monkeypatch.setattr(products, "hessian", lambda *given, **options: once(hessian(*given, **options)))
+    outcome = run("eigenvalues", small, "--limit", 40, "--threads", 1, "-q", "-o", "r.h5")
+    assert not left
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", SAID)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_a_trial_of_a_sharded_model_in_float64_runs_out_of_memory(monkeypatch, kind):
+    def failing(*_):
+        raise ERRORS[kind]
+
+    monkeypatch.setattr(sharded, "called", failing)
+    with pytest.raises(type(ERRORS[kind])):
+        sharded.Sharded.of(ZOO["tanh mlp"].problem(), torch.device("cpu"))
