@@ -24,6 +24,7 @@ from gapscope.errors import ProblemError
 from gapscope.measure import products
 from gapscope.measure.batches import Batch, Inputs, pieces, single
 from gapscope.measure.distributed import ranks
+from gapscope.measure.probe import spread
 from gapscope.measure.samples import Parts, Samples, _accepted, _stack, _vectorized, matrix
 from gapscope.results import CHUNKS
 
@@ -97,7 +98,7 @@ def bent(problem: "Problem") -> tuple[str, ...]:
 
     Cost: a few gradients and a Hessian product by blocks, over 8 samples spread over the data.
     """
-    picked = torch.linspace(0, problem.samples - 1, min(PROBED, problem.samples)).long()
+    picked = spread(problem.samples, min(PROBED, problem.samples))
     micro, leaves = problem._micro(problem.picked(picked)), problem.parameters.split(problem.theta)
     rng = torch.Generator().manual_seed(1)
 

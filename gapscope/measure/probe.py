@@ -284,7 +284,12 @@ class Probe(Slopes):
 
 def micro_batch(problem: "Problem") -> Batch:
     """Return up to 32 samples spread over the data."""
-    return problem.picked(torch.linspace(0, problem.samples - 1, samples_of(problem)).long())
+    return problem.picked(spread(problem.samples, samples_of(problem)))
+
+
+def spread(samples: int, count: int) -> Tensor:
+    """Return so many indices (count,), evenly from the first sample to the last: in whole numbers, which are exact."""
+    return torch.arange(count) * (samples - 1) // max(1, count - 1)
 
 
 def samples_of(problem: "Problem") -> int:

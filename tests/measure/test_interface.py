@@ -131,6 +131,19 @@ def test_a_problem_knows_loss_gradient_and_product():
     assert isinstance(problem, gapscope.Problem)
 
 
+def test_the_default_dtype_of_the_caller_changes_nothing():
+    x, y = blobs(1000)
+    problems = [gapscope.problem(network(), (x, y)) for _ in range(2)]
+    analyzers = [gapscope.Eigenvalues(), gapscope.Curvature(max_matvecs=12, directions=4, top_matvecs=4)]
+    one = gapscope.measure(problems[0], analyzers)
+    torch.set_default_dtype(torch.bfloat16)  # which has no number between 996 and 1000
+    other = gapscope.measure(problems[1], analyzers)
+    for name, quantity in (("eigenvalues", "values"), ("curvature", "median")):
+        a, b = (report.results[name].quantities[quantity] for report in (one, other))
+        assert np.array_equal(a.value, b.value)
+        assert np.array_equal(a.numerical_error, b.numerical_error)
+
+
 def test_the_wrong_number_of_problems_is_refused():
     x, y = blobs()
     problem = gapscope.problem(network(), (x, y))

@@ -133,6 +133,16 @@ def test_what_overflows_in_float32_alone_is_no_fault_of_its_kernels():
     assert given.derivatives.method == "exact"
 
 
+@pytest.mark.parametrize("default", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("samples", "count"), [(1, 1), (2, 1), (3, 3), (40, 32), (1000, 32), (2**31 + 7, 32)])
+def test_the_probed_samples_go_from_the_first_to_the_last_whatever_the_default_dtype(samples, count, default):
+    torch.set_default_dtype(default)
+    found = probe.spread(samples, count).tolist()
+    assert found == [i * (samples - 1) // max(1, count - 1) for i in range(count)]
+    assert len(set(found)) == count
+    assert found[-1] == (samples - 1 if count > 1 else 0)
+
+
 def test_fewer_samples_of_large_graphs_are_probed(monkeypatch):
     given = ZOO["tanh mlp"].problem(samples=50)
     each = probe.bytes_of(given, 1)
