@@ -1,4 +1,4 @@
-"""Is L a fixed, finite, twice differentiable function of theta?  Asked once, before anything is measured."""
+"""Is L a fixed, finite, twice differentiable function of theta, and of what?  Asked before anything is measured."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from gapscope.errors import ProblemError
 from gapscope.measure.batches import Batch, pieces
 from gapscope.measure.culprits import unrepeatable
-from gapscope.measure.probe import micro_batch
+from gapscope.measure.probe import FEWEST, SAMPLES, micro_batch, spread
 from gapscope.measure.problem import Problem
 from gapscope.results import Array
 
@@ -64,22 +64,38 @@ def check(problem: Problem, *, second_order: bool = True) -> float:
 
 def _refuse_company(problem: Problem) -> None:
     """Raise ProblemError where samples change each other's losses, and no size of micro-batches makes that definite."""
-    if problem.batch_size is not None:
-        return
-    whole = micro_batch(problem)
-    together = _losses(problem, whole)
-    half = (len(whole.targets) + 1) // 2
-    apart = np.concatenate(
-        [_losses(problem, Batch(x, y, 0, len(y))) for x, y in pieces(whole.inputs, whole.targets, half)]
-    )
-    # other kernels serve other batch sizes: ResNet-20 in float32 came out 3e-7 apart
-    change = abs(together - apart).max()
-    if change > _rounding(problem, together):
+    change = _of_company(problem, micro_batch(problem)) if problem.batch_size is None else 0.0
+    if change:
         raise ProblemError(
             f"The loss of a sample changes by up to {change:.2g} with the company of other samples. Expected a model "
             "that maps every sample by itself, as BatchNorm does in eval mode. Look for statistics over the batch in "
             "`forward`, or fix the micro-batches that L shall be of: `--batch-size 128`."
         )
+
+
+def is_mixed(problem: Problem) -> bool:
+    """Return whether L depends on the micro-batches: by BatchNorm, or by a batch's statistics in the model itself.
+
+    Asked only where a size is given: without one, `check` refuses such a model.  All ranks have to ask together.
+    """
+    if problem.depends_on_batches or problem.batch_size is None:
+        return problem.depends_on_batches
+    # no more than a given size where it can be: it may be all that fits
+    few = spread(problem.samples, min(problem.samples, SAMPLES, max(FEWEST, problem.batch_size)))
+    return _of_company(problem, problem.picked(few)) > 0
+
+
+def _of_company(problem: Problem, whole: Batch) -> float:
+    """Return by how much a sample's loss changes where the others are half of them, 0 where by rounding alone."""
+    together = _losses(problem, whole)
+    half = (len(whole.targets) + 1) // 2
+    apart = np.concatenate(
+        [_losses(problem, Batch(x, y, 0, len(y))) for x, y in pieces(whole.inputs, whole.targets, half)]
+    )
+    with np.errstate(invalid="ignore"):  # infinite losses are refused elsewhere
+        change = float(abs(together - apart).max())
+    # other kernels serve other batch sizes: ResNet-20 in float32 came out 3e-7 apart
+    return change if change > _rounding(problem, together) else 0.0
 
 
 def _losses(problem: Problem, batch: Batch) -> Array:

@@ -7,6 +7,7 @@ import platform
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import gapscope
 from gapscope.errors import LoadError, UsageError
 from gapscope.measure import differentiable
 from gapscope.measure.allocation import hold_freed_memory
-from gapscope.measure.checks import check
+from gapscope.measure.checks import check, is_mixed
 from gapscope.measure.context import Analyzer, Context, Subject, second_order
 from gapscope.measure.distributed import local_device, ranks
 from gapscope.measure.loading import Loaded, Request, load
@@ -94,9 +95,14 @@ class Session:
             "chunks": f"{CHUNKS} by permutation, seed {CHUNK_SEED}",
             "parameter_filter": " ".join(problem.chosen) or "requires_grad",
         }
-        if problem.depends_on_batches:
+        if self.mixed:
             found["batch_size"] = problem.micro_batch
         return storable(found)
+
+    @cached_property
+    def mixed(self) -> bool:
+        """Return whether L depends on the micro-batches."""
+        return is_mixed(self.problem)
 
     def environment(self) -> dict[str, Any]:
         """Return what is never compared."""
@@ -222,10 +228,11 @@ def _settings(analyzer: Analyzer, seed: int) -> dict[str, Any]:
 def open_session(request: Request, execution: Execution, monitor: Monitor | None = None) -> Session:
     """Load a checkpoint and its data and place them; raises LoadError, UsageError or ProblemError."""
     session = _alike(ranks().agreed(lambda: _opened(request, execution, monitor or Monitor())))
-    if not execution.shard_parameters:
-        return session
-    device = device_named(local_device(execution.device)) if request.setup is None else session.problem.device
-    return dataclasses.replace(session, problem=Sharded.of(session.problem, device))
+    if execution.shard_parameters:
+        device = device_named(local_device(execution.device)) if request.setup is None else session.problem.device
+        session = dataclasses.replace(session, problem=Sharded.of(session.problem, device))
+    _ = session.mixed  # while all ranks are here: one alone may ask for the conditions
+    return session
 
 
 def _opened(request: Request, execution: Execution, monitor: Monitor) -> Session:

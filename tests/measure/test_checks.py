@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from gapscope.errors import ProblemError
-from gapscope.measure.checks import check
+from gapscope.measure.checks import check, is_mixed
 from gapscope.measure.loading import Loss
 from tests.problems import ZOO, problem, softmax_regression, train
 
@@ -184,6 +184,30 @@ def test_samples_that_change_each_other_are_found_unless_the_micro_batches_are_f
         check(classified(model))
     given = classified(model, batch_size=20)
     assert check(given) == given.loss()
+    assert is_mixed(given)
+
+
+@pytest.mark.parametrize("size", [1, 2, 20, 100])
+def test_what_statistics_over_the_batch_make_of_a_loss_is_told_from_rounding(size):
+    class Largest(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return y / y.abs().max()
+
+    torch.manual_seed(0)
+    assert is_mixed(classified(Largest(4, 3), batch_size=size))
+    for name in ZOO:
+        for dtype in DTYPES:
+            assert not is_mixed(ZOO[name].problem(0, dtype, batch_size=size))
+    assert is_mixed(ZOO["conv batchnorm"].problem(batchnorm="batch", batch_size=20))
+    assert not is_mixed(classified(Largest(4, 3)))  # refused before anything is measured
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_losses_that_are_not_finite_depend_on_no_company(bad):
+    given = classified(nn.Linear(4, 3), batch_size=20)
+    given.data.inputs[:] = bad
+    assert not is_mixed(given)
 
 
 def test_torchscript_is_refused():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gapscope
-from gapscope.errors import GapscopeError, LoadError, RankError, UsageError
+from gapscope.errors import ComparisonError, GapscopeError, LoadError, RankError, UsageError
 from gapscope.measure.interface import measure_together
 from gapscope.measure.session import Session
 
@@ -78,6 +78,24 @@ def test_a_rank_that_is_gone_ends_what_is_measured_together(monkeypatch):
             failed=lambda analyzer, error: told.append(error),
         )
     assert told == []
+
+
+def test_reports_of_other_micro_batches_are_not_compared_where_the_loss_is_of_them():
+    class Centered(nn.Sequential):
+        def forward(self, x):
+            y = super().forward(x)
+            return y - y.mean(0)
+
+    x, y = blobs()
+    reports = [
+        gapscope.measure(gapscope.problem(Centered(*network()), (x, y), batch_size=size), [gapscope.Gap()])
+        for size in (30, 60)
+    ]
+    assert [report.conditions["batch_size"] for report in reports] == [30, 60]
+    losses = [float(report.results["gap"].quantities["train_loss"].value) for report in reports]
+    assert abs(losses[0] - losses[1]) > 1e-3
+    with pytest.raises(ComparisonError, match="do not measure the same thing: batch_size: 30 / 60"):
+        gapscope.compare(reports, labels=["a", "b"])
 
 
 def test_needs_of_an_analyzer_are_measured_with_their_defaults():

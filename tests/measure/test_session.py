@@ -54,6 +54,7 @@ def test_a_report_says_who_was_measured_and_under_which_conditions(checkpoint):
 
 def test_the_micro_batch_is_a_condition_only_in_batch_mode(checkpoint):
     assert session(checkpoint, batchnorm="batch", batch_size=100).conditions()["batch_size"] == 100
+    assert "batch_size" not in session(checkpoint, batch_size=100).conditions()
 
 
 def test_numbers_do_not_depend_on_which_analyzers_run_together(checkpoint):
