@@ -1,5 +1,6 @@
 """Second opinions on the same problem: PyHessian and SciPy.  Never the engine."""
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -37,10 +38,16 @@ def pyhessian_top(problem: Problem, *, tolerance: float = 1e-4, steps: int = 300
         return problem.bound.per_sample(scores(outputs), targets).mean() + nothing
 
     whole = problem._batch(0, problem.samples)
+    cuda = problem.device.type == "cuda"
+    # PyHessian takes the current one
+    there: contextlib.AbstractContextManager[Any] = (
+        torch.cuda.device(problem.device) if cuda else contextlib.nullcontext()
+    )
     modes = [(module, module.training) for module in problem.model.modules()]
     gradients = [(p, p.grad) for p in problem.model.parameters()]
     try:
         with (
+            there,
             warnings.catch_warnings(),
             torch.random.fork_rng(),
             sdpa_kernel(SDPBackend.MATH),
@@ -48,7 +55,6 @@ def pyhessian_top(problem: Problem, *, tolerance: float = 1e-4, steps: int = 300
             warnings.simplefilter("ignore")  # backward(create_graph=True) warns of a reference cycle
             torch.manual_seed(seed)
             problem.model.zero_grad(set_to_none=True)
-            cuda = problem.device.type == "cuda"
             tool = hessian(problem.model, criterion, data=(whole.inputs, whole.targets), cuda=cuda)
             values, _ = tool.eigenvalues(maxIter=steps, tol=tolerance, top_n=1)
     finally:
