@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,41 @@ def test_only_the_command_line_imports_the_trainer():
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_a_file_is_one_idea_of_at_most_400_lines(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+HOST = ("measure/loading/datasets", "measure/preconditioner.py", "training/studies/sngm")  # tensors of files alone
+
+
+def receivers(node):
+    """Yield the calls that a value comes from: of `x.cpu().double()` that of `double`, then that of `cpu`."""
+    while isinstance(node, ast.Call | ast.Attribute | ast.Subscript):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            yield node
+        node = node.func if isinstance(node, ast.Call) else node.value
+
+
+def widens(call):
+    """Say whether a call takes a tensor to float64: `double()`, `to(torch.float64)`, `sum(dtype=torch.float64)`."""
+    given = [ast.unparse(one) for one in (*call.args, *(keyword.value for keyword in call.keywords))]
+    return call.func.attr == "double" or (call.func.attr in ("to", "sum", "mean") and "torch.float64" in given)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_float64_is_asked_of_the_cpu_alone_unless_a_function_minds_devices_without_it(path):
+    """mps has none and refuses: `.cpu().double()`, never `.double().cpu()`."""
+    source = path.read_text()
+    if path.relative_to(PACKAGE).as_posix().startswith(HOST):
+        return
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        text = ast.get_source_segment(source, function)
+        if re.search(r"\bmps\b|without float64", text):
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and widens(node):
+                before = [call.func.attr for call in receivers(node.func.value)]
+                assert "cpu" in before, f"{function.name}: {ast.unparse(node)}"
 
 
 def test_the_package_holds_only_what_the_design_lists():

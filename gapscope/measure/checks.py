@@ -101,7 +101,7 @@ def _of_company(problem: Problem, whole: Batch) -> float:
 def _losses(problem: Problem, batch: Batch) -> Array:
     with problem.measuring(), torch.no_grad():
         micro = problem._micro(batch)
-        return np.asarray(micro.losses(micro.outputs(problem._split(None))).double().cpu().numpy())
+        return np.asarray(micro.losses(micro.outputs(problem._split(None))).cpu().double().numpy())
 
 
 def _rounding(problem: Problem, losses: Array) -> float:

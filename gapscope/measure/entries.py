@@ -199,7 +199,7 @@ def _probed(
 def _entries(problem: "Problem", found: DiagonalEstimate, said: tuple[str, str, str]) -> Entries:
     blocks, (method, doc, cure) = problem.parameters.blocks(), said
     rounding = ROUNDING * torch.finfo(problem.dtype).eps
-    sizes = np.asarray([float(found.entries[where].double().abs().sum()) for where in blocks.values()])
+    sizes = np.asarray([float(found.entries[where].cpu().double().abs().sum()) for where in blocks.values()])
     counts = np.asarray([where.stop - where.start for where in blocks.values()])
     inexact = problem.derivatives.of_differences  # along an axis as along any vector
     notes = [f"diagonal: {method}"]

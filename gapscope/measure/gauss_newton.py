@@ -181,7 +181,6 @@ def _rounded(outputs: Tensor) -> Tensor:
 
 def _loss_hessian(samples: Samples, outputs: Tensor, targets: Tensor) -> Tensor:
     """Return every sample's (count, count): in float64, where 1 - p is known to more digits, if the loss takes it."""
-    wide = targets.double() if targets.is_floating_point() else targets
 
     def dense(point: Tensor, targets: Tensor) -> Tensor:
         leaf = point.detach().requires_grad_()
@@ -193,7 +192,7 @@ def _loss_hessian(samples: Samples, outputs: Tensor, targets: Tensor) -> Tensor:
         return torch.stack(rows, 1)
 
     try:
-        found = dense(outputs.double(), wide)
+        found = dense(outputs.double(), targets.double() if targets.is_floating_point() else targets)
     except (RuntimeError, TypeError):  # float32 constants of its own, or a device without float64
         found = dense(outputs, targets)
     return found.cpu().double()

@@ -59,7 +59,7 @@ class RandomManifold:
         for rows, block in self._blocks():
             part = block.double() if block.device.type != "mps" else block.cpu().double()
             gram += (part.T @ part).cpu()
-            image += (part.T @ x[rows].to(part.device, torch.float64)).cpu()
+            image += (part.T @ x[rows].to(part.device).double()).cpu()
         solution: Tensor = torch.linalg.solve(gram, image)
         return solution.to(self.device, self.dtype)
 

@@ -237,7 +237,7 @@ class Problem:
                 micro = self._micro(batch)
                 outputs = micro.outputs(parameters)
                 columns = [micro.losses(outputs), *([judge(outputs, batch.targets)] if judge is not None else [])]
-            rows = torch.stack([column.double().cpu() for column in columns], 1)
+            rows = torch.stack([column.cpu().double() for column in columns], 1)
             return rows[:, 0].sum(), rows
 
         rows = self.mean_and_rows(collect)[1].numpy()

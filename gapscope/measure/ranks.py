@@ -185,7 +185,7 @@ class Gram:
             self.still = torch.ones_like(self.first, dtype=torch.bool)
         self.still &= (matrix == self.first).all(0)
         for piece in torch.split(matrix, -(-PIECE // matrix.shape[1])):
-            block = piece.to(self.gram.device).double()
+            block = piece.to(self.gram.device).double()  # of mps the CPU
             _add_square(self.gram, block)
             self.gram[0, 1:] += block.sum(0)
         self.columns += len(matrix)
@@ -205,7 +205,7 @@ class Gram:
     def spectra(self) -> Spectra:
         """Take both spectra from the one Gram matrix: A P A' = A A' - s s' / columns."""
         assert self.gram is not None
-        dead = float(self.still.double().mean())
+        dead = float(self.still.cpu().double().mean())
         return _from_gram(self.gram, min(len(self.gram) - 1, self.columns), self.columns, dead, streamed=True)
 
 

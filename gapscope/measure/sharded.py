@@ -106,7 +106,7 @@ class Sharded(Problem):
                 outputs = micro.outputs([])
                 columns = [micro.losses(outputs), *([judge(outputs, batch.targets)] if judge is not None else [])]
                 if counts:
-                    rows[batch.start] = torch.stack([column.double().cpu() for column in columns], 1)
+                    rows[batch.start] = torch.stack([column.cpu().double() for column in columns], 1)
         table = ranks().in_order(rows, self.samples).numpy()
         return table[:, 0].copy(), table[:, 1].copy() if judge is not None else None
 
@@ -222,7 +222,7 @@ class Sharded(Problem):
                     (losses.sum() * float(counts)).backward()  # type: ignore[no-untyped-call]  # of torch
                 total = self._taken() if total is None else total.add_(self._taken())
                 if counts:
-                    rows[batch.start] = losses.detach().double().cpu()
+                    rows[batch.start] = losses.detach().cpu().double()
         assert total is not None  # there is a sample
         return total * ranks().count, rows  # FSDP2 averages over the ranks
 

@@ -21,6 +21,6 @@ def evened(problem: Problem, values: Array, share: Callable[[Tensor], Tensor] | 
     share = share or problem.loss_function.weights
     if share is None:
         return values
-    weights = share(problem.data.targets).double().cpu().numpy()
+    weights = share(problem.data.targets).cpu().double().numpy()
     found: Array = values - values.mean() * (weights / weights.mean() - 1)
     return found

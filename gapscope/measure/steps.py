@@ -66,14 +66,14 @@ def sgd_steps(
         squares, _ = problem.gradient_squares(gradient)
     except ProblemError as error:
         return None, (f"no step lengths: {error}",)
-    square = np.asarray([float(gradient[where].double().square().sum()) for where in blocks.values()])
+    square = np.asarray([float(gradient[where].cpu().double().square().sum()) for where in blocks.values()])
     rng, bends, lost, probes = context.generator("curvature/step"), [], [], probes_for(len(blocks))
     eps, off = _ROUNDING * torch.finfo(problem.dtype).eps, problem.derivatives.error
     for number in range(probes):
         signs = (2 * torch.randint(0, 2, (problem.samples,), generator=rng) - 1).to(problem.dtype).to(problem.device)
         drawn = gradient + math.sqrt(problem.samples / size) * problem.weighted_gradient(signs - signs.mean())
         image = apart.matvec(drawn)
-        pairs = [(drawn[where].double(), image[where].double()) for where in blocks.values()]
+        pairs = [(drawn[where].cpu().double(), image[where].cpu().double()) for where in blocks.values()]
         bends.append([float(torch.dot(y, hy)) for y, hy in pairs])
         whole = off * float(drawn.norm())
         lost.append([float(y.norm() * (eps * hy.norm() + whole)) for y, hy in pairs])

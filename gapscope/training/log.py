@@ -81,7 +81,7 @@ class Log:
         products = torch.stack([inner(g, d) for g, d in pieces])
         with untouched(batch, before.random):
             after = batch.value()
-        found = torch.cat([torch.stack([loss, after]).to(products.dtype), *norms, products]).double().cpu().numpy()
+        found = torch.cat([torch.stack([loss, after]).to(products.dtype), *norms, products]).cpu().double().numpy()
         self.steps.append(step)
         self.rows.append(np.concatenate([[rate, len(batch.targets)], found]))
 

@@ -107,7 +107,7 @@ class Curvature:
         del hessian  # with it go the kept graphs
         said += refused
         spent = measured.matvecs + (tops.matvecs if tops else 0) + (steps.matvecs if steps else 0)
-        norms = np.asarray([float(gradient[where].double().norm()) for where in blocks.values()])
+        norms = np.asarray([float(gradient[where].cpu().double().norm()) for where in blocks.values()])
         finite = np.isfinite(norms).all() and (tops is None or np.isfinite(tops.values).all())
 
         def each(value: Array, doc: str, **more: Any) -> Quantity:

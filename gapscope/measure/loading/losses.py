@@ -51,7 +51,7 @@ class Loss:
 def _scaled(each: PerSample, share: Callable[[Tensor], Tensor] | None, targets: Tensor, name: str) -> PerSample:
     if share is None:
         return each
-    shares = share(targets).double()
+    shares = share(targets).cpu().double()
     mean = float(shares.mean())
     if mean == 0:
         raise LoadError(
@@ -63,10 +63,14 @@ def _scaled(each: PerSample, share: Callable[[Tensor], Tensor] | None, targets: 
 
     def scaled(outputs: Tensor, targets: Tensor) -> Tensor:
         found = each(outputs, targets)
-        found = found if found.is_floating_point() else found.double()
+        found = found if found.is_floating_point() else found.to(_wide(found))
         return found * (share(targets).to(found.dtype) / mean)
 
     return scaled
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64  # no float64 there
 
 
 def classes_last(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -110,7 +114,7 @@ def _cross_entropy(
         return torch.where(counted, flat, 0), counted
 
     def of_classes(like: Tensor) -> Tensor:
-        kind = like.dtype if like.is_floating_point() else torch.float64
+        kind = like.dtype if like.is_floating_point() else _wide(like)
         return torch.tensor(weight, dtype=kind, device=like.device)
 
     def weights(targets: Tensor) -> Tensor:
@@ -152,7 +156,7 @@ def _cross_entropy(
         right = (scores.argmax(-1) == labels) & counted
         if targets.ndim == 1:
             return right[:, 0]
-        return right.double().sum(1) / counted.sum(1).clamp(min=1)
+        return right.to(_wide(right)).sum(1) / counted.sum(1).clamp(min=1)
 
     return Loss(name, per_sample, correct, weights, counts, ignore_index)
 
@@ -207,7 +211,7 @@ def _bce(name: str, *, pos_weight: tuple[float, ...] = ()) -> Loss:
 
     def correct(outputs: Tensor, targets: Tensor) -> Tensor:
         right = (outputs > 0) == (like(outputs, targets) > 0.5)
-        return right.reshape(len(right), -1).double().mean(1)
+        return right.reshape(len(right), -1).to(_wide(right)).mean(1)
 
     return Loss(name, per_sample, correct)
 

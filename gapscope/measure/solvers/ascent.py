@@ -67,7 +67,7 @@ def keskar(objective: Objective, radius: Tensor, start_value: float, rng: Genera
 
     Shapes: radius (n,).  Cost: about 11 evaluations, 20 vectors of length n.  Source: Keskar et al. 2017, metric 2.1.
     """
-    box = radius.detach().double().cpu().numpy() if radius.device.type != "mps" else radius.cpu().double().numpy()
+    box = radius.detach().cpu().double().numpy()
     start = KESKAR_START * box * (2 * torch.rand(len(box), generator=rng, dtype=torch.float64).numpy() - 1)
     best, best_point, evaluations = -math.inf, start, 0
 

@@ -293,7 +293,7 @@ class _Probes:
             quartiles=self._quartiles(self.entries),
             quartile_errors=self.quartile_errors,
             noise_share=self.noise_share,
-            zero_fraction=np.asarray([1 - float(self.live[w].double().mean()) for w in self.blocks.values()]),
+            zero_fraction=np.asarray([1 - float(self.live[w].cpu().double().mean()) for w in self.blocks.values()]),
             traces=self._by_block(self.offset) + (sums.mean(0) if self.count else none),
             trace_errors=spread,
             probes=self.count,
@@ -339,7 +339,7 @@ def ratio_quartiles(above: Tensor, below: Tensor, blocks: Mapping[str, slice]) -
     """
     found, left_out = np.full((len(blocks), 3), np.nan), np.ones(len(blocks))
     for i, where in enumerate(blocks.values()):
-        top, bottom = (np.abs(part[where].double().cpu().numpy()) for part in (above, below))
+        top, bottom = (np.abs(part[where].cpu().double().numpy()) for part in (above, below))
         used = (top != 0) & (bottom != 0)
         left_out[i] = 1 - used.mean()
         found[i] = _three(top[used] / bottom[used])
@@ -350,7 +350,7 @@ def _live_quartiles(values: Tensor, live: Tensor, blocks: Mapping[str, slice]) -
     """Return the quartiles of |values| over the live entries of each block (blocks, 3)."""
     found = np.full((len(blocks), 3), np.nan)
     for i, where in enumerate(blocks.values()):
-        found[i] = _three(values[where][live[where]].abs().double().cpu().numpy())
+        found[i] = _three(values[where][live[where]].abs().cpu().double().numpy())
     return found
 
 

@@ -258,7 +258,7 @@ def _span(images: Tensor) -> tuple[Tensor, float]:
     lengths = np.sqrt([_square(image) for image in images])
     unit = torch.from_numpy(1 / np.where(lengths > 0, lengths, 1.0))
     q, r = torch.linalg.qr((images * unit.to(images)[:, None]).T)
-    small = r.double().cpu().numpy() if images.device.type != "mps" else r.cpu().double().numpy()
+    small = r.cpu().double().numpy()
     left, values, _ = np.linalg.svd(small)
     cut = _ROUNDING * torch.finfo(images.dtype).eps * max(values[0], 1e-300)
     keep = max(1, int((values > cut).sum()))

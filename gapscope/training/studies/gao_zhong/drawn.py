@@ -61,7 +61,7 @@ class DrawnSteps:
         share = (samples - sizes) / (max(samples - 1, 1) * sizes)
         gradient = problem.gradient()
         blocks = problem.parameters.blocks()
-        square = np.array([float(gradient[where].double().square().sum()) for where in blocks.values()])
+        square = np.array([float(gradient[where].cpu().double().square().sum()) for where in blocks.values()])
         bend = float(problem.curvature_along(gradient)[1].mean())
         before = problem.loss()
         first = self.draws * int(context.training().get("seed", 0))  # other batches for other runs: they average out
