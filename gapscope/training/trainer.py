@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from gapscope.errors import UsageError
-from gapscope.measure.batches import called, pieces, placed, scores
 from gapscope.measure.distributed import ALONE, Ranks
 from gapscope.measure.loading.checkpoints.checkpoint import save_checkpoint
 from gapscope.measure.loading.datasets.data import Data
@@ -25,6 +24,7 @@ from gapscope.measure.monitor import Monitor
 from gapscope.training.gradient import Objective, random_state, set_random_state
 from gapscope.training.layer_curvature import LayerCurvature
 from gapscope.training.log import Log, TrainingLog
+from gapscope.training.looking import at_once, mean_loss
 from gapscope.training.optimizers import make_optimizer
 from gapscope.training.optimizers.layerwise import CURVED, LayerwiseSGD
 from gapscope.training.recipe import Progress, counted
@@ -95,23 +95,6 @@ class Running:
 QUIETLY = Running()
 
 
-def mean_loss(model: nn.Module, data: Data, loss: Loss, *, size: int = 2048, ranks: Ranks = ALONE) -> float:
-    """Return the mean loss over all data, in eval mode; of several processes each takes every so-manieth piece."""
-    was, bound = model.training, loss.bound(data.targets)
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    model.eval()
-    total = 0.0
-    with torch.no_grad():
-        for number, (x, y) in enumerate(pieces(data.inputs, data.targets, size)):
-            if number % ranks.count == ranks.rank:
-                outputs = scores(called(model, placed(x, like.device, like.dtype)))
-                total += float(bound.per_sample(outputs, y.to(like.device)).cpu().sum(dtype=torch.float64))
-    model.train(was)
-    if ranks.count > 1:
-        total = float(ranks.total(torch.tensor(total, dtype=torch.float64, device=like.device)))
-    return total / len(data)
-
-
 def train(
     build: Callable[[], nn.Module],
     data: Data,
@@ -174,6 +157,8 @@ class _Loop:
         if recipe.optimizer in CURVED:
             every, probes = recipe.curvature_every, recipe.curvature_probes
             self.curvature = LayerCurvature(self.model, self.loss, every=every, probes=probes, seed=recipe.seed)
+        step = math.ceil(recipe.batch_size / (recipe.accumulate * running.ranks.count))  # samples of a forward pass
+        self.look_size = at_once(self.model, self.data, self.loss, step)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule, self.bound = parse_schedule(recipe.schedule), recipe.bound(len(self.data))
         others: dict[str, Any] = {"check_every": self.check_every, "log_every": running.log_every}
@@ -249,7 +234,8 @@ class _Loop:
         due = self.check_every is not None and progress.steps % self.check_every == 0
         if not due and progress.place != 0 and progress.steps != self.recipe.steps:
             return ""
-        progress.loss = mean_loss(self.model, self.data, self.loss, ranks=self.running.ranks)
+        ranks = self.running.ranks
+        progress.loss = mean_loss(self.model, self.data, self.loss, size=self.look_size, ranks=ranks)
         self.log.looks.append((progress.steps, progress.loss))
         self.running.monitor.say(f"step {progress.steps:,}  training loss {progress.loss:.4g}")
         self.running.watch(progress.steps, progress.loss)

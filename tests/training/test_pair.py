@@ -5,8 +5,8 @@ import pytest
 
 from gapscope.measure.loading import Trust, infer_loss, load_data, read_checkpoint
 from gapscope.measure.loading.networks import NETWORKS
+from gapscope.training.looking import mean_loss
 from gapscope.training.pair import LARGE, MODEL, MODEL_ARGS, REGIMES, equal_epochs, make
-from gapscope.training.trainer import mean_loss
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 

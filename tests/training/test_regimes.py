@@ -5,9 +5,10 @@ import torch
 
 from gapscope.errors import UsageError
 from gapscope.measure.loading import NETWORKS, Trust, infer_loss, load_data, read_checkpoint
+from gapscope.training.looking import mean_loss
 from gapscope.training.recipe import Recipe
 from gapscope.training.regimes import LONGEST, Run, Task, make_regimes, make_run, matched, state_path
-from gapscope.training.trainer import Running, mean_loss
+from gapscope.training.trainer import Running
 
 ARGUMENTS = {"hidden": [16]}
 

@@ -6,8 +6,9 @@ from torch import nn
 
 from gapscope.errors import UsageError
 from gapscope.measure.loading import Trust, infer_loss, load_data, read_checkpoint
+from gapscope.training.looking import mean_loss
 from gapscope.training.recipe import Recipe
-from gapscope.training.trainer import Running, mean_loss, save, train
+from gapscope.training.trainer import Running, save, train
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,39 @@ def test_looking_at_the_loss_leaves_the_mode_alone(data, loss):
     model = build().train()
     mean_loss(model, data, loss)
     assert model.training
+
+
+class Sized(nn.Linear):
+    """Notes how many samples it is called with to be looked at, of each of which it makes so many bytes."""
+
+    def __init__(self, made):
+        super().__init__(64, 10)
+        self.made, self.sizes = made, []
+
+    def forward(self, x):
+        if not self.training:
+            self.sizes.append(len(x))
+        x.new_zeros(1).expand(len(x), self.made // 4)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("made", "recipe", "most"),
+    [
+        (10**9, {"batch_size": 11, "accumulate": 2}, 6),  # what a step takes through the model at once
+        (10**9, {"batch_size": 1}, 1),
+        (20_000_000, {"batch_size": 1}, 4),  # a power of two within 100 MB
+        (20_000_000, {"batch_size": 150}, 150),
+        (4, {"batch_size": 1}, 200),
+    ],
+)
+def test_a_look_takes_no_more_samples_at_once_than_a_step_unless_they_are_small(data, loss, made, recipe, most):
+    trained = train(lambda: Sized(made), data, loss, Recipe(steps=1, **recipe))
+    few, more, *looks = trained.model.sizes
+    assert (few, more) == (2, 4)  # by which the bytes are counted
+    assert max(looks) == most
+    assert sum(looks) == len(data)
+    assert trained.train_loss == pytest.approx(mean_loss(trained.model, data, loss), rel=1e-6)
 
 
 def test_looking_more_often_does_not_change_the_path(data, loss):
