@@ -26,7 +26,7 @@ from gapscope.training.layer_curvature import LayerCurvature
 from gapscope.training.log import Log, TrainingLog
 from gapscope.training.looking import at_once, mean_loss
 from gapscope.training.optimizers import make_optimizer
-from gapscope.training.optimizers.layerwise import CURVED, LayerwiseSGD
+from gapscope.training.optimizers.layerwise import CURVED, LayerwiseSGD, NotFiniteError
 from gapscope.training.recipe import Progress, counted
 from gapscope.training.recipe import Recipe as Recipe
 from gapscope.training.remedies import Proximal
@@ -39,7 +39,7 @@ AUGMENTING = 1  # added to the seed: augmentation must not draw the numbers that
 
 
 class DivergedError(UsageError):
-    """The training loss is NaN or infinite."""
+    """The training loss, or the curvature that rates are fitted to, is NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Running:
     """How a training is carried out and watched; none of it changes the weights by more than rounding.
 
     `kept` is called with the weights every `save_every` epochs, and with those of a training that diverged, whose loss
-    is not finite.  The state that an interrupted training goes on from is in the file `state`, written every
-    `state_seconds` and at Ctrl-C.
+    is not finite, or NaN for a curvature that is not.  The state that an interrupted training goes on from is in the
+    file `state`, written every `state_seconds` and at Ctrl-C.
     """
 
     device: torch.device = CPU
@@ -208,7 +208,10 @@ class _Loop:
                 group["lr"] = rate * self.schedule(progress.steps, self.bound)
         batch = self.objective.batch(self.data, picked)
         if self.curvature and isinstance(self.optimizer, LayerwiseSGD):
-            self.curvature.refresh(self.optimizer, batch.inputs, batch.targets)
+            try:
+                self.curvature.refresh(self.optimizer, batch.inputs, batch.targets)
+            except NotFiniteError:  # before the loss of this step is known
+                self._refuse_infinite(math.nan, "curvature", "numbers")
         before = self.log.before(step)
         losses: list[Tensor] = []
         gradients: list[Tensor] = []
@@ -242,14 +245,14 @@ class _Loop:
         self._refuse_infinite(progress.loss)
         return progress.why_stop(self.recipe)
 
-    def _refuse_infinite(self, loss: float) -> None:
-        if math.isfinite(loss):
+    def _refuse_infinite(self, number: float, what: str = "training loss", expected: str = "it to fall") -> None:
+        if math.isfinite(number):
             return
-        self.progress.loss = loss
-        self.running.kept(self._made(f"training loss became {loss}"))
+        self.progress.loss = number
+        self.running.kept(self._made(f"{what} became {number}"))
         self.kept.forget()
         raise DivergedError(
-            f"The training loss became {loss} after {counted(self.progress.steps, 'step')}. Expected it to fall. "
+            f"The {what} became {number} after {counted(self.progress.steps, 'step')}. Expected {expected}. "
             "Lower `--lr`."
         )
 

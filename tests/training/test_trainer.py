@@ -8,7 +8,7 @@ from gapscope.errors import UsageError
 from gapscope.measure.loading import Trust, infer_loss, load_data, read_checkpoint
 from gapscope.training.looking import mean_loss
 from gapscope.training.recipe import Recipe
-from gapscope.training.trainer import Running, save, train
+from gapscope.training.trainer import DivergedError, Running, save, train
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +132,17 @@ def test_a_loss_that_explodes_is_refused_at_its_step_and_the_weights_are_handed_
     assert diverged.steps == 2
     assert not math.isfinite(diverged.train_loss)
     assert diverged.stopped == f"training loss became {diverged.train_loss}"
+
+
+@pytest.mark.parametrize("optimizer", ["mclr", "cblr"])
+def test_a_curvature_that_is_not_finite_is_a_training_that_diverged(data, loss, optimizer):
+    kept = []
+    recipe = Recipe(epochs=3, optimizer=optimizer, lr=1e30, curvature_every=1, curvature_probes=1)
+    with pytest.raises(DivergedError, match=r"The curvature became nan after 1 step\. Expected numbers\. Lower `--lr`"):
+        train(build, data, loss, recipe, running=Running(kept=kept.append))
+    (diverged,) = kept
+    assert (diverged.steps, diverged.stopped) == (1, "curvature became nan")
+    assert math.isnan(diverged.train_loss)
 
 
 def test_weights_are_handed_over_on_the_way(data, loss):

@@ -14,6 +14,10 @@ CURVED = ("mclr", "cblr")
 RATES = ("lars", *CURVED)
 
 
+class NotFiniteError(UsageError):
+    """A curvature is NaN or infinite, as where training diverges."""
+
+
 class LayerwiseSGD(Stepper):
     """Momentum SGD whose rate is multiplied layer by layer; every parameter tensor counts as a layer.
 
@@ -144,7 +148,7 @@ def _fitting(parameter: Tensor, curvature: Tensor | None) -> Tensor:
             "for every weight. Give it for all parameters of the optimizer."
         )
     if not bool(curvature.isfinite().all()):
-        raise UsageError(
+        raise NotFiniteError(
             f"The curvature of a parameter of shape {tuple(parameter.shape)} is not finite. Expected numbers. Lower "
             "the rate if training diverges."
         )

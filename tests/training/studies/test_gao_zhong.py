@@ -169,8 +169,10 @@ def test_grids_of_several_lengths_or_of_nothing_are_refused(tmp_path, change):
         gao_zhong.study(lab, planned(**change))
 
 
-def test_what_diverges_is_left_out_and_said(tmp_path):
+@pytest.mark.parametrize("times", [2, 1000])  # seldom, so that the loss shows it, and at every step
+def test_what_diverges_is_left_out_and_said(tmp_path, times):
     wild = planned(lr=1e30, sgd_rates=[1e30, 1e30], mclr_rates=[1e30, 1e30], draws=2, max_epochs=2)
+    wild = replace(wild, curvature_times=times)
     with Lab(tmp_path, device="cpu") as lab:
         found = gao_zhong.study(lab, replace(wild, seeds=2))
     verdicts = {claim.verdict for claim in found.claims}
