@@ -92,6 +92,24 @@ def test_the_sign_of_the_slope_decides_on_flatness_and_on_accuracy(tmp_path, pow
     assert verdicts(flatness(trained)) == [answer] * 4
 
 
+@pytest.mark.parametrize("settings", [GRID[:5], GRID[:4], GRID[1:]])
+def test_what_depends_on_the_batch_size_alone_is_no_effect_of_the_ratio(tmp_path, settings):
+    def top(setting, epoch, seed):
+        return setting.scale ** (0.01 * (seed - 1)) / setting.batch_size
+
+    trained = given(tmp_path, settings, **{TOP: top})
+    factor, (low, high) = per_doubling(trained, trained.ends, TOP, "ratio")
+    assert factor == pytest.approx(1, rel=1e-9)
+    assert 0.9 < low < 1 < high < 1.1
+    assert verdicts(flatness(trained))[0] == "cannot tell"
+
+
+def test_sizes_with_a_single_ratio_say_nothing(tmp_path):
+    trained = given(tmp_path, (GRID[0], GRID[4]))
+    assert math.isnan(per_doubling(trained, trained.ends, TOP, "ratio")[0])
+    assert verdicts(flatness(trained)) == ["cannot tell"] * 4
+
+
 def test_at_equal_eta_x_steps_the_epochs_are_inverse_to_the_ratio(tmp_path):
     trained = given(tmp_path)
     epochs = {setting.scale: {point.epoch for point in points} for setting, points in trained.equal_time.items()}

@@ -73,23 +73,37 @@ def once(places: Mapping[str, Chosen]) -> dict[str, Chosen]:
 def per_doubling(trained: Trained, chosen: Chosen, path: str, kind: str, size: int | None = None) -> Contrasted:
     """Return what a number is multiplied by, or changes by, per doubling of eta / B: a slope per seed, and their mean.
 
-    Over all settings without momentum, or those of one batch size.
+    Over all settings without momentum, or those of one batch size.  Only settings of one size are set against each
+    other: sizes differ in more than eta / B, and where a setting is missing that would mix in.
     """
     counted = {
         setting: points
         for setting, points in chosen.items()
         if not setting.momentum and size in (None, setting.batch_size)
     }
-    values = trained.values(counted, path)
-    scales = [math.log2(setting.scale) for setting in values]
-    if len(set(scales)) < 2:
+    places = _within_sizes([*counted])
+    if not places:
         return math.nan, (math.nan, math.nan)
+    values, scales = trained.values({setting: counted[setting] for setting in places}, path), [*places.values()]
     runs = np.array([*values.values()]).T  # (seeds, settings)
     if kind == "difference":
         return slope_over(scales, runs)
     logs = np.log(runs, out=np.full(runs.shape, math.nan), where=runs > 0)
     middle, (low, high) = slope_over(scales, logs)
     return math.exp(middle), (math.exp(low), math.exp(high))
+
+
+def _within_sizes(settings: Sequence[Setting]) -> dict[Setting, float]:
+    """Return log2 of eta / B less its mean over the settings of the same batch size, of sizes that have several.
+
+    Over such places a number that differs between batch sizes alone has no slope.
+    """
+    found = {}
+    for size in dict.fromkeys(setting.batch_size for setting in settings):
+        logs = {setting: math.log2(setting.scale) for setting in settings if setting.batch_size == size}
+        mean = math.fsum(logs.values()) / len(logs)
+        found |= {setting: log - mean for setting, log in logs.items() if len(logs) > 1}
+    return found
 
 
 def _doublings(trained: Trained, places: Mapping[str, Chosen]) -> Table:
@@ -110,7 +124,7 @@ def _doublings(trained: Trained, places: Mapping[str, Chosen]) -> Table:
             Column(header="95 % interval"),
         ),
         lines=tuple(lines),
-        caption=f"slopes of {counted(trained.plan.seeds, 'seed')}, over all settings without momentum",
+        caption=f"slopes of {counted(trained.plan.seeds, 'seed')} within batch sizes, of all settings without momentum",
     )
 
 
