@@ -53,7 +53,8 @@ class Objective:
         if self.recipe.augment:
             inputs = mapped(inputs, lambda tensor: augmented(tensor, self.augmenting))
         targets = data.targets[picked]
-        per_sample = self.loss.bound(targets).per_sample  # on the host: on a device it would wait at every step
+        # on the host: on a device it would wait at every step
+        per_sample = self.loss.bound(targets, whole=False).per_sample
         batch = Batch(self, per_sample, placed(inputs, self.device, self.dtype), targets.to(self.device))
         return batch.attacked(self.recipe.adversarial) if self.recipe.adversarial else batch
 

@@ -62,21 +62,32 @@ class LayerCurvature:
         return self._spent / max(1, self._spent + self._trained)
 
     def refresh(self, optimizer: LayerwiseSGD, inputs: Inputs, targets: Tensor) -> bool:
-        """Count a step on this batch, and measure on it if curvature is due; return whether it was."""
+        """Count a step on this batch, and measure on it if curvature is due; return whether it was.
+
+        A batch in which no target counts (labels of -100) has no curvature: then it is due on the next.
+        """
         due = self.steps % self.every == 0
         if due:
             with interrupts_wait(), apart():
                 curvature = self._measured(inputs, targets)
+            if curvature is None and self.steps == 0:  # without any the optimizer would refuse the step
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                optimizer.set_curvature({p: torch.zeros_like(p) for p in parameters})
+            if curvature is None:
+                return False
             optimizer.set_curvature(curvature)
         self.steps += 1
         self._trained += len(targets)
         return due
 
-    def _measured(self, inputs: Inputs, targets: Tensor) -> Mapping[Tensor, Tensor]:
+    def _measured(self, inputs: Inputs, targets: Tensor) -> Mapping[Tensor, Tensor] | None:
+        """Return the diagonal of the Hessian, None where no target counts."""
         data = Data(inputs=inputs, targets=targets, name="batch", fingerprint="", total=len(targets))
         by_batch = self.model.training and any(isinstance(m, _BatchNorm) for m in self.model.modules())
         if self.loss is None:
             self.loss = infer_loss(targets, self.model, inputs)
+        if self.loss.weights is not None and not bool(self.loss.weights(targets).any()):
+            return None
         problem = Problem(
             model=self.model,
             data=data,

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from gapscope.errors import UsageError
+from gapscope.errors import LoadError, UsageError
 from gapscope.measure.distributed import Ranks
 from gapscope.measure.loading import Trust, build_loss, load_data
 from gapscope.training.gradient import Batch, Objective
+from gapscope.training.looking import mean_loss
 from gapscope.training.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -69,6 +70,18 @@ def test_the_smallest_losses_are_left_out(data):
     losses = nn.functional.cross_entropy(made.model(data.inputs.double()), data.targets, reduction="none")
     kept = losses.sort().values[math.floor(0.5 * len(data)) :]
     assert value == pytest.approx(float(kept.mean().detach()), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy:ignore_index=3", "cross-entropy:weight=[1,1,1,0,1,1,1,1,1,1]"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_batch_in_which_no_target_counts_has_a_loss_and_a_gradient_of_zero(data, loss, parts):
+    ignored = data.part((data.targets == 3).nonzero().flatten())
+    made = objective(loss, accumulate=parts)
+    value, gradient = of_batch(made, ignored)
+    assert value == 0.0
+    assert gradient.tolist() == [0.0] * 650
+    with pytest.raises(LoadError, match="leaves out every target"):
+        mean_loss(made.model, ignored, made.loss)
 
 
 def test_the_loss_alone_leaves_no_gradient(data):

@@ -165,6 +165,19 @@ def test_every_optimizer_learns(data, loss, optimizer):
     assert trained.record()["optimizer"] == optimizer
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "mclr", "cblr"])
+def test_batches_in_which_no_target_counts_are_passed_over(data, loss, optimizer):
+    some = data.part(torch.arange(12))
+    first, _, _, fourth, *_ = torch.randperm(12, generator=torch.Generator().manual_seed(0)).split(2)
+    some.targets[torch.cat([first, fourth])] = -100
+    recipe = Recipe(epochs=1, batch_size=2, optimizer=optimizer, lr=1e-3, curvature_every=1, curvature_probes=1)
+    trained = train(lambda: nn.Linear(64, 10), some, loss, recipe, running=Running(log_every=1))
+    assert [bool(one) for one in trained.log.batch_loss.value] == [False, True, True, False, True, True]
+    assert trained.log.step_length.value[0] == 0  # without a gradient or momentum
+    assert trained.log.step_length.value[4] > 0
+    assert math.isfinite(trained.train_loss)
+
+
 def test_the_cost_of_curvature_is_said(data, loss):
     recipe = Recipe(optimizer="mclr", lr=0.01, steps=4, curvature_every=2, curvature_probes=1)
     (note,) = train(build, data, loss, recipe).log.notes

@@ -37,22 +37,25 @@ class Loss:
     counts: Callable[[Tensor], Tensor] | None = None
     ignored: int | None = None
 
-    def bound(self, targets: Tensor) -> "Loss":
+    def bound(self, targets: Tensor, *, whole: bool = True) -> "Loss":
         """Return the loss whose mean over the samples of these data is the mean over all their entries.
 
         per_sample becomes (sum over the sample's entries of w l) / (mean over the samples of their total weight), and
-        `correct` likewise with every entry that counts as one.  Raises LoadError where nothing has any weight.
+        `correct` likewise with every entry that counts as one.  Where nothing has any weight, both are 0 for a batch,
+        that is not `whole`; else that raises LoadError.
         """
-        per_sample = _scaled(self.per_sample, self.weights, targets, self.name)
-        correct = self.correct and _scaled(self.correct, self.counts, targets, self.name)
+        per_sample = _scaled(self.per_sample, self.weights, targets, self.name, whole)
+        correct = self.correct and _scaled(self.correct, self.counts, targets, self.name, whole)
         return replace(self, per_sample=per_sample, correct=correct, weights=None, counts=None)
 
 
-def _scaled(each: PerSample, share: Callable[[Tensor], Tensor] | None, targets: Tensor, name: str) -> PerSample:
+def _scaled(
+    each: PerSample, share: Callable[[Tensor], Tensor] | None, targets: Tensor, name: str, whole: bool
+) -> PerSample:
     if share is None:
         return each
     shares = share(targets).cpu().double()
-    mean = float(shares.mean())
+    mean = float(shares.mean()) or (0.0 if whole else 1.0)  # of shares that are all 0, 1 leaves them that
     if mean == 0:
         raise LoadError(
             f"The loss `{name}` leaves out every target. Expected some with a weight. Check the data's labels, or "
