@@ -230,7 +230,9 @@ class _Job:
         running = replace(self._running(path), state=state)
         task, every = self.task, self.options.check_every
         with _going_on(state):
-            trained = train(task.build, task.data, task.loss, recipe, check_every=every, running=running)
+            trained = train(
+                task.build, task.data, task.loss, recipe, check_every=every, code=task.code, running=running
+            )
         if self.first:
             task.save(trained, path)
             forget(state)

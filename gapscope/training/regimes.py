@@ -51,6 +51,11 @@ class Task:
     factory: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def code(self) -> str:
+        """The digest of the user's files that model and loss come from."""
+        return code_digest(self.factory, self.loss.name)
+
     def save(self, trained: Trained, path: Path, made: Mapping[str, Any] = {}) -> None:
         """Write a checkpoint that needs no flag later."""
         save(
@@ -86,7 +91,7 @@ def make_run(
     The settings are recipe, data, loss, gapscope's version, and the model as far as its layers, initial weights, name
     and arguments show it.  Other software or another machine may round differently.
     """
-    code = code_digest(task.factory, task.loss.name)
+    code = task.code
     settings = {"check_every": check_every, "factory": task.factory, "arguments": dict(task.arguments), "code": code}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -95,7 +100,7 @@ def make_run(
     if (found := _read(path, digest, model, recipe)) is not None:
         return found
     running = replace(running, state=state_path(path))
-    trained = train(task.build, task.data, task.loss, recipe, check_every=check_every, running=running)
+    trained = train(task.build, task.data, task.loss, recipe, check_every=check_every, code=code, running=running)
     if running.ranks.rank == 0:
         task.save(trained, path, made={"digest": digest, "gapscope": gapscope.__version__})
         forget(state_path(path))

@@ -102,11 +102,13 @@ def train(
     recipe: Recipe,
     *,
     check_every: int | None = None,
+    code: str = "",
     running: Running = QUIETLY,
 ) -> Trained:
     """Train a new network; the loss is looked at every `check_every` steps (default: once an epoch).
 
-    `build` is called under the recipe's seed.  On a GPU the weights start from the same numbers.
+    `build` is called under the recipe's seed.  On a GPU the weights start from the same numbers.  `code`: the digest of
+    the files that model and loss come from; a state of others is none of this training.
 
     Raises UsageError where the loss becomes NaN or infinite, and where the state is of another training.
     """
@@ -114,9 +116,10 @@ def train(
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(recipe.seed)
         model = build().train()
-        digest = settings_digest(recipe, model, data, loss, check_every=check_every)
+        others = {"check_every": check_every, "code": code}
+        digest = settings_digest(recipe, model, data, loss, **others)
         initial = on_cpu(model.state_dict())
-        loop = _Loop(model.to(running.device), data, loss, recipe, check_every, running, initial, digest)
+        loop = _Loop(model.to(running.device), data, loss, recipe, others, running, initial, digest)
         try:
             return loop.run()
         finally:
@@ -131,7 +134,7 @@ class _Loop:
     data: Data
     loss: Loss
     recipe: Recipe
-    check_every: int | None
+    others: Mapping[str, Any]  # settings beside the recipe: check_every and code
     running: Running
     initial: Mapping[str, Tensor]
     digest: str
@@ -161,7 +164,7 @@ class _Loop:
         self.look_size = at_once(self.model, self.data, self.loss, step)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule, self.bound = parse_schedule(recipe.schedule), recipe.bound(len(self.data))
-        others: dict[str, Any] = {"check_every": self.check_every, "log_every": running.log_every}
+        others = {**self.others, "log_every": running.log_every}
         about = (recipe.moving(), self.model, self.data, self.loss)
         digest = settings_digest(*about, **others)
         self.kept = Kept(running.state, digest, running.state_seconds, plain_settings(*about, **others))
@@ -234,7 +237,8 @@ class _Loop:
     def _look(self) -> str:
         """Look at the training loss where that is due; return why training stops, or an empty string."""
         progress = self.progress
-        due = self.check_every is not None and progress.steps % self.check_every == 0
+        every = self.others["check_every"]
+        due = every is not None and progress.steps % every == 0
         if not due and progress.place != 0 and progress.steps != self.recipe.steps:
             return ""
         ranks = self.running.ranks

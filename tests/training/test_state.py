@@ -106,6 +106,7 @@ def narrow():
         ({}, {"check_every": 10}, "check every"),
         ({"epochs": 3, "schedule": "cosine"}, {}, "epochs, schedule"),
         ({}, {"build": narrow}, "model"),
+        ({}, {"code": "of an edited file"}, "code"),
     ],
 )
 def test_a_state_of_other_settings_is_refused_and_kept(data, loss, tmp_path, other, more, names):
@@ -114,9 +115,9 @@ def test_a_state_of_other_settings_is_refused_and_kept(data, loss, tmp_path, oth
     with pytest.raises(StopError):
         train(build, data, loss, Recipe(epochs=2), running=dataclasses.replace(running, watch=stopping(2)))
     before = path.read_bytes()
-    network, length = more.get("build", build), more.get("check_every")
+    given = {"build": build, **more}
     with pytest.raises(UsageError) as error:
-        train(network, data, loss, Recipe(**{"epochs": 2, **other}), check_every=length, running=running)
+        train(data=data, loss=loss, recipe=Recipe(**{"epochs": 2, **other}), running=running, **given)
     assert str(error.value) == (
         f"{path} is the state of a training of other settings: {names}. Expected one of these settings. Give the "
         "earlier ones, name another `--output`, or delete that file to start anew."

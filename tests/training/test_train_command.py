@@ -293,11 +293,11 @@ def images(tmp_path):
     return ("train", "-m", "net.py:net", "-d", "data.npz", *recipe, *more)
 
 
-def interrupted(words, folder, output, how):
+def interrupted(words, folder, name, how, output=None):
     """Run the words in a process of their own until it has saved a state, end it, and return what it said."""
-    state = folder / f"{output}.state"
+    state = folder / f"{name}.state"
     process = subprocess.Popen(
-        [sys.executable, "-m", "gapscope", *words, "--save-state", "0.001s", "-o", output],
+        [sys.executable, "-m", "gapscope", *words, "--save-state", "0.001s", "-o", output or name],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -308,7 +308,7 @@ def interrupted(words, folder, output, how):
         time.sleep(0.001)
     os.kill(process.pid, how)
     _, err = process.communicate()
-    assert not (folder / output).exists(), "it was over before it could be interrupted"
+    assert not (folder / name).exists(), "it was over before it could be interrupted"
     return process.returncode, err
 
 
@@ -337,6 +337,18 @@ def test_a_state_of_other_settings_is_refused_and_kept(run, tmp_path, images):
     assert "x.pt.state is the state of a training of other settings: seed. Expected one of these" in outcome.err
     assert (tmp_path / "x.pt.state").exists()
     assert not (tmp_path / "x.pt").exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--seeds", "2")])
+def test_a_state_of_an_edited_model_is_refused_and_kept(run, tmp_path, images, more):
+    name = "x-b20-s0.pt" if more else "x.pt"
+    interrupted((*images, *more), tmp_path, name, signal.SIGKILL, output="x.pt")
+    (tmp_path / "net.py").write_text(NET.replace("nn.ReLU()", "nn.ReLU(inplace=False)"))  # the very same layers
+    outcome = run(*images, *more, "-o", "x.pt")
+    assert outcome.code == 2
+    assert f"{name}.state is the state of a training of other settings: code. Expected one of these" in outcome.err
+    assert (tmp_path / f"{name}.state").exists()
+    assert not (tmp_path / name).exists()
 
 
 OWN = """
