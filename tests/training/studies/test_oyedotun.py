@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gapscope.cli import study
 from gapscope.errors import UsageError
 from gapscope.measure.loading.datasets.data import load_data
 from gapscope.measure.loading.models import build_model
@@ -106,6 +107,47 @@ def test_a_model_of_the_users_takes_the_place_of_the_networks(tmp_path):
     assert [part.title for part in outcome.parts] == ["Training", "Near-rank in mlp", "All networks"]
     assert len(outcome.claims) == 5  # depth and width are asked of networks of the plan
     assert {claim.verdict for claim in outcome.claims} == {"cannot tell"}  # one seed has no spread
+
+
+NET = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 10))
+"""
+
+
+def test_a_model_in_a_file_is_named_without_its_folder(tmp_path, capsys):
+    home = tmp_path / "alice"
+    home.mkdir()
+    (home / "net.py").write_text(NET)
+    with Lab(tmp_path / "runs", jobs=1, device="cpu") as lab:
+        outcome = oyedotun.study(lab, plan(model=f"{home}/net.py:Net", model_args={}, seeds=1))
+    assert [part.title for part in outcome.parts] == ["Training", "Near-rank in net.py:Net", "All networks"]
+    assert outcome.parts[1].record.analyzer == "oyedotun-net-py-net"
+    study._show(outcome, tmp_path, json=True)
+    found = [capsys.readouterr().out.encode(), *((tmp_path / name).read_bytes() for name in ("study.h5", "study.html"))]
+    assert all(b"net.py:Net" in one and b"alice" not in one for one in found)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("a b", "A.b"), "The network `A.b` is called `oyedotun-a-b` in the report, as the network `a b` is. Expected"),
+        (("Training",), "`Training` is called `oyedotun-training` in the report, as another part of the study is."),
+        (("networks",), "`networks` is called `oyedotun-networks` in the report, as another part of the study is."),
+        (("/one/net.py:Net", "/two/net.py:Net"), "as the network `net.py:Net` is. Expected a name of its own. Rename"),
+    ],
+)
+def test_names_that_are_one_in_the_report_are_refused(tmp_path, names, said):
+    model = {"model": "mlp", "model_args": {"inputs": 784, "hidden": [8]}}
+    several = dataclasses.replace(plan(), networks=dict.fromkeys(names, model))
+    with Lab(tmp_path / "runs", jobs=1, device="cpu") as lab, pytest.raises(UsageError) as error:
+        oyedotun.study(lab, several)
+    assert said in str(error.value)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_data_without_a_test_split_have_no_accuracy_to_judge(tmp_path):

@@ -5,16 +5,17 @@ and, beside it, for as many epochs.  The paper measures each run on as many samp
 are measured on the same samples too, and a control shows one network, which does not change, to those many samples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gapscope.errors import UsageError
 from gapscope.report.figures import number
+from gapscope.report.folders import without_folders
 from gapscope.report.outcome import Outcome
 from gapscope.training.recipe import counted
 from gapscope.training.studies.lab import Lab
-from gapscope.training.studies.oyedotun.parts import claims, parts
+from gapscope.training.studies.oyedotun.parts import claims, parts, slug
 from gapscope.training.studies.oyedotun.ranks import measure
 from gapscope.training.studies.oyedotun.runs import Network, network, train
 from gapscope.training.studies.plan import Plan as Base
@@ -26,7 +27,7 @@ class Plan(Base):
     """Batch sizes, stops and cuts; a claim is judged at the first cut of each kind.
 
     `networks` are tables of model, model_args, data, lr and until_loss, where they are not as in the plan; a `model`
-    takes the place of all of them.  `wide` and `narrow` name two that differ in width alone.
+    takes the place of all of them, and is its own name.  `wide` and `narrow` name two that differ in width alone.
     """
 
     model: str = ""
@@ -65,7 +66,7 @@ def study(lab: Lab, plan: Plan) -> Outcome:
             "makes them. A claim shows where it does in every network. Nothing is corrected for the number of claims.",
             *(f"Left out: {'; '.join(left_out)}." for _ in left_out[:1]),
         ),
-        claims=claims(found, wide=plan.wide, narrow=plan.narrow, missing=missing),
+        claims=claims(found, wide=without_folders(plan.wide), narrow=without_folders(plan.narrow), missing=missing),
         parts=parts(found),
         analyzers=("near-rank", "gap"),
         conditions=lab.conditions(plan.data),
@@ -78,7 +79,21 @@ def _networks(lab: Lab, plan: Plan) -> list[Network]:
         raise UsageError("The plan names no network. Expected a `model`, or tables under `networks`. Give `--model`.")
     given = {plan.model: {"model": plan.model, "model_args": plan.model_args}} if plan.model else plan.networks
     usual = {"data": plan.data, "lr": plan.lr, "until_loss": plan.until_loss}
-    return [network(name, one, usual, plan.batches, lab) for name, one in given.items()]
+    names = [without_folders(name) for name in given]  # they stand in the report, which may be published
+    _refuse_alike(names)
+    return [network(name, one, usual, plan.batches, lab) for name, one in zip(names, given.values(), strict=True)]
+
+
+def _refuse_alike(names: Sequence[str]) -> None:
+    """Refuse names of networks whose parts of the report would have the name of another."""
+    taken = dict.fromkeys(("training", "networks"), "another part of the study")
+    for name in names:
+        if holder := taken.get(slug(name)):
+            raise UsageError(
+                f"The network `{name}` is called `oyedotun-{slug(name)}` in the report, as {holder} is. Expected a "
+                "name of its own. Rename it under `networks` in the plan."
+            )
+        taken[slug(name)] = f"the network `{name}`"
 
 
 def _said(one: Network, plan: Plan) -> str:

@@ -192,7 +192,7 @@ def layers(found: Found) -> Part:
         "share_of_full_rank": _curves(found, judging),
         "means": _means(found, (*judging, *others)),
     }
-    record = _record(f"oyedotun-{slug(found.name).replace('_', '-')}", quantities)
+    record = _record(f"oyedotun-{slug(found.name)}", quantities)
     return Part(record=record, title=f"Near-rank in {found.name}", tables=tables, notes=notes)
 
 
@@ -298,7 +298,7 @@ def _caption(found: Found) -> str:
 
 def slug(name: str) -> str:
     """Return a name as part of another."""
-    return "".join(letter if letter.isalnum() else "_" for letter in name.lower()).strip("_")
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-")
 
 
 def _record(name: str, quantities: dict[str, Quantity]) -> Record:
