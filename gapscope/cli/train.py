@@ -93,14 +93,14 @@ def command(_: Configuration) -> Callable[..., int | None]:
     --epochs, --steps, --until-loss and --patience all stop it, whichever comes first, and it says which one did.
     The training loss is that of all training data in eval mode. The initial weights are saved too. The same command
     goes on where an interrupted one was, also to a later end. With --regimes or --seeds a finished run is not trained
-    again; exit code 2 where one did not come to the loss. `torchrun --nproc-per-node 2 -m gapscope train ...` shares
-    each batch.
+    again; exit code 2 where one diverged or did not come to the loss. `torchrun --nproc-per-node 2 -m gapscope train
+    ...` shares each batch.
     """
     return fields.command("train", summary, parameters, train)
 
 
 def train_and_save(options: TrainOptions) -> int:
-    """Train, save, and say why training stopped; exit code 2 where a regime did not come to the loss."""
+    """Train, save, and say why training stopped; exit code 2 where a regime diverged or did not come to the loss."""
     import torch
 
     from gapscope.measure.distributed import local_device, ranks
@@ -254,6 +254,10 @@ class _Job:
         seeds = range(recipe.seed, recipe.seed + options.seeds)
         found = make_regimes(recipes, self._make, seeds=seeds, equal=options.equal, max_epochs=options.max_epochs)
         runs = list(found)
+        lost = sorted(set(seeds) - {run.trained.recipe.seed for run in runs})
+        if lost and len(recipes) > 1:
+            said = ", ".join(map(str, lost))
+            self.tell(f"Without the first regime of seed {said} there is nothing that the others could go as far as.")
         late = [run for run in runs if not run.reached]
         for run in late:
             self.tell(
@@ -266,10 +270,12 @@ class _Job:
             paths = shlex.join(str(run.path) for run in ready)
             known = " ".join(["", *named(options.model, options.data, options.loss)])
             print(f"\nnext: gapscope compare {paths}{known}")  # in one line, to be pasted
-        return 2 if late else 0
+        return 2 if late or len(runs) < len(recipes) * len(seeds) else 0
 
-    def _make(self, recipe: "Recipe") -> "Run":
+    def _make(self, recipe: "Recipe") -> "Run | None":
+        """Return a run, None where it diverged: the others are worth their work."""
         from gapscope.training.regimes import Run, make_run, state_path
+        from gapscope.training.trainer import DivergedError
 
         options = self.options
         prefix = options.output or Path("runs")
@@ -279,8 +285,13 @@ class _Job:
         path = prefix.with_name(f"{prefix.stem}-b{recipe.batch_size}-s{recipe.seed}.pt")
         refuse_unwritable(path)
         was = path.is_file()
-        with _going_on(state_path(path)):
-            trained = make_run(recipe, self.task, path, check_every=options.check_every, running=self._running(path))
+        running = self._running(path)
+        try:
+            with _going_on(state_path(path)):
+                trained = make_run(recipe, self.task, path, check_every=options.check_every, running=running)
+        except DivergedError as error:
+            self.tell(f"{path} is left out. {error}")
+            return None
         if was and trained.log:
             self.tell(f"{path} was there: trained anew, for its settings changed")
         self._tell_of(trained, path)

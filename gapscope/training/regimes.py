@@ -146,7 +146,7 @@ def matched(recipe: Recipe, reference: Reached, equal: Equal, max_epochs: int | 
 
 def make_regimes(
     recipes: Sequence[Recipe],
-    make: Callable[[Recipe], Run],
+    make: Callable[[Recipe], Run | None],
     *,
     seeds: Sequence[int],
     equal: Equal = "loss",
@@ -154,7 +154,8 @@ def make_regimes(
 ) -> Iterator[Run]:
     """Yield the runs, seed by seed: the first recipe by its own stops, then every other as far as that came.
 
-    A run that does not come to the loss says so; comparing it with the others would compare training progress.
+    A run that does not come to the loss says so; comparing it with the others would compare training progress.  Where
+    `make` returns None, as of a run that diverged, it is left out; without the first, so are the others of its seed.
     """
     first, *others = recipes
     if equal == "loss" and max_epochs is None and any(one.schedule != "constant" for one in others):
@@ -164,7 +165,10 @@ def make_regimes(
         )
     for seed in seeds:
         reference = make(replace(first, seed=seed))
+        if reference is None:
+            continue
         yield reference
         for recipe in others:
             run = make(matched(replace(recipe, seed=seed), reference.trained, equal, max_epochs))
-            yield replace(run, reached=equal != "loss" or run.trained.train_loss <= reference.trained.train_loss)
+            if run is not None:
+                yield replace(run, reached=equal != "loss" or run.trained.train_loss <= reference.trained.train_loss)

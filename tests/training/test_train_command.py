@@ -240,6 +240,50 @@ def test_a_regime_that_does_not_come_to_the_loss_is_said_and_left_out(run, tmp_p
     assert "next:" not in outcome.out
 
 
+FRAGILE = """
+import torch
+from torch import nn
+
+
+def net():
+    model = nn.Linear(64, 10)
+    if torch.initial_seed() == 1:
+        nn.init.constant_(model.weight, 3e38)  # its first loss is not finite
+    return model
+
+
+def not_of_130(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets, reduction="none") / (len(targets) != 130)
+"""
+
+
+def test_a_run_that_diverges_is_named_and_left_out_and_the_others_go_on(run, tmp_path):
+    (tmp_path / "own.py").write_text(FRAGILE)
+    words = ("-m", "own.py:net", "--regimes", "26,130", "--equal", "samples", "--epochs", "1", "--seeds", "3")
+    outcome = run("train", *words, "--no-log", "-q")
+    assert outcome.code == 2
+    said = " ".join(outcome.out.split())
+    assert "runs/net-b26-s1.pt is left out. The training loss became nan after 1 step. Expected it to fall." in said
+    assert "Without the first regime of seed 1 there is nothing that the others could go as far as." in said
+    names = [f"net-b{size}-s{seed}.pt" for seed in (0, 2) for size in (26, 130)]
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {*names, "net-b26-s1.pt.diverged"}
+    last = outcome.out.splitlines()[-1]
+    assert last.startswith(f"next: gapscope compare {' '.join(f'runs/{name}' for name in names)} -m own.py:net")
+    again = run("train", *words, "--no-log", "-q")
+    assert " ".join(again.out.split()).count("(trained already)") == 4
+
+
+def test_a_later_regime_that_diverges_leaves_the_first_one(run, tmp_path):
+    (tmp_path / "own.py").write_text(FRAGILE)
+    words = ("-m", "own.py:net", "--loss", "own.py:not_of_130", "--regimes", "26,130", "--equal", "samples")
+    outcome = run("train", *words, "--epochs", "1", "--no-log", "-q")
+    assert outcome.code == 2
+    assert "runs/net-b130-s0.pt is left out. The training loss became inf" in " ".join(outcome.out.split())
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"net-b26-s0.pt", "net-b130-s0.pt.diverged"}
+    assert "Without the first regime" not in outcome.out
+    assert "next:" not in outcome.out
+
+
 @pytest.mark.parametrize(("equal", "epochs", "steps"), [("samples", 2, 10), ("steps", 20, 100)])
 def test_regimes_of_equal_length(run, tmp_path, equal, epochs, steps):
     words = (
