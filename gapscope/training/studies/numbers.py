@@ -1,5 +1,6 @@
 """Numbers out of reports, and groups of them against each other."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,13 +14,18 @@ from gapscope.report.reading import losses_differ
 from gapscope.report.records import Report
 from gapscope.results import Array, Contrast, Quantity
 
+ACCURACIES = ("gap/train_accuracy", "gap/test_accuracy")
+
 
 def scalar(report: Report, path: str, **labels: str) -> Scalar:
     """Return one number of a report with its errors: "analyzer/quantity", and the label along each dimension.
 
+    An accuracy is NaN where the loss knows no right answer.
     Raises: ReportError where the report has no such number.
     """
     known = {f"{name}/{key}": one for name, record in report.results.items() for key, one in record.quantities.items()}
+    if path in ACCURACIES and path not in known and "gap" in report.results:
+        return Scalar(value=math.nan)
     if path not in known:
         raise ReportError(
             f"The report of {report.identity.get('checkpoint')} has no `{path}`.{did_you_mean(path, known)} Expected "

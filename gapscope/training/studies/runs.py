@@ -95,6 +95,13 @@ def training_data(name: str) -> Data:
     return data
 
 
+def unasked(name: str) -> list[str]:
+    """Return a sentence where nothing can be said of test accuracy, and why."""
+    why = ["There are no test data"] * (loaded(name, "test") is None)
+    why = why or ["The loss knows no right answers"] * (infer_loss(training_data(name).targets).correct is None)
+    return [f"{one}: nothing can be said of test accuracy." for one in why]
+
+
 def fitted(spec: Spec) -> Spec:
     """Return a run whose built-in network takes these data: a plan need not say their sizes."""
     if spec.model not in NETWORKS:

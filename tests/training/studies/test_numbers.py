@@ -68,6 +68,12 @@ def test_a_report_without_numbers_says_so():
         scalar(EMPTY, "gap/loss")
 
 
+def test_an_accuracy_is_unknown_where_the_loss_has_none():
+    assert math.isnan(scalar(at(0.1), "gap/test_accuracy").value)
+    with pytest.raises(ReportError, match="has no `gap/test_accuracy`"):
+        scalar(EMPTY, "gap/test_accuracy")
+
+
 def test_groups_are_contrasted_last_over_first():
     first, last = ([report([[value, 0], [0, 0]]) for value in side] for side in ((1.0, 2.0), (4.0, 8.0)))
     where = {"solver": "a", "epsilon": "1e-3"}

@@ -20,6 +20,7 @@ from gapscope.training.studies.gao_zhong.steps import steps
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.plan import Plan as Base
 from gapscope.training.studies.plan import Size, batch
+from gapscope.training.studies.runs import unasked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,7 @@ def study(lab: Lab, plan: Plan) -> Outcome:
             "with Student's 95 % interval over seeds; nothing is corrected for the number of claims. Only the paper's "
             "abstract was read: formulas and definitions are gapscope's own, and no figure of the paper stands beside "
             "these. That parameters center on their minima is not judged.",
+            *unasked(plan.data),
         ),
         claims=tuple(claim for _, claims in parts_and_claims for claim in claims),
         parts=tuple(part for part, _ in parts_and_claims),

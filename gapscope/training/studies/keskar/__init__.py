@@ -22,7 +22,7 @@ from gapscope.training.studies.keskar.recipes import remedies, sweep
 from gapscope.training.studies.lab import Lab, Run, Spec, files_of
 from gapscope.training.studies.plan import Plan as Base
 from gapscope.training.studies.plan import Size, batch
-from gapscope.training.studies.runs import loaded, training_data
+from gapscope.training.studies.runs import training_data, unasked
 
 REMEDIES: Mapping[str, Mapping[str, Any]] = {  # what the paper tries for large batches: Appendix E
     "augmentation": {"augment": True},
@@ -124,9 +124,7 @@ def _left(plan: Plan) -> tuple[bool, list[str]]:
     said = (
         [] if images or "augmentation" not in plan.remedies else ["Augmentation is left out: the data are no images."]
     )
-    if loaded(plan.data, "test") is None:
-        said.append("There are no test data: nothing can be said of test accuracy.")
-    return images, said
+    return images, [*said, *unasked(plan.data)]
 
 
 def _check(plan: Plan) -> None:

@@ -154,7 +154,7 @@ def _lines(rows: Sequence[Measure], small: Sequence[Report], large: Sequence[Rep
 
 
 def _signed(row: Measure, text: str) -> str:
-    return f"+{text}" if row.kind == "difference" and not text.startswith("-") else text
+    return f"+{text}" if row.kind == "difference" and text[:1].isdigit() else text
 
 
 def _published(row: Measure) -> str:

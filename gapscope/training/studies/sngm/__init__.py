@@ -16,6 +16,7 @@ from gapscope.training.recipe import counted
 from gapscope.training.studies.lab import Lab
 from gapscope.training.studies.plan import Plan as Base
 from gapscope.training.studies.plan import Size, batch
+from gapscope.training.studies.runs import unasked
 from gapscope.training.studies.sngm.parts import accuracy, rivals, scaled, sharpness, tuning
 from gapscope.training.studies.sngm.runs import Bench, Cell, Group, judge, tune, untuned
 from gapscope.training.studies.sngm.steps import steps
@@ -109,4 +110,5 @@ def _about(bench: Bench) -> tuple[str, ...]:
         f"All that is judged is of {counted(plan.seeds, 'other seed')}. Runs of one seed start from the same weights; "
         "the 95 % intervals are Welch's over seeds and make no use of it. Nothing is corrected for the number of "
         "claims.",
+        *unasked(plan.data),
     )
