@@ -142,7 +142,8 @@ class Batch:
         head, rest = flat[: 1 + len(wanted)], flat[1 + len(wanted) :]
         pieces = torch.split(rest, [p.numel() for p in wanted])
         for parameter, is_used, piece in zip(wanted, head[1:].tolist(), pieces, strict=True):
-            parameter.grad = piece.view_as(parameter) if is_used else None
+            # the loss in front of them has widened gradients of half precision
+            parameter.grad = piece.view_as(parameter).to(parameter.dtype) if is_used else None
         return head[0]
 
 

@@ -15,6 +15,12 @@ class Net(nn.Linear):
     def __init__(self):
         super().__init__(64, 10)
         self.idle = nn.Parameter(self.bias.detach().clone())  # without a gradient it must not decay either
+
+
+class Half(Net):
+    def __init__(self):
+        super().__init__()
+        self.bfloat16()
 """
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gapscope")
 
@@ -64,3 +70,15 @@ def test_two_processes_train_as_one_does(folder):
     losses = [found["gapscope"]["training"]["train_loss"] for found in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=slack)
     assert sorted(path.name for path in folder.glob("two*")) == ["two.pt", "two.training.h5"]
+
+
+def test_two_processes_train_a_model_in_half_precision(folder):
+    words = ("-d", "data.npz", "-m", "net.py:Half", "--batch-size", "67", "--steps", "4", "--no-log")
+    code, _, err = gapscope(TORCHRUN, folder, *words, "-o", "half-two.pt")
+    assert code == 0, err
+    assert gapscope((sys.executable, "-m", "gapscope"), folder, *words, "-o", "half-one.pt")[0] == 0
+    one, two = (torch.load(folder / f"half-{name}.pt", weights_only=True)["model"] for name in ("one", "two"))
+    for name, weights in one.items():
+        assert two[name].dtype == torch.bfloat16
+        slack = 4 * torch.finfo(torch.bfloat16).eps * float(weights.abs().max())  # four steps, each rounded
+        assert torch.allclose(two[name].float(), weights.float(), rtol=0, atol=slack), name
