@@ -97,8 +97,10 @@ def make_run(
         torch.manual_seed(recipe.seed)
         model = task.build()
     digest = settings_digest(recipe, model, task.data, task.loss, **settings)
-    if (found := _read(path, digest, model, recipe)) is not None:
-        return found
+    found = running.ranks.first(lambda: _read(path, digest))  # others may not see that file, or see it later
+    if found is not None:
+        model.load_state_dict(found["model"])
+        return Trained(model=model.eval(), initial=found["initial"], recipe=recipe, digest=digest, **found["ended"])
     running = replace(running, state=state_path(path))
     trained = train(task.build, task.data, task.loss, recipe, check_every=check_every, code=code, running=running)
     if running.ranks.rank == 0:
@@ -107,8 +109,11 @@ def make_run(
     return trained
 
 
-def _read(path: Path, digest: str, model: nn.Module, recipe: Recipe) -> Trained | None:
-    """Return the run that is in a file, None where it is of other settings or no run."""
+def _read(path: Path, digest: str) -> dict[str, Any] | None:
+    """Return weights, initial weights and the end of the run in a file, None where it is of other settings or no run.
+
+    Plain values, which can be sent to other processes.
+    """
     if not path.is_file():
         return None
     try:
@@ -119,15 +124,9 @@ def _read(path: Path, digest: str, model: nn.Module, recipe: Recipe) -> Trained 
     made = training.get("made")
     if not isinstance(made, Mapping) or made.get("digest") != digest or found.initial is None:
         return None
-    model.load_state_dict(found.tensors["model"])
-    return Trained(
-        model=model.eval(),
-        initial=found.initial,
-        recipe=recipe,
-        **{key: training[key] for key in ("epochs", "steps", "train_loss", "stopped")},
-        last_lr=training.get("last_lr", recipe.lr),
-        digest=digest,
-    )
+    ended = {key: training[key] for key in ("epochs", "steps", "train_loss", "stopped")}
+    ended["last_lr"] = training.get("last_lr", training["lr"])
+    return {"model": dict(found.tensors["model"]), "initial": dict(found.initial), "ended": ended}
 
 
 def matched(recipe: Recipe, reference: Reached, equal: Equal, max_epochs: int | None = None) -> Recipe:

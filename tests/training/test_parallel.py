@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -27,7 +28,11 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def gapscope(command, folder, *words):
     done = subprocess.run(
-        [*command, "train", "--threads", "1", "--device", "cpu", *words], cwd=folder, capture_output=True, text=True
+        [*command, "train", "--threads", "1", "--device", "cpu", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "GAPSCOPE_RANK_TIMEOUT": "60"},
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -82,3 +87,28 @@ def test_two_processes_train_a_model_in_half_precision(folder):
         assert two[name].dtype == torch.bfloat16
         slack = 4 * torch.finfo(torch.bfloat16).eps * float(weights.abs().max())  # four steps, each rounded
         assert torch.allclose(two[name].float(), weights.float(), rtol=0, atol=slack), name
+
+
+APART = """
+import os
+import sys
+
+os.chdir(("one", "two")[int(os.environ["RANK"])])
+
+from gapscope.__main__ import main
+
+main(sys.argv[1:])
+"""
+
+
+def test_the_first_process_says_for_all_whether_a_run_is_finished(tmp_path):
+    """The second has a folder of its own, in which there is no run."""
+    (tmp_path / "apart.py").write_text(APART)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    words = ("--seeds", "2", "--epochs", "1", "--no-log", "-q")
+    assert gapscope((sys.executable, "-m", "gapscope"), tmp_path / "one", *words)[0] == 0
+    code, out, err = gapscope((*TORCHRUN[:-2], "apart.py"), tmp_path, *words)
+    assert code == 0, err
+    assert " ".join(out.split()).count("(trained already)") == 2
+    assert not list((tmp_path / "two").rglob("*.pt"))
