@@ -237,6 +237,8 @@ class _Job:
             task.save(trained, path)
             forget(state)
         self._tell_of(trained, path)
+        if trained.interrupted:
+            raise KeyboardInterrupt
 
     def several(self, recipe: "Recipe") -> int:
         """Train the runs of several batch sizes and seeds, and say what to compare."""
@@ -295,6 +297,8 @@ class _Job:
         if was and trained.log:
             self.tell(f"{path} was there: trained anew, for its settings changed")
         self._tell_of(trained, path)
+        if trained.interrupted:
+            raise KeyboardInterrupt
         return Run(path, trained)
 
     def _running(self, path: Path) -> "Running":

@@ -88,6 +88,7 @@ def make_run(
 ) -> Trained:
     """Train and save, or read what the same settings made already; an interrupted run goes on where it was.
 
+    Where the run is `interrupted`, at its very end, raise KeyboardInterrupt after what is to be done with it.
     The settings are recipe, data, loss, gapscope's version, and the model as far as its layers, initial weights, name
     and arguments show it.  Other software or another machine may round differently.
     """

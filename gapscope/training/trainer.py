@@ -6,6 +6,7 @@ Bitwise repeatable on one CPU thread by `seed`, also where it was killed and wen
 
 import contextlib
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -46,7 +47,8 @@ class DivergedError(UsageError):
 class Trained:
     """What training made; `stopped` says why it ended.
 
-    Where it is handed to `Running.kept`, training goes on in `model`.
+    Where it is handed to `Running.kept`, training goes on in `model`.  `interrupted`: Ctrl-C came with the last step
+    or the look after it; whoever saves this raises KeyboardInterrupt afterwards.
     """
 
     model: nn.Module
@@ -59,6 +61,7 @@ class Trained:
     last_lr: float = math.nan
     digest: str = ""  # of everything that it depends on
     log: TrainingLog | None = None
+    interrupted: bool = False
 
     def record(self) -> dict[str, Any]:
         """Return what goes into the checkpoint's training record."""
@@ -168,7 +171,7 @@ class _Loop:
         about = (recipe.moving(), self.model, self.data, self.loss)
         digest = settings_digest(*about, **others)
         self.kept = Kept(running.state, digest, running.state_seconds, plain_settings(*about, **others))
-        self.started = time.monotonic()
+        self.started, self.interrupted = time.monotonic(), threading.Event()
 
     def run(self) -> Trained:
         """Train until something stops it."""
@@ -183,12 +186,12 @@ class _Loop:
     def _train(self) -> str:
         """Step until something stops it, and return what did; at Ctrl-C the state is written first."""
         alone = self.kept.path is not None and self.running.ranks.count == 1  # several would stop at several steps
-        with held_interrupt() if alone else contextlib.nullcontext() as interrupted:
+        with held_interrupt() if alone else contextlib.nullcontext(self.interrupted) as self.interrupted:
             for picked in self._picks():
                 self._step(picked)
                 if stopped := self._look():
                     return stopped
-                asked = interrupted is not None and interrupted.is_set()
+                asked = self.interrupted.is_set()
                 self._keep(now=asked)
                 if asked:
                     raise KeyboardInterrupt
@@ -255,6 +258,8 @@ class _Loop:
         self.progress.loss = number
         self.running.kept(self._made(f"{what} became {number}"))
         self.kept.forget()
+        if self.interrupted.is_set():
+            raise KeyboardInterrupt
         raise DivergedError(
             f"The {what} became {number} after {counted(self.progress.steps, 'step')}. Expected {expected}. "
             "Lower `--lr`."
@@ -327,6 +332,7 @@ class _Loop:
             last_lr=self._rate(),
             digest=self.digest,
             log=self.log.result(time.monotonic() - self.started, tuple(self._notes())),
+            interrupted=self.interrupted.is_set(),
         )
 
     def _notes(self) -> Iterator[str]:

@@ -174,6 +174,32 @@ def test_after_ctrl_c_a_training_goes_on_to_another_end_with_the_same_bits(data,
     assert found.record() == whole.record()
 
 
+def test_ctrl_c_at_the_last_step_is_told_to_whoever_saves_the_training(data, loss, tmp_path):
+    running = Running(state=tmp_path / "x.state", watch=interrupting(10))
+    recipe = Recipe(epochs=2, batch_size=30)
+    trained = train(build, data, loss, recipe, check_every=1, running=running)
+    assert (trained.steps, trained.interrupted) == (10, True)
+    assert not train(build, data, loss, recipe, check_every=1).interrupted
+
+
+def test_ctrl_c_at_the_step_that_diverges_is_heeded_too(data, loss, tmp_path):
+    def infinite_at_looks(outputs, targets):
+        return loss.per_sample(outputs, targets) / torch.is_grad_enabled()
+
+    kept = []
+    running = Running(state=tmp_path / "x.state", watch=interrupting(1), kept=kept.append)
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            build,
+            data,
+            dataclasses.replace(loss, per_sample=infinite_at_looks),
+            Recipe(epochs=2),
+            check_every=1,
+            running=running,
+        )
+    assert [one.stopped for one in kept] == ["training loss became inf"]
+
+
 @pytest.mark.parametrize(("after", "left"), [(5, 3), (6, 3), (10, 2)])  # of 5 steps an epoch
 def test_time_left_is_that_of_what_is_left(data, loss, tmp_path, after, left):
     recipe = Recipe(epochs=4, batch_size=30)

@@ -383,6 +383,33 @@ def test_a_state_of_other_settings_is_refused_and_kept(run, tmp_path, images):
     assert not (tmp_path / "x.pt").exists()
 
 
+LOUD = """
+import signal
+
+import torch
+from torch import nn
+
+
+def loud(outputs, targets):
+    if len(targets) == 1300:  # all data: the look after the last step
+        signal.raise_signal(signal.SIGINT)
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+"""
+
+
+@pytest.mark.parametrize(("more", "name"), [((), "x"), (("--seeds", "2"), "x-b32-s0")])
+def test_ctrl_c_at_the_very_end_is_heeded_once_the_run_is_saved(run, tmp_path, more, name):
+    (tmp_path / "own.py").write_text(LOUD)
+    outcome = run("train", "--loss", "own.py:loud", "--epochs", "1", "-o", "x.pt", *more)
+    assert outcome.code == 130
+    assert f"{name}.pt: 1 epoch done, after 41 steps" in outcome.out
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {
+        "own.py",
+        f"{name}.pt",
+        f"{name}.training.h5",
+    }
+
+
 @pytest.mark.parametrize("more", [(), ("--seeds", "2")])
 def test_a_state_of_an_edited_model_is_refused_and_kept(run, tmp_path, images, more):
     name = "x-b20-s0.pt" if more else "x.pt"

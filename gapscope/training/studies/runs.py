@@ -154,6 +154,8 @@ def make(spec: Spec, stem: str, folder: Path, device: torch.device) -> Run:
         facts = {name: getattr(ends[-1], name) for name in ("epochs", "steps", "stopped")}
         replace(failure, json.dumps(facts).encode())
         return Run(spec=spec, path=path, train_loss=math.nan, **facts)
+    if trained.interrupted:
+        raise KeyboardInterrupt
     return Run(
         spec=spec,
         path=path,

@@ -69,6 +69,28 @@ def test_what_is_there_is_neither_trained_nor_measured_again(lab):
     assert repr(again[2]) == repr(runs)  # a loss of NaN is not equal to itself
 
 
+LOUD = """
+import signal
+
+from torch.nn.functional import cross_entropy
+
+
+def loud(outputs, targets):
+    if len(targets) == 1300:  # all data: the look after the last step
+        signal.raise_signal(signal.SIGINT)
+    return cross_entropy(outputs, targets, reduction="none")
+"""
+
+
+def test_ctrl_c_at_the_very_end_of_a_run_is_heeded_once_it_is_saved(lab, tmp_path):
+    (tmp_path / "own.py").write_text(LOUD)
+    loud = replace(QUICK, recipe=Recipe(batch_size=130, epochs=1), loss=f"{tmp_path / 'own.py'}:loud")
+    with pytest.raises(KeyboardInterrupt):
+        lab.train([loud, QUICK])
+    assert len(times(lab)) == 1
+    assert [run.stopped for run in lab.train([loud, QUICK])] == ["1 epoch done", "2 epochs done"]
+
+
 def test_every_setting_has_a_name_of_its_own():
     changed = [
         QUICK,
