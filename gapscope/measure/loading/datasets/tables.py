@@ -42,12 +42,18 @@ def read_table_folder(folder: Path, split: Split, keys: Keys, *, whole: bool) ->
     if _saved(folder):
         return _pair(_saved_table(folder), keys, str(folder)) if split == "train" or whole else None
     files = _shards(folder)
-    own = [file for file in files if file.name.startswith(PARTS[split])]
+    # one name for a split: a folder may have files for tests and others for validation
+    part = next((name for name in PARTS[split] if any(file.name.startswith(name) for file in files)), None)
+    own = [file for file in files if part and file.name.startswith(part)]
     if not own and split == "test" and not whole:
         return None
     if not own and any(file.name.startswith((*PARTS["train"], *PARTS["test"])) for file in files):
         raise LoadError(f"{folder} has no {split} files, but {files[0].name}. Expected names like `{split}-0.parquet`.")
-    return _pair(_joined([_table(file) for file in own or files], folder), keys, str(folder))
+    taken = own or files
+    pair = _pair(_joined([_table(file) for file in taken], folder), keys, str(folder))
+    more = f" and {len(taken) - 4} more" if len(taken) > 4 else ""
+    note = f"data: {folder}: read from {', '.join(file.name for file in taken[:4])}{more}"
+    return pair._replace(notes=(note, *pair.notes))
 
 
 def _saved(folder: Path) -> str | None:

@@ -158,6 +158,22 @@ def test_parquet_files_in_a_folder_are_named_after_their_split(tmp_path):
         read_table_folder(tmp_path, "train", NONE, whole=False)
 
 
+def test_the_test_split_of_a_folder_is_one_part_and_the_files_that_were_read_are_named(tmp_path):
+    for name, label in (("test-0", 0), ("valid-0", 1), ("validation-0", 2), ("validation-1", 3)):
+        write(tmp_path / f"{name}.parquet", {"a": [1.0], "label": [label]})
+    pair = read_table_folder(tmp_path, "test", NONE, whole=False)
+    assert pair.targets.tolist() == [0]
+    assert pair.notes[0] == f"data: {tmp_path}: read from test-0.parquet"
+    (tmp_path / "test-0.parquet").unlink()
+    pair = read_table_folder(tmp_path, "test", NONE, whole=False)
+    assert pair.targets.tolist() == [2, 3]
+    assert pair.notes[0] == f"data: {tmp_path}: read from validation-0.parquet, validation-1.parquet"
+    for i in range(6):
+        write(tmp_path / f"train-{i}.parquet", {"a": [1.0], "label": [i]})
+    named = ", ".join(f"train-{i}.parquet" for i in range(4))
+    assert read_table_folder(tmp_path, "train", NONE, whole=False).notes[0].endswith(f": read from {named} and 2 more")
+
+
 # in a process of its own, as datasets teaches pyarrow its types when it is imported
 SAVE = """
 import numpy as np
