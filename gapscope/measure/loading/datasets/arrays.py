@@ -59,13 +59,17 @@ USUAL = Keys()
 
 
 class Pair(NamedTuple):
-    """Inputs and targets as they were found; `pixels`: the bytes are brightness; `classes`: names of 0, 1, 2, ..."""
+    """Inputs and targets as they were found.
+
+    `pixels`: the bytes are brightness; `classes`: names of 0, 1, 2, ...; `same`: the one input is its own target.
+    """
 
     inputs: Inputs
     targets: Tensor
     notes: tuple[str, ...] = ()
     pixels: bool = False
     classes: tuple[str, ...] = ()
+    same: bool = False
 
 
 class Lazy(Mapping[str, Tensor]):
@@ -250,7 +254,8 @@ def _named(arrays: Mapping[str, Tensor], endings: tuple[str, ...], keys: Keys, w
     idle = [name for name in arrays if name not in used and (keys.inputs or not _of_a_split(name))]
     notes = (f"data: {where}: not used: {', '.join(f'`{name}`' for name in idle[:8])}",) if idle else ()
     inputs = {name: arrays[place] for name, place in found.items() if place}
-    return Pair(given(inputs, by_name=any(name in HF_NAMES for name in inputs)), arrays[target], notes)
+    same = list(found.values()) == [target]
+    return Pair(given(inputs, by_name=any(name in HF_NAMES for name in inputs)), arrays[target], notes, same=same)
 
 
 def _of_a_split(name: str) -> bool:

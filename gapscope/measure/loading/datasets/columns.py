@@ -43,7 +43,8 @@ def pair_of_columns(columns: Columns, keys: Keys, where: str, *, table: bool = F
     chosen, labels = _padded(chosen, labels, where, notes)
     joined = {name: stacked(parts, f"{where}: `{name}`") for name, parts in chosen.items()}
     inputs = _assembled(joined, keys, where, notes, table=table)
-    return Pair(inputs, stacked(labels, f"{where}: `{target}`"), tuple(notes), classes=classes)
+    targets, same = stacked(labels, f"{where}: `{target}`"), list(joined) == [target]
+    return Pair(inputs, targets, tuple(notes), classes=classes, same=same)
 
 
 def target_name(names: Mapping[str, object]) -> str | None:

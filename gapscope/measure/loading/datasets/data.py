@@ -188,6 +188,8 @@ def _finished(pair: Pair, spec: str, reading: Reading) -> Data:
         x, note = normalized(x, reading.normalize, spec)
         notes.append(note)
     x = mapped(x, lambda tensor: _typed(tensor, spec, pair.pixels, notes))
+    if pair.same and isinstance(x, Tensor):  # an autoencoder's target is what the network is given
+        y = x
     if not y.is_floating_point():
         y = y.long()
         y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y

@@ -249,7 +249,7 @@ def _in_order(columns: dict[str, list[Tensor]], form: str, spec: str, keys: Keys
     joined = {name: stacked(parts, f"`{spec}`") for name, parts in columns.items()}
     y = joined.pop("y")
     if form == "alone":
-        return Pair(joined["x"], y, (f"data: `{spec}` gives inputs alone: each is its own target",))
+        return Pair(joined["x"], y, (f"data: `{spec}` gives inputs alone: each is its own target",), same=True)
     if len(joined) == 1:
         return Pair(joined["x"], y)
     if y.ndim == 1 and len(y) > 1 and torch.equal(y, torch.arange(len(y))):

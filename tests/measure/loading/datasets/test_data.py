@@ -173,6 +173,38 @@ def test_what_was_read_is_reshaped_then_normalized_and_both_are_said(tmp_path):
     assert data.fingerprint != load(str(tmp_path / "a.npz"), x_key="flat", y_key="mark", reshape="3,2,2").fingerprint
 
 
+def test_an_input_that_is_its_own_target_stays_so_whatever_is_done_to_it(tmp_path):
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 12)
+    np.savez(tmp_path / "a.npz", x=pixels)
+    data = load(str(tmp_path / "a.npz"), x_key="x", y_key="x", reshape="3,2,2", normalize="scale")
+    torch.testing.assert_close(data.inputs, torch.from_numpy(pixels).view(2, 3, 2, 2) / 255)
+    assert torch.equal(data.targets, data.inputs)
+    bits = torch.eye(4, dtype=torch.bool)
+    for source, reading in (
+        (list(torch.from_numpy(pixels)), Reading(normalize="0.5/0.5")),
+        (list(bits), Reading()),
+        ([{"a": row, "b": 1} for row in bits], Reading(x_key="a", y_key="a", reshape="2,2")),
+    ):
+        data = data_of(source, "rows", reading)
+        assert data.targets.is_floating_point()
+        assert torch.equal(data.targets, data.inputs)
+
+
+def test_a_column_or_image_may_be_its_own_target(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b\n1,5\n2,6\n")
+    data = load(str(tmp_path / "a.csv"), x_key="a", y_key="a", normalize="1/0.5")
+    assert data.inputs.tolist() == data.targets.tolist() == [[0], [2]]
+    image = pytest.importorskip("PIL.Image").new("L", (2, 2), 51)
+    data = data_of([{"image": image, "label": i} for i in range(2)], "rows", Reading(x_key="image", y_key="image"))
+    torch.testing.assert_close(data.targets, torch.full((2, 1, 2, 2), 0.2))
+
+
+def test_padded_tokens_that_are_their_own_labels_keep_what_is_left_out():
+    rows = [{"input_ids": torch.arange(1, n)} for n in (3, 4)]
+    data = data_of(rows, "rows", Reading(x_key="input_ids", y_key="input_ids"))
+    assert data.targets.tolist() == [[1, 2, -100], [1, 2, 3]]
+
+
 def test_objects_at_hand_are_read_the_same_way():
     rows = [{"a": torch.ones(4), "b": i} for i in range(3)]
     data = data_of(rows, "rows", Reading(x_key="a", y_key="b", reshape="2,2"))
