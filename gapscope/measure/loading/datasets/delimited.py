@@ -34,6 +34,8 @@ def read_delimited(path: Path, keys: Keys) -> Pair:
             "column of numbers: repair or remove that line."
         ) from None
     notes = [] if header else [f"data: {path}: no header: its columns are called 0 to {len(names) - 1}"]
+    if header and any(map(_is_number, names)):
+        notes.append(f"data: {path}: its first line was read as the names of its columns")
     if "" in names:
         notes.append(f"data: {path}: the column without a name is left out")
     pair = pair_of_columns(columns, keys, str(path), table=True, last=True)
@@ -52,11 +54,28 @@ def _delimiter(path: Path) -> str:
 
 
 def _has_header(sample: list[list[str]]) -> bool:
-    """Return whether the first line has text above a number, or nothing but text."""
-    first, below = sample[0], sample[1:2] or [[]]
-    return any(not _is_number(name) and _is_number(cell) for name, cell in zip(first, below[0], strict=False)) or (
-        not any(map(_is_number, first))
+    """Return whether the first line has text above a number, nothing but text, or names that are numbers."""
+    first, below = [cell.strip() for cell in sample[0]], sample[1:2] or [[]]
+    return (
+        any(not _is_number(name) and _is_number(cell) for name, cell in zip(first, below[0], strict=False))
+        or not any(map(_is_number, first))
+        or _has_numbered_columns(first, sample[1:])
     )
+
+
+def _has_numbered_columns(first: list[str], below: list[list[str]]) -> bool:
+    """Return whether a line with numbers holds names: those of pandas are 0, 1, 2, ..., beside that of the target.
+
+    A class that stands in the first line stands in others as well; a name does not.  `y` may be a class.
+    """
+    texts = [i for i, cell in enumerate(first) if not _is_number(cell)]
+    if not (texts and below) or any(
+        cell.strip() == first[i] for row in below for i in texts for cell in row[i : i + 1]
+    ):
+        return False
+    numbers, named = [cell for cell in first if _is_number(cell)], target_name(dict.fromkeys(first)) or ""
+    counted = numbers == [str(i) for i in range(len(numbers))]
+    return named.lower() not in ("", "y") or (counted and (named != "" or len(numbers) > 2))
 
 
 def _columns(path: Path, names: list[str], sample: list[list[str]], header: bool, target: str) -> Columns:

@@ -64,6 +64,36 @@ def test_names_of_classes_become_numbers(tmp_path):
     assert pair.inputs.shape == (3, 2)
 
 
+@pytest.mark.parametrize("header", ["0,1,label", "350.5,351,Class", "0,1,y", "1990,1991,target"])
+def test_columns_with_numbers_as_names_have_a_header_above_names_of_classes(tmp_path, header):
+    path = tmp_path / "a.csv"
+    pair = read(path, f"{header}\n5.1,3.5,cat\n4.9,3.0,dog\n")
+    assert pair.inputs.tolist() == [[5.1, 3.5], [4.9, 3.0]]
+    assert (pair.targets.tolist(), pair.classes) == ([0, 1], ("cat", "dog"))
+    assert pair.notes[0] == f"data: {path}: its first line was read as the names of its columns"
+
+
+def test_numbers_that_pandas_gives_as_names_are_names_beside_an_unusual_one(tmp_path):
+    pair = read(tmp_path / "a.csv", "0,1,2,species\n5.1,3.5,1.4,cat\n4.9,3.0,1.3,dog\n")
+    assert pair.inputs.tolist() == [[5.1, 3.5, 1.4], [4.9, 3.0, 1.3]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.5,1.2,y\n0.7,1.1,n\n",
+        "0,1,y\n1,0,n\n1,1,y\n",
+        "0,1,2,class\n1,0,0,other\n1,1,0,class\n",
+        "0,1,cat\n1,0,dog\n",
+        "1,0,2,cat\n1,0,2,dog\n",
+    ],
+)
+def test_a_first_line_with_a_class_in_it_is_a_sample(tmp_path, text):
+    pair = read(tmp_path / "a.csv", text)
+    assert len(pair.targets) == text.count("\n")
+    assert "no header" in pair.notes[0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
