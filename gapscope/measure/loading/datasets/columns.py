@@ -39,7 +39,7 @@ def pair_of_columns(columns: Columns, keys: Keys, where: str, *, table: bool = F
     if keys.target is None and target_name(columns) is None:
         notes.append(f"data: {where}: the target is the last column, `{target}`")
     chosen = _inputs(columns, keys, target, where, notes)
-    labels, classes = _labels(columns[target], where, notes)
+    labels, classes = _labels(columns[target], target, where, notes)
     chosen, labels = _padded(chosen, labels, where, notes)
     joined = {name: stacked(parts, f"{where}: `{name}`") for name, parts in chosen.items()}
     inputs = _assembled(joined, keys, where, notes, table=table)
@@ -95,9 +95,12 @@ def _inputs(columns: Columns, keys: Keys, target: str, where: str, notes: list[s
     return {name: columns[name] for name in names if name not in text}  # type: ignore[misc]
 
 
-def _labels(column: Parts | list[str], where: str, notes: list[str]) -> tuple[Parts, tuple[str, ...]]:
+def _labels(column: Parts | list[str], name: str, where: str, notes: list[str]) -> tuple[Parts, tuple[str, ...]]:
     if not _is_text(column):
         return column, ()  # type: ignore[return-value]
+    missing = sum(isinstance(text, str) and not text.strip() for text in column)
+    if missing:
+        raise LoadError(f"{where}: `{name}` has {missing} missing values. Expected none: fill or remove them.")
     numbers, classes = class_numbers(column)  # type: ignore[arg-type]
     notes.append(classes_note(classes, where))
     return [numbers], classes

@@ -14,6 +14,7 @@ from gapscope.measure.loading.datasets.columns import Columns, pair_of_columns, 
 from gapscope.measure.loading.trust import one_line
 
 _LOOKED_AT = 50  # lines that tell numbers from text
+_GAPS = ("", "na", "n/a", "null", "none", "?")  # a missing number; "nan" is read as one, and refused with the data
 
 
 def read_delimited(path: Path, keys: Keys) -> Pair:
@@ -28,6 +29,10 @@ def read_delimited(path: Path, keys: Keys) -> Pair:
             raise LoadError(f"{path} has two columns of one name: {', '.join(names[:12])}. Expected different names.")
         target = keys.target or target_name(dict.fromkeys(names)) or names[-1]
         columns = _columns(path, names, sample[header:], header, target)
+        wanted = {*keys.inputs, target} if keys.inputs else set(columns)
+        for i, name in enumerate(names):
+            if name in wanted:
+                _refuse_gaps(path, name, i, sample[header:], header)
     except (UnicodeDecodeError, csv.Error, ValueError, IndexError) as error:
         raise LoadError(
             f"{path} cannot be read as a table ({one_line(error)}). Expected UTF-8 with a number in every cell of a "
@@ -56,11 +61,11 @@ def _delimiter(path: Path) -> str:
 def _has_header(sample: list[list[str]]) -> bool:
     """Return whether the first line has text above a number, nothing but text, or names that are numbers."""
     first, below = [cell.strip() for cell in sample[0]], sample[1:2] or [[]]
-    return (
-        any(not _is_number(name) and _is_number(cell) for name, cell in zip(first, below[0], strict=False))
-        or not any(map(_is_number, first))
-        or _has_numbered_columns(first, sample[1:])
-    )
+    for i, (name, cell) in enumerate(zip(first, below[0], strict=False)):
+        gap = _is_gap(name) and not (i == 0 and cell.strip().isdecimal())  # pandas writes row numbers under no name
+        if not (gap or _is_number(name)) and _is_number(cell):
+            return True
+    return not any(map(_is_number, first)) or _has_numbered_columns(first, sample[1:])
 
 
 def _has_numbered_columns(first: list[str], below: list[list[str]]) -> bool:
@@ -110,6 +115,19 @@ def _columns(path: Path, names: list[str], sample: list[list[str]], header: bool
         elif name:
             columns[name] = list(cells[name])  # enough to say that it is text
     return columns
+
+
+def _refuse_gaps(path: Path, name: str, place: int, sample: list[list[str]], header: bool) -> None:
+    """Refuse a column of numbers with gaps: they would make texts of its numbers."""
+    cells = [row[place] for row in sample]
+    known = [cell for cell in cells if not _is_gap(cell)]
+    if len(known) < len(cells) and known and all(map(_is_number, known)):
+        missing = sum(_is_gap(row[place]) for row in islice(_rows(path), int(header), None))
+        raise LoadError(f"{path}: `{name}` has {missing} missing values. Expected none: fill or remove them.")
+
+
+def _is_gap(cell: str) -> bool:
+    return cell.strip().lower() in _GAPS
 
 
 def _is_number(cell: str) -> bool:

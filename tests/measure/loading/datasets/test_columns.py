@@ -101,6 +101,7 @@ RAGGED = [torch.ones(1, 2), torch.ones(1, 3)]
         ({}, Keys(), "t has no columns, and none is called"),
         ({"a": ["text"], "y": Y}, Keys(), "t: `a` holds no numbers. Expected numbers as inputs: encode or tokenize"),
         ({"a": ["text"], "b": X, "y": Y}, Keys(("a", "b")), "t: `a` holds no numbers"),
+        ({"a": X, "y": ["dog", "", " "]}, Keys(), "t: `y` has 2 missing values. Expected none: fill or remove them."),
         ({"y": Y}, Keys(), "t has only the column `y`. Expected inputs beside the target."),
         ({"a": RAGGED, "y": Y}, Keys(), "t: `a`: samples differ in shape ((2,), (3,)). Expected one shape for all"),
         (

@@ -94,6 +94,13 @@ def test_a_first_line_with_a_class_in_it_is_a_sample(tmp_path, text):
     assert "no header" in pair.notes[0]
 
 
+def test_gaps_in_columns_that_are_not_asked_for_are_no_matter(tmp_path):
+    text = "a,b,remark,y\n1,,,0\n2,3,odd,1\n"
+    assert read(tmp_path / "a.csv", text, Keys(("a",))).inputs.tolist() == [[1], [2]]
+    text = "a,country,y\n1,NA,0\n2,DE,1\n"
+    assert read(tmp_path / "a.csv", text, Keys(("a",), "country")).classes == ("DE", "NA")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -105,6 +112,11 @@ def test_a_first_line_with_a_class_in_it_is_a_sample(tmp_path, text):
         ("a,b\n" + "1,2\n" * 60 + "n/a,2\n", "could not convert string 'n/a' to float64"),
         ("a,b\nx,1\ny,2\n", "`a` holds no numbers. Expected numbers as inputs"),
         ("a,y\nx,z\n", "`a` holds no numbers"),
+        ("a,price\n1,2.5\n2,\n3,4.5\n" + "4,NA\n", "`price` has 2 missing values. Expected none: fill or remove them."),
+        ("a,b,y\n1,2.5,0\n2,?,1\n", "`b` has 1 missing values"),
+        ("5.1,NA,setosa\n4.9,3.0,virginica\n", "`1` has 1 missing values"),
+        (",3.5,setosa\n4.9,3.0,virginica\n", "`0` has 1 missing values"),
+        ("a,y\n" + "1,cat\n" * 60 + "2, \n", "`y` has 1 missing values"),
         ('a,b\n"1,2\n' + "x" * 140_000, "cannot be read as a table (Error: field larger than field limit"),
     ],
 )
