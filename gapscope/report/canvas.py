@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,6 +19,7 @@ WIDEST = 72  # beyond, a drawing is no easier to read
 DECADES = 6  # an eigenvalue among a million still shows
 RANGE = 100.0  # a scale over more than this is logarithmic
 ODD = "?"  # a value that is not finite
+WHOLE = re.compile(r"[+-]?\d+")
 
 
 class Span(NamedTuple):
@@ -114,8 +116,8 @@ def colour(height: float) -> str:
 
 
 def label(name: str) -> str:
-    """Return the label of a place on an axis with no more digits than a reader needs."""
-    return number(float(name)) if is_number(name) else name
+    """Return the label of a place on an axis with no more digits than a reader needs; whole numbers are names."""
+    return number(float(name)) if is_number(name) and not WHOLE.fullmatch(name) else name
 
 
 def is_number(name: str) -> bool:

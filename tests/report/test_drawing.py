@@ -96,6 +96,20 @@ def test_whole_numbers_mark_a_short_axis_and_long_labels_do_not_break_it():
     assert axis.split("  ")[-1].strip() == "the first of all labels the last of all labels"
 
 
+def test_places_that_are_whole_numbers_keep_all_their_digits_and_others_lose_some():
+    sizes = ("8", "4096", "32768")
+    axis, said = text(curve(1.0, 2.0, 3.0, labels=sizes))[-2:]
+    assert (axis.split()[0], axis.split()[-1]) == ("8", "32768")
+    assert said.endswith("highest 3 at 32768")
+    assert text(curve(1.0, 2.0, labels=("007", "010"), style="strip"))[-1].endswith(
+        "lowest 1 in 007 · highest 2 in 010"
+    )
+    assert text(curve(1.0, 2.0, labels=("0.123456", "1.23456e7")))[-1].endswith(
+        "lowest 1 at 0.1235 · highest 2 at 1.235e7"
+    )
+    assert text(grid([[0.0, 1], [2, 3]], rows=("10000", "32768"), columns=("1", "65536")))[-3].split()[-1] == "65536"
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
