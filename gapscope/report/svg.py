@@ -135,7 +135,8 @@ def _steps(low: float, high: float, most: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12 - math.floor(math.log10(step))) for i in range(first, int(high / step + 1e-9) + 1)]
+    last = math.floor(high / step + 1e-9)
+    return [round(i * step, 12 - math.floor(math.log10(step))) for i in range(first, last + 1)]
 
 
 def _decades(low: float, high: float, most: int) -> list[float]:

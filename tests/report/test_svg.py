@@ -20,6 +20,7 @@ def test_elements_escape_what_is_not_markup():
         (-1, 2, [-1, -0.5, 0, 0.5, 1, 1.5, 2]),
         (0.0195, 0.0331, [0.02, 0.025, 0.03]),
         (90.2, 99.9, [92, 94, 96, 98]),
+        (-5.2, -1.3, [-5, -4, -3, -2]),
     ],
 )
 def test_ticks_are_round_and_few(low, high, ticks):
