@@ -74,6 +74,17 @@ def test_what_cannot_be_measured_is_a_warning_and_training_goes_on():
         Recorder((X, Y), every=0)
 
 
+def test_data_whose_classes_are_numbered_differently_are_not_measured_at_any_step():
+    train, test = ([{"x": row, "y": names[i]} for row, i in zip(X, Y, strict=True)] for names in ("abc", "bcd"))
+    recorder = Recorder(train, test_data=test, every=1)
+    for step in (1, 2):
+        with pytest.warns(
+            UserWarning, match=r"was not measured. .* number their classes differently: only one has `a`"
+        ):
+            assert recorder.measure(nn.Linear(5, 3), step) == {}
+    assert reports() == []
+
+
 @pytest.mark.parametrize(
     ("name", "packages", "line"),
     [

@@ -11,7 +11,17 @@ from torch import nn
 
 import gapscope
 from gapscope.errors import GapscopeError, UsageError
-from gapscope.measure.loading import Data, Loss, Trust, as_classes, build_loss, check_fit, data_of, infer_loss
+from gapscope.measure.loading import (
+    Data,
+    Loss,
+    Trust,
+    as_classes,
+    build_loss,
+    check_fit,
+    data_of,
+    infer_loss,
+    same_classes,
+)
 from gapscope.measure.loading.sources import taken_out
 from gapscope.measure.loading.trust import one_line
 from gapscope.measure.problem import Origin, Problem
@@ -80,6 +90,8 @@ class Recorder:
         if self._loss is None:
             self._data = {split: data_of(data, f"the callback's {split} data") for split, data in self._sources.items()}
             train = self._data["train"]
+            if "test" in self._data:
+                same_classes(train, self._data["test"])
             named = self._named and build_loss(self._named, recorded=False, trust=Trust())
             self._loss = named or infer_loss(train.targets, model, train.inputs)
             if self._loss.ignored is not None:

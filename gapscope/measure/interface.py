@@ -23,6 +23,7 @@ from gapscope.measure.loading import (
     check_fit,
     data_of,
     infer_loss,
+    same_classes,
 )
 from gapscope.measure.loading.sources import completed, taken_out
 from gapscope.measure.problem import DEFAULT_MEMORY_BUDGET, BatchNorm, Hvp, Origin, Problem
@@ -136,6 +137,8 @@ def _problem(
     model = taken_out(model)[0]
     splits: dict[str, Data] = {} if test_data is None else {"test": data_of(test_data, f"test data of {name}")}
     splits["train"] = data_of(data, f"data of {name}")
+    if "test" in splits:
+        same_classes(splits["train"], splits["test"])
     splits = {split: completed(model, part) for split, part in splits.items()}
     with interrupts_wait():  # the model is run on a few samples
         found = loss

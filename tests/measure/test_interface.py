@@ -123,6 +123,15 @@ def test_a_model_at_hand_is_measured_on_any_data(form):
     assert report.conditions["loss"] == "cross-entropy"
 
 
+def test_training_and_test_data_whose_classes_are_numbered_differently_are_refused():
+    x, y = blobs()
+    train, test = ([{"x": row, "y": names[i]} for row, i in zip(x, y, strict=True)] for names in ("abc", "bcd"))
+    message = r"test data of model and data of model number their classes differently: only one has `a`"
+    with pytest.raises(LoadError, match=message):
+        gapscope.problem(network(), train, test_data=test)
+    assert gapscope.problem(network(), train, test_data=train[:60]).size == gapscope.problem(network(), train).size
+
+
 def test_training_may_go_on_while_a_problem_waits():
     x, y = blobs()
     model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))

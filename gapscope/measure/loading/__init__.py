@@ -43,6 +43,7 @@ __all__ = [
     "load_data",
     "parse_args",
     "read_checkpoint",
+    "same_classes",
     "save_checkpoint",
 ]
 
