@@ -28,9 +28,23 @@ def is_idx(head: bytes) -> bool:
 
 
 def find_idx(folder: Path, split: Split) -> Path | None:
-    """Return the images of a folder, or of `raw` in it, where torchvision keeps them."""
-    places = (found for at in ("", "raw/", "*/raw/") for found in sorted(folder.glob(f"{at}*images*idx3*")))
-    return next((path for path in places if any(word in path.name for word in _IDX_SPLITS[split])), None)
+    """Return the images of a folder, or of `raw` in it, where torchvision keeps them; packed ones after unpacked ones.
+
+    Raises: LoadError where they are those of several data sets.
+    """
+    for at in ("", "raw/", "*/raw/"):
+        files = [path for path in sorted(folder.glob(f"{at}*images*idx3*")) if path.is_file()]
+        files = [path for path in files if any(word in path.name for word in _IDX_SPLITS[split])]
+        files = [path for path in files if path.suffix != ".gz" or path.with_suffix("") not in files]
+        if len(files) > 1:
+            names = ", ".join(path.relative_to(folder).as_posix() for path in files[:6])
+            raise LoadError(
+                f"{folder} holds the images of {len(files)} data sets: {names}{', ...' if len(files) > 6 else ''}. "
+                f"Expected those of one. Name its file: `{files[0]}`."
+            )
+        if files:
+            return files[0]
+    return None
 
 
 def read_idx(images: Path) -> Pair:

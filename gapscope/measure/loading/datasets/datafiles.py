@@ -119,7 +119,8 @@ def _read_folder(folder: Path, split: Split, keys: Keys, *, whole: bool) -> Pair
     for found in (split, "train") if whole else (split,):
         images = classic.find_idx(folder, found)
         if images:
-            return _unnamed(classic.read_idx(images), keys, str(folder))
+            note = f"data: {folder}: images from {images.relative_to(folder).as_posix()}"
+            return _unnamed(classic.read_idx(images)._replace(notes=(note,)), keys, str(folder))
         files, kind = classic.find_cifar(folder, found)
         if files:
             return _unnamed(classic.read_cifar(files, kind), keys, str(folder))

@@ -49,6 +49,26 @@ def test_idx_files_are_found_where_torchvision_keeps_them(mnist):
     assert find_idx(mnist, "train").parent == find_idx(mnist / "MNIST", "train").parent == raw
 
 
+def test_of_several_idx_data_sets_in_a_folder_none_is_taken(mnist):
+    for word in ("balanced", "digits"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (mnist / f"emnist-{word}-train-{kind}-ubyte.gz").touch()
+    packed = [f"emnist-{word}-train-images-idx3-ubyte.gz" for word in ("balanced", "digits")]
+    message = (
+        f"{mnist} holds the images of 3 data sets: {', '.join(packed)}, train-images-idx3-ubyte. Expected those of "
+        f"one. Name its file: `{mnist / packed[0]}`."
+    )
+    with pytest.raises(LoadError, match=re.escape(message)):
+        find_idx(mnist, "train")
+    assert find_idx(mnist, "test").name == "t10k-images-idx3-ubyte"
+
+
+def test_of_a_packed_and_an_unpacked_idx_file_the_unpacked_one_is_read(mnist):
+    (mnist / "train-images-idx3-ubyte.gz").touch()
+    (mnist / "train-images.idx3-ubyte").mkdir()  # archives from elsewhere keep each file in a folder of its name
+    assert find_idx(mnist, "train").name == "train-images-idx3-ubyte"
+
+
 def test_damaged_idx_files_say_so(mnist):
     images = mnist / "train-images-idx3-ubyte"
     labels = mnist / "train-labels-idx1-ubyte.gz"

@@ -76,11 +76,11 @@ def test_the_files_of_mnist_are_pixels_from_0_to_1(here):
             (here / f"{name}-{kind}-ubyte{'.gz' * packed}").write_bytes(content)
     train = load(".")
     torch.testing.assert_close(train.inputs[:, 0], torch.from_numpy(IMAGES) / 255)
-    assert train.notes == ("data: . holds bytes, divided by 255",)
+    assert train.notes == ("data: .: images from train-images-idx3-ubyte.gz", "data: . holds bytes, divided by 255")
     assert load(".", "test").fingerprint == load("t10k-images-idx3-ubyte").fingerprint
     assert load("train-images-idx3-ubyte.gz").targets.tolist() == [0, 1, 2, 3, 4]
     assert load(".", "test", whole=True).targets.tolist() == [0, 1, 2, 3, 4]
-    assert "minus 0.1307, over 0.3081" in load(".", normalize="mnist").notes[0]
+    assert "minus 0.1307, over 0.3081" in load(".", normalize="mnist").notes[1]
 
 
 def test_the_folder_of_cifar_is_pixels_from_0_to_1(here):
@@ -101,7 +101,8 @@ def test_fashion_mnist_has_the_files_of_mnist_and_its_own_preset(here):
         (raw / f"train-{kind}-ubyte.gz").write_bytes(gzip.compress(idx(array)))
     data = load("FashionMNIST", normalize="fashion-mnist")
     assert data.inputs.shape == (5, 1, 28, 28)
-    assert "minus 0.286, over 0.353" in data.notes[0]
+    assert data.notes[0] == "data: FashionMNIST: images from raw/train-images-idx3-ubyte.gz"
+    assert "minus 0.286, over 0.353" in data.notes[1]
 
 
 def test_the_folder_of_cifar_100_gives_fine_labels_in_both_versions(here):
