@@ -21,10 +21,14 @@ _UNSET = {"ignore_index": -100, "label_smoothing": 0.0, "weight": None, "pos_wei
 
 
 def own_criterion(model: nn.Module) -> str:
-    """Return the loss that a model holds as its only criterion, as `--loss` spells it; "" where there is none."""
+    """Return the loss that a model holds as its only criterion, as `--loss` spells it; "" where there is none.
+
+    A sum over entries is as good as none: the mean would be another number, and be announced as that criterion.
+    """
     found = [module for module in model.modules() if type(module) in _CRITERIA]
     weighted = any(isinstance(one, nn.BCELoss | nn.BCEWithLogitsLoss) and one.weight is not None for one in found)
-    if len(found) != 1 or weighted:
+    summed = any(getattr(one, "reduction", "mean") == "sum" for one in found)  # every loss here is a mean
+    if len(found) != 1 or weighted or summed:
         return ""
     options = {key: getattr(found[0], key, unset) for key, unset in _UNSET.items()}
     given = [

@@ -98,6 +98,19 @@ def test_a_criterion_that_the_model_holds_is_the_loss(criterion, name):
     assert build_loss(own_criterion(model), recorded=False, trust=Trust()).name == name
 
 
-@pytest.mark.parametrize("held", [(nn.MSELoss(), nn.MSELoss()), (nn.HuberLoss(),), (nn.BCELoss(torch.ones(2)),)])
+SUMMED = nn.CrossEntropyLoss(reduction="sum", label_smoothing=0.1)
+
+
+@pytest.mark.parametrize(
+    "held", [(nn.MSELoss(), nn.MSELoss()), (nn.HuberLoss(),), (nn.BCELoss(torch.ones(2)),), (SUMMED,)]
+)
 def test_criteria_that_do_not_say_one_loss_are_left_alone(held):
     assert own_criterion(nn.ModuleList(held)) == ""
+
+
+def test_a_criterion_that_sums_is_not_the_loss():
+    assert infer_loss(LABELS, nn.ModuleDict({"net": nn.Linear(3, 4), "criterion": SUMMED}), X).name == "cross-entropy"
+    binary = nn.Linear(3, 1)
+    binary.criterion = nn.BCEWithLogitsLoss(reduction="sum")
+    with pytest.raises(LoadError, match=r"Name it: `--loss bce-with-logits` or `--loss mse`"):
+        infer_loss(LABELS % 2, binary, X)
