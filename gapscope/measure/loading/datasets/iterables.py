@@ -6,6 +6,7 @@ same numbers every time.  So a shuffling loader is read through its dataset, and
 is refused.
 """
 
+import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -126,6 +127,7 @@ def _read_loader(loader: DataLoader[Any], spec: str, keys: Keys) -> Pair:
     if loader.batch_sampler is None:  # the dataset makes its own batches, or is wanted sample by sample
         return _collect((dataset[i] for i in order), spec, keys, batched=None)
     size = loader.batch_size or 64
+    _check_collation(loader, [dataset[i] for i in order[: min(size, REREAD)]], spec)
     collated = (
         loader.collate_fn([dataset[i] for i in order[start : start + size]]) for start in range(0, len(order), size)
     )
@@ -152,13 +154,39 @@ def _check_repeatable(first: Iterator[Any], second: Iterator[Any], spec: str) ->
     for i, (one, two) in enumerate(
         zip(itertools.islice(first, REREAD), itertools.islice(second, REREAD), strict=False)
     ):
-        a, b = _sample(one, spec).values, _sample(two, spec).values
-        if a.keys() != b.keys() or not all(_same(a[name], b[name]) for name in a):
+        if not _all_same(_sample(one, spec).values, _sample(two, spec).values):
             raise LoadError(
                 f"`{spec}`: reading item {i} twice gave two different answers, so its loss is not a fixed "
                 "function. Turn off shuffling and random augmentation, and give the data as the network is "
                 "tested on it."
             )
+
+
+def _check_collation(loader: DataLoader[Any], some: list[Any], spec: str) -> None:
+    """Collate a few samples twice: masking, mixing and cropping may happen there.
+
+    Copies of them, because a collate function may change what it is given, which may be the dataset's own.
+    """
+    if not some:
+        return
+    one, two = (_sample(loader.collate_fn(_copied(some)), spec).values for _ in range(2))
+    if not _all_same(one, two):
+        raise LoadError(
+            f"`{spec}`: collating the same {len(some)} samples twice gave two different answers, so its loss is not a "
+            "fixed function. Expected a collate function without masking, mixing and augmentation at random: give the "
+            "loader one, as the network is tested."
+        )
+
+
+def _copied(samples: list[Any]) -> list[Any]:
+    try:
+        return copy.deepcopy(samples)
+    except Exception:  # open files and tensors with a graph have no copies
+        return samples
+
+
+def _all_same(a: Mapping[str, Tensor | str], b: Mapping[str, Tensor | str]) -> bool:
+    return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
 
 
 def _same(a: Tensor | str, b: Tensor | str) -> bool:

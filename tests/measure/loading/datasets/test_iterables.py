@@ -124,6 +124,48 @@ def test_random_augmentation_is_refused(wrap):
         read(lambda: wrap(Augmented()))
 
 
+def test_a_collate_function_that_draws_is_refused():
+    def masked(items):
+        x, y = torch.utils.data.default_collate(items)
+        return torch.where(torch.rand(x.shape) < 0.5, 0.0, x), y
+
+    def mixed(items):
+        x, y = torch.utils.data.default_collate(items)
+        share = torch.rand(())
+        return {"x": share * x + (1 - share) * x.flip(0), "y": y}
+
+    torch.manual_seed(0)
+    for collate in (masked, mixed):
+        with pytest.raises(LoadError, match=r"`mine:data`: collating the same 8 samples twice gave two different answ"):
+            read(lambda collate=collate: DataLoader(SET, batch_size=9, collate_fn=collate))
+    with pytest.raises(LoadError, match=r"collating the same 3 samples twice gave two different answers"):
+        read(lambda: DataLoader(SET, batch_size=3, collate_fn=masked))
+
+
+def test_a_collate_function_that_changes_its_samples_changes_those_of_a_data_set_once():
+    rows = [{"x": x.clone(), "y": y} for x, y in SET]
+
+    def doubled(items):
+        for item in items:
+            item["x"] *= 2
+        return torch.utils.data.default_collate(items)
+
+    assert torch.equal(read(lambda: DataLoader(rows, batch_size=4, collate_fn=doubled)).inputs, 2 * X)
+
+
+def test_samples_that_have_no_copies_are_collated_all_the_same():
+    weight = torch.ones((), requires_grad=True)
+    rows = [(weight * x, y) for x, y in SET]
+    pair = read(
+        lambda: DataLoader(
+            rows, batch_size=4, collate_fn=lambda items: [torch.stack(c) for c in zip(*items, strict=True)]
+        )
+    )
+    assert torch.equal(pair.inputs, X)
+    with pytest.raises(LoadError, match=r"has no samples"):
+        read(lambda: DataLoader([], batch_size=4))
+
+
 def test_random_augmentation_of_dicts_and_texts_is_refused():
     count = itertools.count()
     for make in (lambda: torch.full((2,), next(count)), lambda: str(next(count))):
