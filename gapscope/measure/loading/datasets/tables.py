@@ -13,6 +13,7 @@ from gapscope.measure.loading.datasets.images import decoded
 from gapscope.measure.loading.trust import one_line
 
 ARROW_FILE, PARQUET, ARROW_STREAM = b"ARROW1\0\0", b"PAR1", b"\xff\xff\xff\xff"
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4}  # bytes of a value in memory, of a text its place
 
 
 def read_table(path: Path, keys: Keys) -> Pair:
@@ -114,21 +115,44 @@ def _table(path: Path) -> Any:
             raise LoadError(f"{path} is a Git LFS pointer, not the data themselves. Fetch them: `git lfs pull`.")
         if head.startswith(PARQUET):
             with arrow.parquet.ParquetFile(path) as file:
-                about = file.metadata
-                groups = (about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-                # a run of equal values takes no space, so rows count as well
-                check_size(max(sum(groups), about.num_rows * about.num_columns), str(path))
+                check_size(_unpacked(file.metadata), str(path))
                 table = file.read()
         else:
             with arrow.memory_map(str(path)) as source:
-                opened = arrow.ipc.open_file if head == ARROW_FILE else arrow.ipc.open_stream
-                table = opened(source).read_all()
+                table = _batches(source, head == ARROW_FILE, str(path))
         table.validate(full=True)  # offsets that lead out of the buffers would read foreign memory
         return table.rename_columns([str(name) for name in table.column_names])  # names that are no text raise here
     except LoadError:
         raise
     except Exception as error:  # a damaged file can raise anything
         raise LoadError(f"{path} is damaged ({one_line(error)[:120]}). Copy or write it again.") from None
+
+
+def _unpacked(about: Any) -> int:
+    """Return the bytes that the values of a parquet file take: in the file, a run of equal ones takes none.
+
+    Texts are counted as they lie in the file, where one that is repeated lies once.
+    """
+    leaves = [about.schema.column(j) for j in range(about.num_columns)]
+    fixed = "FIXED_LEN_BYTE_ARRAY"
+    widths = [leaf.length if leaf.physical_type == fixed else _WIDTHS.get(leaf.physical_type, 8) for leaf in leaves]
+    total = 0
+    for group in map(about.row_group, range(about.num_row_groups)):
+        for j, width in enumerate(widths):
+            part = group.column(j)
+            total += max(part.total_uncompressed_size, part.num_values * width)
+    return total
+
+
+def _batches(source: Any, is_file: bool, where: str) -> Any:
+    """Return the table of an Arrow file or stream, unpacked batch by batch, and no further than fits into memory."""
+    ipc, held, used = _pyarrow().ipc, [], 0
+    opened = ipc.open_file(source) if is_file else ipc.open_stream(source)
+    for batch in map(opened.get_batch, range(opened.num_record_batches)) if is_file else opened:
+        used += batch.get_total_buffer_size()
+        check_size(used, where)
+        held.append(batch)
+    return _pyarrow().Table.from_batches(held, opened.schema)
 
 
 def _pair(table: Any, keys: Keys, where: str) -> Pair:
@@ -166,6 +190,7 @@ def _column(column: Any, where: str, is_target: bool) -> Parts | list[str]:
         return _images([row["bytes"] for row in column.to_pylist()], where)
     if not _is_numeric(kind):
         return [str(kind)]
+    check_size(column.get_total_buffer_size(), where)  # before the tensors take as much again
     return [part for chunk in column.chunks if len(chunk) for part in _nested(chunk, where)] or [torch.empty(0)]
 
 

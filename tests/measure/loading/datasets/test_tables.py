@@ -133,8 +133,37 @@ def test_a_run_that_memory_cannot_hold_is_refused_before_it_is_read(tmp_path, mo
     path = write(tmp_path / "t.parquet", {"a": [0] * 100_000, "y": [0] * 100_000})
     assert path.stat().st_size < 5000
     monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", 100_000)
-    with pytest.raises(LoadError, match=r"takes 0.000\d+ GiB. Expected at most"):
+    with pytest.raises(LoadError, match=r"takes 0.00149 GiB. Expected at most"):  # two columns of 8 bytes
         read_table(path, NONE)
+
+
+def test_runs_inside_of_lists_are_counted_too(tmp_path, monkeypatch):
+    path = write(tmp_path / "t.parquet", {"a": [[0] * 1000] * 100, "y": [0] * 100})
+    monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", 100_000)
+    with pytest.raises(LoadError, match=rf"^{re.escape(str(path))} takes 0.000746 GiB. Expected at most"):
+        read_table(path, NONE)
+
+
+@pytest.mark.parametrize("name", ["t.arrow", "t.feather"])
+def test_packed_batches_are_unpacked_no_further_than_memory_holds_them(tmp_path, monkeypatch, name):
+    path, table = tmp_path / name, pa.table({"a": [0] * 10_000, "y": [0] * 10_000})
+    opened = pa.ipc.new_file if path.suffix == ".feather" else pa.ipc.new_stream
+    with opened(str(path), table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as sink:
+        sink.write_table(table, max_chunksize=1000)
+    assert read_table(path, NONE).inputs.shape == (10_000, 1)
+    monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", 20_000)
+    # the second of ten batches of twice 8,000 bytes is the last that was unpacked
+    with pytest.raises(LoadError, match=rf"^{re.escape(str(path))} takes 2.98e-05 GiB. Expected at most"):
+        read_table(path, NONE)
+
+
+def test_a_column_is_measured_before_its_numbers_are_copied(tmp_path, monkeypatch):
+    for i in range(4):
+        write(tmp_path / f"train-{i}.parquet", {"a": np.arange(2000.0), "y": [0] * 2000})
+    monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", 60_000)
+    monkeypatch.setattr("gapscope.measure.loading.datasets.tables.to_tensor", lambda *_: pytest.fail("was copied"))
+    with pytest.raises(LoadError, match=r"`a` takes \S+ GiB. Expected at most"):
+        read_table_folder(tmp_path, "train", NONE, whole=False)
 
 
 def test_parquet_files_in_a_folder_are_named_after_their_split(tmp_path):
