@@ -23,6 +23,8 @@ from gapscope.report.document import Column, Document, Heat, Item, Line, Note, S
 from gapscope.report.drawing import draw
 
 WIDTH = 80
+WIDEST = 1000  # of a window that COLUMNS may promise
+HEIGHT = 25  # matters to nothing, but without it Rich reads COLUMNS itself, and fails on the digits that int() refuses
 GAP = 2
 STYLES = {
     "plain": "",
@@ -45,8 +47,10 @@ def open_console(stream: IO[str] | None = None) -> Console:
     """Return a console without markup or highlighting: 80 columns in a pipe, unless COLUMNS says otherwise."""
     stream = stream or sys.stdout
     asked = os.environ.get("COLUMNS", "")
-    width = int(asked) if asked.isdigit() and int(asked) else None if stream.isatty() else WIDTH
-    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+    columns = min(int(asked[:9]), WIDEST) if asked.isdecimal() else 0
+    if not columns and stream.isatty() and not asked.isdigit():
+        return Console(file=stream, markup=False, highlight=False, emoji=False)  # as wide as the window is
+    return Console(file=stream, width=columns or WIDTH, height=HEIGHT, markup=False, highlight=False, emoji=False)
 
 
 def output(document: Document) -> None:
@@ -62,7 +66,10 @@ def text(document: Document, width: int = WIDTH, encoding: str = "utf-8") -> str
     """Return a document as lines without colour, in letters that an encoding has."""
     stream = _Lines()
     stream.encoding = encoding
-    render(document, Console(file=stream, width=width, markup=False, highlight=False, emoji=False, no_color=True))
+    console = Console(
+        file=stream, width=width, height=HEIGHT, markup=False, highlight=False, emoji=False, no_color=True
+    )
+    render(document, console)
     return stream.getvalue().rstrip("\n")
 
 
@@ -259,6 +266,7 @@ def _shared_out(least: Sequence[int], most: Sequence[int], wrapping: Sequence[in
         yield list(least)
         return
     first, last = wrapping[0], wrapping[-1]
+    left = min(left, sum(max(most[i] - least[i], 0) for i in {first, last}))  # more than they can take is another's
     for share in range(left + 1):
         widths = list(least)
         widths[last] = min(widths[last] + share, max(most[last], least[last]))

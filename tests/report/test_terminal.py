@@ -17,6 +17,7 @@ from example_reports import (
     together,
 )
 
+from gapscope.report import terminal
 from gapscope.report.comparison import compare
 from gapscope.report.document import Column, Heat, Line, Series, Table
 from gapscope.report.terminal import open_console, output, printable, render
@@ -196,6 +197,25 @@ def test_a_pipe_gets_80_columns_and_no_escape_codes(monkeypatch):
     assert "\x1b" not in drawn(comparison_document(COMPARED))
     monkeypatch.setenv("COLUMNS", "132")
     assert open_console(io.StringIO()).width == 132
+
+
+@pytest.mark.parametrize(
+    ("asked", "width"), [("1000000", 1000), ("9" * 5000, 1000), ("²", 80), ("0", 80), ("-5", 80), ("wide", 80)]
+)
+def test_a_window_is_as_wide_as_columns_says_within_reason(monkeypatch, asked, width):
+    monkeypatch.setenv("COLUMNS", asked)
+    assert open_console(io.StringIO()).width == width
+
+
+def test_a_wide_window_has_no_more_ways_to_lay_out_a_table_than_its_texts_can_use(monkeypatch):
+    tried, height = [], terminal._height
+    monkeypatch.setattr(terminal, "_height", lambda lines, widths: tried.append(tuple(widths)) or height(lines, widths))
+    wordy = Column(header="words", numeric=False, wraps=True)
+    table = Table(columns=(wordy, Column(header="n"), wordy), lines=(Line(cells=("a few words", "1", "some more")),))
+    narrow = drawn(Document(blocks=((table,),)), 40)
+    ways = len(tried)
+    assert drawn(Document(blocks=((table,),)), 900) == narrow
+    assert len(tried) == 2 * ways
 
 
 def test_colour_only_repeats_what_words_say(monkeypatch):
