@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gapscope.errors import ProblemError
-from gapscope.measure.operators import Operator
+from gapscope.measure.operators import Operator, length
 from gapscope.measure.recipe import sgd_recipe
 from gapscope.results import Array
 
@@ -66,7 +66,7 @@ def sgd_steps(
         squares, _ = problem.gradient_squares(gradient)
     except ProblemError as error:
         return None, (f"no step lengths: {error}",)
-    square = np.asarray([float(gradient[where].cpu().double().square().sum()) for where in blocks.values()])
+    square = np.asarray([float(length(gradient[where])) ** 2 for where in blocks.values()])
     rng, bends, lost, probes = context.generator("curvature/step"), [], [], probes_for(len(blocks))
     eps, off = _ROUNDING * torch.finfo(problem.dtype).eps, problem.derivatives.error
     for number in range(probes):

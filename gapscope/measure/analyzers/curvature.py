@@ -90,6 +90,7 @@ class Curvature:
     def __call__(self, context: "Context") -> CurvatureResult:
         """Measure every layer on the measured split."""
         from gapscope.measure.entries import way_for
+        from gapscope.measure.operators import length
         from gapscope.measure.steps import recorded_recipe, sgd_steps
 
         self._refuse_nonsense()
@@ -107,7 +108,7 @@ class Curvature:
         del hessian  # with it go the kept graphs
         said += refused
         spent = measured.matvecs + (tops.matvecs if tops else 0) + (steps.matvecs if steps else 0)
-        norms = np.asarray([float(gradient[where].cpu().double().norm()) for where in blocks.values()])
+        norms = np.asarray([float(length(gradient[where])) for where in blocks.values()])
         finite = np.isfinite(norms).all() and (tops is None or np.isfinite(tops.values).all())
 
         def each(value: Array, doc: str, **more: Any) -> Quantity:

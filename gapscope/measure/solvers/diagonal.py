@@ -293,7 +293,9 @@ class _Probes:
             quartiles=self._quartiles(self.entries),
             quartile_errors=self.quartile_errors,
             noise_share=self.noise_share,
-            zero_fraction=np.asarray([1 - float(self.live[w].cpu().double().mean()) for w in self.blocks.values()]),
+            zero_fraction=np.asarray(
+                [1 - int(self.live[w].sum()) / max(1, len(self.live[w])) for w in self.blocks.values()]
+            ),
             traces=self._by_block(self.offset) + (sums.mean(0) if self.count else none),
             trace_errors=spread,
             probes=self.count,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from gapscope.measure.operators import length
 from gapscope.results import Array, Quantity, Result, Status
 from gapscope.training.recipe import Recipe
 from gapscope.training.trainer import Running, Trained, train
@@ -61,7 +62,7 @@ class DrawnSteps:
         share = (samples - sizes) / (max(samples - 1, 1) * sizes)
         gradient = problem.gradient()
         blocks = problem.parameters.blocks()
-        square = np.array([float(gradient[where].cpu().double().square().sum()) for where in blocks.values()])
+        square = np.array([float(length(gradient[where])) ** 2 for where in blocks.values()])
         bend = float(problem.curvature_along(gradient)[1].mean())
         before = problem.loss()
         first = self.draws * int(context.training().get("seed", 0))  # other batches for other runs: they average out
