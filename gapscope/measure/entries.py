@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gapscope.errors import ProblemError
 from gapscope.measure import gauss_newton
-from gapscope.measure.operators import Operator, scaled
+from gapscope.measure.operators import Operator, length, scaled
 from gapscope.measure.solvers.diagonal import (
     DiagonalEstimate,
     estimate_diagonal,
@@ -127,13 +127,14 @@ def corrected(context: "Context", probing: Probing, bent: Sequence[str]) -> Entr
     layout = problem.parameters
     named = zip(layout.names, layout.shapes, strict=True)
     curved = layout.flatten([torch.full(shape, float(name in bent)) for name, shape in named])
-    known = problem.gauss_newton_diagonal().to(problem.dtype)
+    newton = gauss_newton.diagonal(problem)
+    known = newton.mean.to(problem.dtype)
     # deflation would take 40 products before the first probe: as many as most networks need in all
     quick = Probing(probing.tolerance, probing.max_matvecs, 0)
     found = _probed(context, scaled(problem.residual(), curved), quick, known=known)
     method = f"Gauss-Newton exactly; {found.probes} sign probes of the rest, for {len(bent)} of {len(layout.names)}"
     doc = "h_i is the diagonal of the Hessian, Gauss-Newton + E[z * (rest z)]"
-    return _entries(problem, found, (f"{method} parameters", doc, "raise `--max-matvecs`"))
+    return _entries(problem, found, (f"{method} parameters", doc, "raise `--max-matvecs`"), newton.unsure)
 
 
 def hutchinson(context: "Context", hessian: Operator, probing: Probing, why: str) -> Entries:
@@ -154,12 +155,11 @@ def ratio(problem: "Problem", gradient: Tensor) -> Entries:
 def secant(problem: "Problem", gradient: Tensor, share: float) -> Entries:
     """Divide the change of the gradient by that of the weights, on a step of share |theta| along -gradient."""
     theta, blocks = problem.theta, problem.parameters.blocks()
-    length = share * (float(theta.norm()) or 1.0)
-    norm = float(gradient.norm())
+    reach, norm = share * (float(length(theta)) or 1.0), float(length(gradient))
     found = []
-    for step in (length, length / 2):
+    for step in (reach, reach / 2):
         # what really changed: rounding makes the step of a small gradient entry another, or none at all
-        moved = theta - (step / norm if norm else 0.0) * gradient
+        moved = theta - step * (gradient / (norm or 1.0))
         found.append(ratio_quartiles(problem.gradient(moved) - gradient, moved - theta, blocks))
     quartiles, zeros = found[0]
     return Entries(
@@ -196,9 +196,10 @@ def _probed(
     )
 
 
-def _entries(problem: "Problem", found: DiagonalEstimate, said: tuple[str, str, str]) -> Entries:
+def _entries(problem: "Problem", found: DiagonalEstimate, said: tuple[str, str, str], unsure: float = 0.0) -> Entries:
+    """Sum up; `unsure` is the share by which rounding of the scores moves the part that is known."""
     blocks, (method, doc, cure) = problem.parameters.blocks(), said
-    rounding = ROUNDING * torch.finfo(problem.dtype).eps
+    rounding = ROUNDING * torch.finfo(problem.dtype).eps + unsure
     sizes = np.asarray([float(found.entries[where].cpu().double().abs().sum()) for where in blocks.values()])
     counts = np.asarray([where.stop - where.start for where in blocks.values()])
     inexact = problem.derivatives.of_differences  # along an axis as along any vector

@@ -155,7 +155,9 @@ def _problem(
                 model=model,
                 data=part,
                 loss_function=found,
-                origin=dataclasses.replace(origin, split=split, other=built),
+                origin=dataclasses.replace(
+                    origin, split=split, other=built, train=None if split == "train" else splits["train"]
+                ),
                 **settings,
             )
             # copies, so that training may go on

@@ -74,7 +74,7 @@ def inner(a: Tensor, b: Tensor, share: Share | None = None) -> Tensor:
 def rounded(slope: Tensor, x: Tensor) -> float:
     """Return what rounding of the entries of x (n,) does to a function of that slope (n,): eps/2 |slope * x|."""
     pieces = zip(torch.split(slope, _PIECE), torch.split(x, _PIECE), strict=True)
-    return torch.finfo(x.dtype).eps / 2 * math.hypot(*(float((g * part).norm()) for g, part in pieces))
+    return torch.finfo(x.dtype).eps / 2 * math.hypot(*(float(length(g * part)) for g, part in pieces))
 
 
 def gaussian(size: int, rng: Generator, dtype: torch.dtype, share: Share | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from gapscope.measure.loading.datasets.data import Data
     from gapscope.measure.problem import Problem
 
 
@@ -21,3 +22,4 @@ class Origin:
     optimizer: Mapping[str, Any] | None = None  # the optimizer's state_dict
     limit_seed: int = 0
     other: "Problem | None" = None
+    train: "Data | None" = None  # the training data, where these are others

@@ -6,6 +6,7 @@ and the top eigenvalue of P^-1/2 H P^-1/2 decides over stability: m_t = b1 m + (
 those of the step itself.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from gapscope.errors import UsageError
 from gapscope.measure.problem import Problem
+
+# recorded optimizers that this is the preconditioner of: also `torch.optim.Adam`, `adamw_torch_fused`
+KNOWN = re.compile(r"(.*\.)?(fused)?adamw?([_ ].*)?")
 
 
 @dataclass(frozen=True)
@@ -35,20 +39,26 @@ class Preconditioner:
         return (2 + 2 * self.beta) / ((1 - self.beta) * self.rate)
 
 
-def adam_preconditioner(
-    problem: Problem, optimizer: Mapping[str, Any] | None, *, decoupled: bool = False
-) -> Preconditioner:
+def adam_preconditioner(problem: Problem, optimizer: Mapping[str, Any] | None, *, recorded: str = "") -> Preconditioner:
     """Return P in the order of theta; raises UsageError where the state holds none that fits the model.
 
-    `decoupled`: the recorded optimizer is AdamW, for files of versions of torch whose groups do not say so.
+    `recorded` is the optimizer's name where the checkpoint says it.  AdamW decouples its weight decay, which the groups
+    of older versions of torch do not say.  Other optimizers keep second moments, too, and have other limits.
     """
     if optimizer is None:
         raise _refusal("the checkpoint holds no optimizer state")
+    decoupled = "adamw" in recorded.lower()
     groups, states = optimizer.get("param_groups"), optimizer.get("state")
     if not isinstance(groups, list | tuple) or not isinstance(states, Mapping) or not groups:
         raise _refusal("its optimizer state has no `param_groups` and `state`")
     if not any(isinstance(state, Mapping) and "exp_avg_sq" in state for state in states.values()):
         raise _refusal("its optimizer state holds no `exp_avg_sq`: it is another optimizer's")
+    if recorded and not KNOWN.fullmatch(recorded.lower()):
+        raise _refusal(f"it was trained with {recorded}, whose steps are others")
+    if any(isinstance(group, Mapping) and "momentum_decay" in group for group in groups):
+        raise _refusal("its optimizer state is NAdam's, whose momentum has another limit")
+    if not recorded and not all(isinstance(group, Mapping) and "amsgrad" in group for group in groups):
+        raise _refusal("its parameter groups are not those of torch's Adam (record `optimizer` where they are Adam's)")
     every = list(problem.model.named_parameters())
     free = [(name, p) for name, p in every if p.requires_grad]
     entries = sum(len(group.get("params", ())) for group in groups)

@@ -51,7 +51,7 @@ class Problem:
 
     The model must already be on its device and in its dtype; one of half precision is measured in float32, with the
     weights that it has.  `batchnorm`: `eval` uses the running statistics, `batch` those of each micro-batch (which then
-    belong to L), `re-estimated` replaces the running ones by an average over this data first.  Dropout is off.
+    belong to L), `re-estimated` replaces the running ones by an average over the training data.  Dropout is off.
     `chosen`: patterns of the parameters that make up theta (none: those that require a gradient).  The memory budget
     bounds the graphs kept between products and the Krylov basis, half each.
     """

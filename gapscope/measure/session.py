@@ -338,6 +338,7 @@ def _origin(request: Request, loaded: Loaded, split: str, other: Problem | None)
         initial=checkpoint.initial,
         optimizer=checkpoint.optimizer,
         limit_seed=request.data_seed,
+        train=None if split == "train" else loaded.train,
         other=other,
     )
 

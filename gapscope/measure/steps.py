@@ -12,6 +12,7 @@ from torch import Tensor
 from gapscope.errors import ProblemError
 from gapscope.measure.operators import Operator, length
 from gapscope.measure.recipe import sgd_recipe
+from gapscope.measure.solvers.hutchinson import error_of_mean
 from gapscope.results import Array
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def sgd_steps(
         length=eta * np.sqrt(square + squares.mean(0) / size),
         loss=-eta * square + half * table.mean(0),
         loss_error=np.hypot(
-            half * table.std(0, ddof=1) / math.sqrt(probes), eps * eta * square + half * np.mean(lost, axis=0)
+            half * np.asarray([error_of_mean(each) for each in table.T]),
+            eps * eta * square + half * np.mean(lost, axis=0),
         ),
         matvecs=probes,
     ), ()

@@ -217,6 +217,18 @@ def _paired_half_width(first: Scalar, last: Scalar, *, scales: tuple[float, floa
     return _quantile(count - 1) * float(differences.std(ddof=1)) / math.sqrt(count)
 
 
+def rate(samples: NDArray[np.uint8]) -> tuple[float, float]:
+    """Return the score interval of a rate from 0/1 outcomes (N,): also where all are alike it has a width.
+
+    (p + z^2 / 2N -+ z sqrt(p (1 - p) / N + z^2 / 4N^2)) / (1 + z^2 / N).  Source: Wilson 1927 (J. Am. Stat. Assoc. 22).
+    """
+    if not samples.size:
+        return UNKNOWN
+    p, share = float(samples.mean()), Z**2 / samples.size
+    half = math.sqrt(p * (1 - p) * share + share**2 / 4)
+    return (p + share / 2 - half) / (1 + share), (p + share / 2 + half) / (1 + share)
+
+
 def paired_rates(first: NDArray[np.uint8], last: NDArray[np.uint8]) -> tuple[float, float]:
     """Return the score interval of mean(last) - mean(first) for 0/1 outcomes of the same samples.
 

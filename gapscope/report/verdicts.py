@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gapscope.report.comparison import differences
-from gapscope.report.contrasts import Z
+from gapscope.report.contrasts import Z, rate
 from gapscope.report.records import Record, Report
 from gapscope.report.thresholds import (
     LIMITS,
@@ -202,9 +202,13 @@ def interval_of(element: Element, *, population: bool) -> Interval:
     if population:
         error = element.at(quantity.sampling_error)
         sampling = math.inf if math.isnan(error) else Z * error
+    below, above = value - sampling, value + sampling
+    if population and quantity.samples is not None:
+        scale = 100.0 if quantity.unit == "%" else 1.0
+        below, above = (scale * end for end in rate(quantity.samples))
     proven = min(numerical, ROUNDING * abs(value))
-    low = value - sampling - (proven if quantity.bound == "lower" else numerical)
-    high = value + sampling + (proven if quantity.bound == "upper" else numerical)
+    low = below - (proven if quantity.bound == "lower" else numerical)
+    high = above + (proven if quantity.bound == "upper" else numerical)
     opened = _opened(element)
     return -math.inf if opened[0] else low, math.inf if opened[1] else high
 

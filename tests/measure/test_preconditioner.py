@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+import gapscope
 from gapscope.errors import UsageError
 from gapscope.measure.analyzers.eigenvalues import Eigenvalues
 from gapscope.measure.context import Context, Subject
@@ -226,3 +227,29 @@ def test_an_optimizer_of_the_free_parameters_alone_fits():
     made = trained(where, groups=[p for p in model.parameters() if p.requires_grad])
     found = adam_preconditioner(problem(model, given.data.inputs, given.data.targets), made.state_dict())
     assert found.diagonal.shape == (15,)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("optimizer", [torch.optim.NAdam, torch.optim.RAdam, gapscope.LAMB])
+def test_second_moments_of_other_optimizers_are_refused(optimizer, recorded):
+    """Their limits of stability are others: NAdam's on a quadratic is 2.8 times nearer than Adam's at b1 = 0.9."""
+    given = ZOO["tanh mlp"].problem(samples=30)
+    state = trained(given, optimizer=optimizer).state_dict()
+    training = {"optimizer": optimizer.__name__} if recorded else {}
+    context = Context(subjects=(Subject(problems={"train": fresh(given)}, training=training, optimizer=state),))
+    with pytest.raises(UsageError, match=r"its parameter groups are not those|it was trained with|state is NAdam's"):
+        Eigenvalues(preconditioned=True)(context)
+
+
+@pytest.mark.parametrize("name", ["Adam", "adamw", "torch.optim.AdamW", "adamw_torch_fused", "FusedAdam", ""])
+def test_adam_goes_by_many_names(name):
+    given = ZOO["tanh mlp"].problem(samples=30)
+    state = trained(given).state_dict()
+    assert adam_preconditioner(fresh(given), state, recorded=name).limit is not None
+
+
+@pytest.mark.parametrize("name", ["adamax", "NAdam", "radam", "sgd", "adamp"])
+def test_other_names_are_no_adam(name):
+    given = ZOO["tanh mlp"].problem(samples=30)
+    with pytest.raises(UsageError, match=f"it was trained with {name}, whose steps are others"):
+        adam_preconditioner(fresh(given), trained(given).state_dict(), recorded=name)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+import gapscope
 from gapscope.errors import ProblemError
 from gapscope.measure.loading import Loss
 from gapscope.measure.monitor import Monitor
@@ -330,7 +331,8 @@ def test_batchnorm_in_batch_mode_uses_those_of_each_micro_batch():
 def test_re_estimated_batchnorm_averages_the_statistics_by_samples(monkeypatch):
     monkeypatch.setattr("gapscope.measure.batchnorm.BATCH", 20)
     model, x, y = batchnorm_model()
-    parts = x.split([16, 17, 17])  # 50 samples in even parts of at most 20
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    parts = x[order].split([16, 17, 17])  # 50 samples in even parts of at most 20
     weights = torch.tensor([len(part) for part in parts]) / 50
     mean = sum(w * part.mean(0) for w, part in zip(weights, parts, strict=True))
     var = sum(w * part.var(0) for w, part in zip(weights, parts, strict=True))
@@ -347,6 +349,33 @@ def test_re_estimation_never_leaves_one_sample_alone(samples):
     x = torch.randn(samples, 3, dtype=torch.float64)
     given = problem(model, x, torch.zeros(samples, dtype=torch.long), batchnorm="re-estimated")
     assert np.isfinite(given.losses()).all()
+
+
+def test_statistics_of_data_that_lie_class_by_class_are_those_of_all():
+    """The variance between classes is part of them: 1 within each, and 25 between two at -5 and 5."""
+    torch.manual_seed(0)
+    classes = torch.arange(512) // 256
+    x = torch.randn(512, 3, dtype=torch.float64) + (10 * classes - 5)[:, None]
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)).double()
+    given = problem(model, x, classes, batchnorm="re-estimated")
+    assert torch.allclose(given.constants["0.running_var"], x.var(0), rtol=0.02)
+
+
+def test_the_statistics_of_every_split_are_those_of_the_training_data():
+    torch.manual_seed(0)
+    x, y = torch.randn(300, 3), torch.arange(300) % 2
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+    both = gapscope.problem(model, (x, y), test_data=(x[:50] + 3, y[:50]), batchnorm="re-estimated")
+    assert torch.equal(both.origin.other.constants["0.running_mean"], both.constants["0.running_mean"])
+    assert torch.equal(both.origin.other.constants["0.running_var"], both.constants["0.running_var"])
+
+
+def test_one_sample_has_no_statistics():
+    model, x, y = batchnorm_model()
+    with pytest.raises(
+        ProblemError, match=r"BatchNorm has no statistics of one sample .*\. Expected more samples\. Raise"
+    ):
+        problem(model, x[:1], y[:1], batchnorm="re-estimated").losses()
 
 
 def test_re_estimation_without_batchnorm_changes_nothing():

@@ -63,6 +63,35 @@ def test_without_the_share_of_the_tokens_the_error_is_far_too_wide(drawn, corpus
     assert losses.std() > 3 * flat.std()
 
 
+def test_the_mean_of_squares_goes_with_the_square_of_the_mean_weight(corpus):
+    """Of sum (w h)^2 / N over (sum w / N)^2 the error is that of both sums: against it over draws of rows."""
+    torch.manual_seed(0)
+    model, found = Tagger(), []
+    for seed in range(REDRAWS):
+        rows = torch.randperm(POPULATION, generator=torch.Generator().manual_seed(seed))[:DRAWN]
+        problem = gapscope.problem(model, {name: table[rows] for name, table in corpus.items()}, loss="cross-entropy")
+        squares = problem.slopes_along(problem.theta) ** 2
+        flat = evened(problem, squares, power=2)
+        assert flat.mean() == pytest.approx(squares.mean(), rel=1e-9)
+        assert np.array_equal(evened(problem, np.stack([squares, 2 * squares], 1), power=2)[:, 1], 2 * flat)
+        found.append([squares.mean(), flat.std(ddof=1) / np.sqrt(DRAWN)])
+    values, errors = np.array(found).T
+    assert errors.mean() == pytest.approx(values.std(ddof=1), rel=0.25)
+
+
+def test_normalized_scores_weigh_as_the_loss_does(corpus):
+    """Rows of other lengths of one token and one label have one loss each: no spread is left of their mean."""
+    torch.manual_seed(0)
+    mask = corpus["attention_mask"][:DRAWN]
+    rows = {"input_ids": torch.ones_like(mask), "attention_mask": mask, "labels": torch.where(mask.bool(), 3, -100)}
+    problem = gapscope.problem(Tagger(), rows, loss="cross-entropy")
+    settings = {"rhos_linf": (), "rhos_sam": (), "probes": 0, "normalize_logits": True}
+    found = gapscope.measure(problem, [gapscope.AdaptiveSharpness(**settings)]).results["adaptive-sharpness"].quantities
+    for name in ("worst_l2", "worst_l2_normalized", "average_normalized"):
+        assert np.all(found[name].sampling_error <= 1e-4 * np.abs(found[name].value))
+        assert np.all(found[name].value > 0)
+
+
 def test_samples_of_equal_weight_are_left_as_they_are():
     problem = gapscope.problem(nn.Linear(2, 3), (torch.randn(8, 2), torch.arange(8) % 3))
     values = np.arange(8.0)

@@ -1,9 +1,12 @@
 """Errors that were once left out: of differences of the gradient, of rounding where a loss is steep, of few draws."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
+from gapscope.measure import gauss_newton
 from gapscope.measure.analyzers.adaptive_sharpness import AdaptiveSharpness
 from gapscope.measure.analyzers.curvature import Curvature
 from gapscope.measure.analyzers.eigenvalues import Eigenvalues
@@ -11,6 +14,7 @@ from gapscope.measure.analyzers.epsilon_sharpness import EpsilonSharpness
 from gapscope.measure.analyzers.noise import Noise
 from gapscope.measure.derivatives import Derivatives
 from gapscope.measure.loading import Loss
+from gapscope.measure.operators import rounded
 from gapscope.measure.solvers.hutchinson import caution
 from gapscope.results import Status
 from tests.problems import Well, bowl, measure, problem
@@ -101,3 +105,26 @@ def test_terms_of_a_step_that_cancel_leave_their_rounding():
     slope = float(h) * (float(torch.tensor(0.7)) - float(torch.tensor(0.3)))
     true = -20 * slope**2 + 200 * float(h) * slope**2
     assert abs(float(found.value[0]) - true) <= found.numerical_error[0] < 1e-6
+
+
+def test_rounding_of_large_scores_counts_where_probes_add_what_bends():
+    """Of a smooth network the Gauss-Newton part is known as well as that of one that is piecewise linear."""
+    torch.manual_seed(0)
+    x, y = torch.randn(12, 4), torch.tensor([0.0, 1, 1, 0, 1, 0] * 2)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1), torch.nn.Flatten(0))
+    with torch.no_grad():
+        model[2].weight.mul_(1e3)
+    settings, found = Curvature(top_matvecs=0, max_matvecs=400), []
+    for dtype in (torch.float32, F8):
+        given = problem(copy.deepcopy(model).to(dtype), x.to(dtype), y.to(dtype), "bce-with-logits")
+        found.append(measure(settings, given))
+    unsure = gauss_newton.diagonal(problem(model, x, y, "bce-with-logits")).unsure
+    assert unsure > 1e-4
+    assert "Gauss-Newton exactly" in " ".join(found[0].notes)
+    assert np.all(found[0].median.numerical_error >= unsure * found[0].median.value)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e25])
+def test_rounding_of_moved_weights_has_the_unit_of_the_loss(unit):
+    slope, x = torch.tensor([3.0, 4.0]), torch.tensor([2.0, 2.0])
+    assert rounded(unit * slope, x) == pytest.approx(unit * 10 * torch.finfo(torch.float32).eps / 2, rel=1e-6)

@@ -68,6 +68,19 @@ def test_a_bound_is_one_up_to_the_rounding_of_float32():
     assert interval(1000.0, bound="lower", numerical_error=0.001) == (1000 - 0.003, 1000 + 0.003)
 
 
+def test_for_the_population_a_rate_has_its_score_interval():
+    """Of 20 of 20 a population's share may be 84 %: Wilson's interval, where a standard error would be 0."""
+    content = report(gap(wrong=(), samples=20))
+    limits = {"min": 95.0, "claim": "population"}
+    (check,) = checks(content, "gap/test_accuracy", **limits)
+    assert check.verdict == "unsure"
+    assert check.interval == pytest.approx((83.887, 100), abs=1e-3)
+    assert verdict(content, selector="gap/test_accuracy", min=95.0) == "pass"  # of these data
+    some = report(gap(wrong=range(30), samples=100))
+    (check,) = checks(some, "gap/test_accuracy", **limits)
+    assert check.interval == pytest.approx((60.415, 78.105), abs=1e-3)
+
+
 def test_for_the_population_an_unknown_error_over_the_data_proves_nothing():
     assert interval(1.0, numerical_error=0.1, population=True) == EVERYWHERE
     assert interval(1.0, numerical_error=0.1) == pytest.approx((0.7, 1.3))

@@ -215,7 +215,7 @@ class _Search:
 
     def average(self) -> dict[str, Quantity]:
         """Average the rise over antithetic pairs: odd terms of the loss, the gradient first, drop out exactly."""
-        from gapscope.measure.solvers.invariants import error_of_mean
+        from gapscope.measure.solvers.hutchinson import error_of_mean
 
         settings, problem, rhos = self.settings, self.problem, self.settings.rhos_average
         if not rhos:
@@ -292,7 +292,8 @@ class _Search:
     def _quantity(self, name: str, rhos: tuple[float, ...], rises: Array, doc: str, **more: Any) -> Quantity:
         from gapscope.measure.shares import evened
 
-        rises = np.stack([evened(self.problem, rise) for rise in rises])
+        weights = self.context.problem().loss_function.weights  # also of normalized scores
+        rises = np.stack([evened(self.problem, rise, weights) for rise in rises])
         chunks = [self.problem.chunk_means(rise) for rise in rises]
         parted = [chunk for chunk in chunks if chunk is not None]  # too few samples leave all of them out
         dimension = "rho_" + name.removeprefix("worst_")
@@ -376,8 +377,11 @@ def _relative_flatness(problem: "Problem", layers: Any, probes: int, context: "C
 def _fisher_rao(problem: "Problem") -> Quantity:
     import torch
 
+    from gapscope.measure.shares import evened
+
     slopes, how = problem.slopes_along(problem.theta), problem.derivatives
     squares, eps = slopes**2, float(torch.finfo(problem.dtype).eps)
+    spread = evened(problem, squares, power=2)  # for errors over the data
     off = 10 * eps * (1 + np.abs(slopes))  # a slope is good to that of the terms it sums, at least of order one
     if how.method == "differences":  # of losses on either side, each good to some eps
         eps = float(torch.finfo(how.dtype).eps) * float(problem.theta.norm()) / how.step
@@ -385,8 +389,8 @@ def _fisher_rao(problem: "Problem") -> Quantity:
     return Quantity(
         value=scalar(squares.mean()),
         numerical_error=scalar(2 * float((np.abs(slopes) * off).mean())),
-        sampling_error=scalar(squares.std(ddof=1) / math.sqrt(problem.samples)) if problem.samples > 1 else None,
-        chunks=problem.chunk_means(squares),
+        sampling_error=scalar(spread.std(ddof=1) / math.sqrt(problem.samples)) if problem.samples > 1 else None,
+        chunks=problem.chunk_means(spread),
         doc="theta'F theta, the mean of <g_i, theta>^2: the squared Fisher-Rao norm with the empirical Fisher matrix "
         "(gradients at the data's own labels)",
         **JUDGED,

@@ -95,8 +95,8 @@ class Eigenvalues:
         problem, monitor = context.problem(), context.monitor
         if self.precision != "full":
             self._refuse_precision(problem)
-        decoupled = "adamw" in str(context.training().get("optimizer", "")).lower()
-        adam = adam_preconditioner(problem, context.optimizer(), decoupled=decoupled) if self.preconditioned else None
+        recorded = str(context.training().get("optimizer") or "")
+        adam = adam_preconditioner(problem, context.optimizer(), recorded=recorded) if self.preconditioned else None
         opinion = self._second_opinion(problem)  # first: it may refuse the problem
         operator = problem.gauss_newton() if self.gauss_newton else problem.hessian()
         searching = operator if self.precision == "full" else problem.hessian(self.precision)

@@ -132,7 +132,7 @@ def _both(each: list[Quantity]) -> Quantity:
 
 
 def _exponent(rise: Quantity, diffusion: list[Quantity]) -> Quantity:
-    """Return rise / D by subject; relative errors of independent parts add in quadrature."""
+    """Return rise / D by subject; their errors add up: samples that make D large may make the rise small."""
     d = np.array([float(one.value) for one in diffusion])
     value = rise.value / d
 
@@ -142,7 +142,7 @@ def _exponent(rise: Quantity, diffusion: list[Quantity]) -> Quantity:
         if own is None and all(other is None for other in others):
             return None
         parts = np.array([0.0 if other is None else float(other) for other in others])
-        return np.hypot((0.0 if own is None else own) / d, value * parts / d)
+        return (0.0 if own is None else own) / d + np.abs(value) * parts / d
 
     return Quantity(
         value=value,

@@ -93,7 +93,9 @@ class Noise:
     def __call__(self, context: "Context") -> NoiseResult:
         """Measure the noise on the measured split."""
         from gapscope.errors import UsageError
+        from gapscope.measure.operators import length
         from gapscope.measure.recipe import limits, recorded_sgd
+        from gapscope.measure.shares import evened
         from gapscope.measure.solvers.hutchinson import PILOT
 
         if not 0 < self.tolerance < 1 or self.probes < PILOT or self.max_matvecs < 3:
@@ -107,9 +109,11 @@ class Noise:
         monitor.begin("noise", 2 * min(self.probes, problem.samples, 30) + 40 * self._spread_wanted(problem))
         hessian = problem.hessian()
         trace = self._curvature_noise(context, problem, hessian)
-        pulled, curvature = problem.curvature_along(found.mean)
-        # G'HG moves with H_i and, twice, with g_i
-        bends = curvature + 2 * problem.slopes_along(pulled)
+        size = math.sqrt(found.square)
+        pulled, curvature = problem.curvature_along(found.mean / (size or 1.0))
+        # G'HG moves with H_i and, twice, with g_i; all three go with 1 / m where samples have weights
+        curvature = size**2 * curvature
+        bends = evened(problem, curvature + 2 * size * problem.slopes_along(pulled))
         spread, pairs = self._spread(context, problem, hessian) if self._spread_wanted(problem) else (None, None)
         del hessian  # with it go the kept graphs
         recorded, notes = recorded_sgd(context, problem.data.total)
@@ -125,7 +129,8 @@ class Noise:
         if critical is None and finite:
             notes.append(f"no critical batch: tr(Sigma H) is {trace.trace:.3g} and G'HG {bend:.3g}, not both positive")
         # what rounding of G, as large as that of single gradients, does to G'HG
-        lost = 2 * found.rounding * float(pulled.norm()) * math.sqrt(found.square + covariance) / (bend or math.nan)
+        lost = 2 * found.rounding * size * float(length(pulled)) * math.sqrt(found.square + covariance)
+        lost /= bend or math.nan
         lost += problem.derivatives.error * found.square / (bend or math.nan)
         if critical is not None and not lost < 1:
             critical = None
@@ -268,10 +273,16 @@ class Noise:
 def _gradients(problem: "Problem") -> _Gradients:
     import torch
 
+    from gapscope.measure.operators import length
+    from gapscope.measure.shares import evened
+
     mean = problem.gradient()
-    squares, slopes = problem.gradient_squares(mean)[0], problem.slopes_along(mean)
-    square, along = float(mean.cpu().double().square().sum()), 2 * (slopes - slopes.mean())
-    return _Gradients(mean, squares, squares.sum(1), along, square, _ROUNDING * torch.finfo(problem.dtype).eps)
+    size = float(length(mean))
+    # along a unit vector: in float32 products of two small gradients vanish
+    slopes = size * problem.slopes_along(mean / (size or 1.0))
+    squares, along = evened(problem, problem.gradient_squares(mean)[0], power=2), 2 * evened(problem, slopes)
+    along = along - along.mean()
+    return _Gradients(mean, squares, squares.sum(1), along, size**2, _ROUNDING * torch.finfo(problem.dtype).eps)
 
 
 def _told(problem: "Problem", found: _Gradients, covariance: float) -> bool:
@@ -322,10 +333,12 @@ def _nonuniformity(problem: "Problem", pairs: "Eigenpairs", squares: Array, leng
     """Return the root of the mean of |(H_i - H) u|^2, never negative, at the eigenvector u; `length` is |H u|."""
     import torch
 
+    from gapscope.measure.shares import evened
+
     value, top = math.sqrt(float(squares.mean())), float(pairs.values[0])
     slack = pairs.upper - top
     rounding = _ROUNDING * torch.finfo(problem.dtype).eps * length + problem.derivatives.error
-    shares = (squares - squares.mean()) / (2 * value or math.nan)
+    shares = (evened(problem, squares, power=2) - squares.mean()) / (2 * value or math.nan)
     return Quantity(
         value=scalar(value),
         numerical_error=_known(math.sqrt(value**2 + slack) - value + rounding),

@@ -57,6 +57,7 @@ import torch
 from torch import Generator, Tensor
 
 from gapscope.measure.operators import Operator
+from gapscope.measure.solvers.hutchinson import error_of_mean
 from gapscope.measure.solvers.lanczos import decompose, gaussian_start
 from gapscope.results import Array, Status
 
@@ -286,7 +287,8 @@ class _Probes:
         sums = np.asarray(self.sums).reshape(self.count, len(self.blocks))
         known = self.count > 1
         unknown = np.full(len(self.blocks), np.nan)
-        spread = sums.std(0, ddof=1) / math.sqrt(self.count) if known else unknown if self.count else none
+        errors = np.asarray([error_of_mean(each) for each in sums.T]) if known else unknown
+        spread = errors if self.count else none
         return DiagonalEstimate(
             entries=self.entries,
             errors=self.errors,

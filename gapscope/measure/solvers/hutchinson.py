@@ -227,7 +227,7 @@ def _finish(
     frobenius = math.sqrt(square)
     exact = method == "exact"
     wider = caution(m - 1)
-    square_error = 0.0 if exact else wider * float(np.std(probes.squares, ddof=1)) / math.sqrt(m)
+    square_error = 0.0 if exact else error_of_mean(np.asarray(probes.squares))  # skewed, as a chi-square
     return TraceEstimate(
         trace=float(np.mean(probes.traces)),
         trace_error=0.0 if exact else probes.error,
@@ -251,6 +251,29 @@ def caution(freedom: float) -> float:
     The variance is estimated, too: t instead of a normal, 1.36 at 9 degrees, 1.04 at 59.
     """
     return float(stdtrit(min(freedom, 1e6), THREE_SIGMA)) / 3 if freedom > 0 else math.nan
+
+
+def error_of_mean(values: Array) -> float:
+    """Return an error of the mean of few skewed draws: three of it seldom miss the truth.
+
+    s / sqrt(m) (t / 3 + 19 k / (18 sqrt(m))), t the quantile of Student's distribution that for m = infinity is 3, and
+    k the skewness, to which the term of Johnson's statistic at 3 belongs.  Few draws show neither the tail nor the
+    skewness: k is at least that of a positive semidefinite quadratic form of Gaussians with the same mean and spread,
+    2 s / |mean|, which for rank 1, the most skewed, is sqrt(8).
+
+    Shares of 40,000 means of 30 draws with the truth beyond three errors, in brackets beyond three s / sqrt(m): of
+    z^2 0.7 % (3.5), of a chi^2 with 4 degrees of freedom 0.3 % (1.2), of z 0.2 % (0.6), of z^2 + z^4 / 10 1.7 % (6.2);
+    the error of z^2 is 1.6 times s / sqrt(m) then, that of z 1.15 times.
+
+    Shapes: values (m,).  Source: Johnson 1978 (J. Am. Stat. Assoc. 73, 536); the least skewness is ours.
+    """
+    draws, mean, spread = len(values), float(values.mean()), float(values.std(ddof=1))
+    if not spread > 0:
+        return spread / math.sqrt(draws)
+    unbiased = draws**2 / ((draws - 1) * max(1, draws - 2))
+    seen = unbiased * abs(float((((values - mean) / spread) ** 3).mean()))
+    least = min(2 * spread / abs(mean), math.sqrt(8)) if mean else math.sqrt(8)
+    return spread / math.sqrt(draws) * (caution(draws - 1) + 19 / 18 * max(seen, least) / math.sqrt(draws))
 
 
 def _span(images: Tensor) -> tuple[Tensor, float]:

@@ -12,7 +12,6 @@ One product serves all layers: with v from all of them, the part of v'Hv from a 
 as its mean, because the signs of different layers are independent.  The standard error is that of the mean over probes.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gapscope.measure.operators import Operator
-from gapscope.measure.solvers.hutchinson import caution
+from gapscope.measure.solvers.hutchinson import error_of_mean
 from gapscope.results import Array
 
 _ROUNDING = 10  # epsilons of |v||Hv|, as in lanczos
@@ -76,29 +75,6 @@ def matrices(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, tu
             found[name.removesuffix(".weight")] = (slice(start, start + weights.numel()), weights.flatten(1))
         start += weights.numel()
     return found
-
-
-def error_of_mean(values: Array) -> float:
-    """Return an error of the mean of few skewed draws: three of it seldom miss the truth.
-
-    s / sqrt(m) (t / 3 + 19 k / (18 sqrt(m))), t the quantile of Student's distribution that for m = infinity is 3, and
-    k the skewness, to which the term of Johnson's statistic at 3 belongs.  Few draws show neither the tail nor the
-    skewness: k is at least that of a positive semidefinite quadratic form of Gaussians with the same mean and spread,
-    2 s / |mean|, which for rank 1, the most skewed, is sqrt(8).
-
-    Shares of 40,000 means of 30 draws with the truth beyond three errors, in brackets beyond three s / sqrt(m): of
-    z^2 0.7 % (3.5), of a chi^2 with 4 degrees of freedom 0.3 % (1.2), of z 0.2 % (0.6), of z^2 + z^4 / 10 1.7 % (6.2);
-    the error of z^2 is 1.6 times s / sqrt(m) then, that of z 1.15 times.
-
-    Shapes: values (m,).  Source: Johnson 1978 (J. Am. Stat. Assoc. 73, 536); the least skewness is ours.
-    """
-    draws, mean, spread = len(values), float(values.mean()), float(values.std(ddof=1))
-    if not spread > 0:
-        return spread / math.sqrt(draws)
-    unbiased = draws**2 / ((draws - 1) * max(1, draws - 2))
-    seen = unbiased * abs(float((((values - mean) / spread) ** 3).mean()))
-    least = min(2 * spread / abs(mean), math.sqrt(8)) if mean else math.sqrt(8)
-    return spread / math.sqrt(draws) * (caution(draws - 1) + 19 / 18 * max(seen, least) / math.sqrt(draws))
 
 
 def _factor(weights: Tensor) -> Tensor:

@@ -378,3 +378,18 @@ def test_what_vanishes_in_float32_is_not_zero():
     single, double = found
     assert double.value > 0
     assert abs(single.value - double.value) <= single.numerical_error + double.numerical_error
+
+
+def test_small_gradients_have_a_critical_batch_and_errors():
+    found = []
+    for unit in (1.0, 1e-24):
+        given = ZOO["regression"].problem(0, torch.float32)
+        loss = Loss("scaled", lambda outputs, targets, unit=unit: unit * (outputs - targets).square().mean(1))
+        found.append(
+            measure(Noise(nonuniformity="no"), problem(given.model, given.data.inputs, given.data.targets, loss))
+        )
+    plain, small = found
+    assert small.critical_batch.value == pytest.approx(plain.critical_batch.value, rel=1e-3)
+    assert small.noise_scale.value == pytest.approx(plain.noise_scale.value, rel=1e-3)
+    assert small.gradient_norm.sampling_error == pytest.approx(1e-24 * plain.gradient_norm.sampling_error, rel=1e-3)
+    assert small.critical_batch.numerical_error > 0

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from gapscope.measure.operators import from_dense
-from gapscope.measure.solvers.invariants import error_of_mean, matrices, relative_flatness
+from gapscope.measure.solvers.hutchinson import error_of_mean
+from gapscope.measure.solvers.invariants import matrices, relative_flatness
 from tests.spectra import matrix
 
 
