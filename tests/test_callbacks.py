@@ -186,6 +186,49 @@ def test_a_transformers_run_is_measured_and_ends_the_same():
     assert logged == [2, 4, 5]
 
 
+IDS = torch.randint(0, 20, (12, 6), generator=torch.Generator().manual_seed(0))
+
+
+def language_trainer(**settings):
+    """Return transformers' Trainer of a tiny language model on IDS."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    transformers.set_seed(0)
+    config = transformers.GPT2Config(
+        n_layer=1, n_embd=8, n_head=2, vocab_size=20, n_positions=8, bos_token_id=0, eos_token_id=0
+    )
+    plain = {"save_strategy": "no", "logging_strategy": "no"}
+    arguments = transformers.TrainingArguments(
+        "out", per_device_train_batch_size=4, per_device_eval_batch_size=12, report_to=[], disable_tqdm=True,
+        use_cpu=True, **{**plain, **settings},
+    )  # fmt: skip
+    samples = [{"input_ids": row, "labels": row} for row in IDS]
+    model = transformers.GPT2LMHeadModel(config)
+    return transformers.Trainer(model, arguments, train_dataset=samples, eval_dataset=samples)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_the_trainers_own_log_of_a_measured_step_is_kept():
+    trainer = language_trainer(max_steps=4, logging_strategy="steps", logging_steps=2)
+    from gapscope.callbacks import TrainerSharpness
+
+    asked = []
+
+    class Watched(TrainerSharpness):
+        def on_step_end(self, args, state, control, **more):
+            before = control.should_log, control.should_save, control.should_evaluate
+            super().on_step_end(args, state, control, **more)
+            asked.append((before, (control.should_log, control.should_save, control.should_evaluate)))
+
+    trainer.add_callback(Watched(trainer, (IDS, IDS), every=2, loss="causal-lm", analyzers=[gapscope.Gap()]))
+    trainer.train()
+    history = trainer.state.log_history
+    assert [entry["step"] for entry in history if "gapscope/gap/train_loss" in entry] == [2, 4]
+    assert [entry["step"] for entry in history if "loss" in entry] == [2, 4]
+    assert all(before == after for before, after in asked)
+    assert [before[0] for before, _ in asked] == [False, True, False, True]
+
+
 def test_one_hot_targets_are_the_labels_that_they_are():
     model = nn.Linear(5, 3)
     found = [

@@ -32,12 +32,16 @@ class TrainerSharpness(TrainerCallback):  # type: ignore[misc]  # an optional pa
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:  # noqa: ARG002
         """Measure if the step is due."""
         if self.recorder.due(state.global_step):
-            self._measure(model, state)
+            self._measure(model, state, control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:  # noqa: ARG002
         """Measure the last step."""
-        self._measure(model, state)
+        self._measure(model, state, control)
 
-    def _measure(self, model: Any, state: Any) -> None:
+    def _measure(self, model: Any, state: Any, control: Any) -> None:
         if state.is_world_process_zero and (numbers := self.recorder.measure(model, state.global_step)):
+            # logging ends with `should_log` off: the Trainer's own log of this step would be lost, on this rank alone
+            asked = {name: getattr(control, name) for name in ("should_log", "should_save", "should_evaluate")}
             self.trainer.log(numbers)
+            for name, value in asked.items():
+                setattr(control, name, value)
