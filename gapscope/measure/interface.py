@@ -77,11 +77,11 @@ def load(
         loss=loss,
         setup=setup,
         weights=weights,
-        parameters=tuple(parameters),
+        parameters=_listed("parameters", parameters),
         reading=Reading(x_key=x_key, y_key=y_key, reshape=reshape, normalize=normalize),
         limit=limit,
         data_seed=data_seed,
-        trust=Trust(tuple(trusted), trust_embedded, tuple(allow_global), trust_file),
+        trust=Trust(_listed("trusted", trusted), trust_embedded, _listed("allow_global", allow_global), trust_file),
     )
     execution = Execution(
         split=split,
@@ -125,9 +125,16 @@ def problem(
     with apart():
         return _problem(
             model, data, test_data, loss, Origin(identity={"checkpoint": name}, training=dict(training or {})),
-            chosen=tuple(parameters), batchnorm=batchnorm, hvp_method=hvp, batch_size=batch_size,
+            chosen=_listed("parameters", parameters), batchnorm=batchnorm, hvp_method=hvp, batch_size=batch_size,
             memory_budget=memory_budget,
         )  # fmt: skip
+
+
+def _listed(name: str, given: Sequence[str]) -> tuple[str, ...]:
+    """Return patterns or names; a text alone is refused: its letters would be taken, and `*` among them is all."""
+    if isinstance(given, str):
+        raise UsageError(f"`{name}` is the text {given!r}. Expected a list of them. Write `{name}=[{given!r}]`.")
+    return tuple(given)
 
 
 def _problem(

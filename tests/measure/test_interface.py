@@ -195,6 +195,31 @@ def test_what_is_no_list_of_analyzers_is_refused(analyzers):
         gapscope.measure([gapscope.problem(network(), (x, y))], [gapscope.Gap()])
 
 
+def test_a_text_is_no_list_of_trusted_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "canary.py").write_text("open('sang', 'w').close()\ndef build(): return None\n")
+    gapscope.save_checkpoint("a.pt", nn.Linear(2, 2), factory="canary:build", data="digits")
+    message = r"`trusted` is the text 'net:\*'. Expected a list of them. Write `trusted=\['net:\*'\]`."
+    with pytest.raises(UsageError, match=message):
+        gapscope.load("a.pt", trusted="net:*")
+    with pytest.raises(LoadError, match="Nothing was imported"):
+        gapscope.load("a.pt", trusted=["net:*"])
+    assert not (tmp_path / "sang").exists()
+    assert "canary" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["parameters", "allow_global"])
+def test_a_text_is_no_list_of_names(name):
+    with pytest.raises(UsageError, match=rf"`{name}` is the text '0.*'. Expected a list of them."):
+        gapscope.load(SMALL, **{name: "0.*"})
+
+
+def test_a_text_is_no_list_of_parameters():
+    with pytest.raises(UsageError, match=r"`parameters` is the text '2\.\*'. Expected a list of them."):
+        gapscope.problem(network(), blobs(), parameters="2.*")
+    assert gapscope.problem(network(), blobs(), parameters=["2.*"]).size == 27
+
+
 def test_data_that_do_not_fit_are_refused():
     x, y = blobs()
     with pytest.raises(LoadError, match=r"do not fit"):
