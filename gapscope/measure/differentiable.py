@@ -7,6 +7,7 @@ Each is the same function of the weights, to rounding; only how it is computed c
 - `torch.utils.checkpoint`: what it recomputes in the backward pass are the model's own weights, not those it was called
   with, and the reentrant kind hides the weights from autograd altogether.
 - compiled modules and functions: a compiled backward pass is not differentiable again.
+- the `forward` that accelerate puts in the place of a model's own: its autocast would be measured as float32.
 - cuDNN's recurrent networks: no backward pass in eval mode, and no second one in any.
 - TF32, which torch takes for convolutions by default: its 10 bits round away perturbations of 5e-4 of a weight.
 - the fast path of attention layers: other kernels where no gradient is asked for.
@@ -31,6 +32,7 @@ NOTES = {
     "embedding_bag": "embedding_bag is written out as a lookup and a reduction: the fused one has no second derivative",
     "checkpoint": "activation checkpointing is off while measuring: it recomputes with other weights than those asked",
     "compile": "compiled modules run uncompiled: a compiled backward pass cannot be differentiated again",
+    "autocast": "the model's own forward runs, without the autocast that accelerate put around it",
 }
 _EMBEDDING_BAG = F.embedding_bag
 Precision = Literal["full", "tf32", "bf16"]
@@ -90,6 +92,9 @@ def plain(model: nn.Module, repaired: set[str]) -> Iterator[None]:
         else:
             held.enter_context(_without_compiler())
         for module in modules:
+            if {"forward", "_original_forward"} <= vars(module).keys():  # by `accelerate.Accelerator.prepare_model`
+                repaired.add("autocast")
+                held.enter_context(_swapped(module, "forward", module._original_forward))
             if isinstance(module, nn.Embedding | nn.EmbeddingBag):
                 held.enter_context(_swapped(module, "sparse", False))
                 held.enter_context(_swapped(module, "scale_grad_by_freq", False))

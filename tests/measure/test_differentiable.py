@@ -1,8 +1,11 @@
+import copy
 import subprocess
 import sys
 import threading
 import time
+import types
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -10,6 +13,7 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import gapscope
 from gapscope.measure.differentiable import NOTES, plain, unwrapped
 
 TOKENS = torch.tensor([[0, 1, 2, 6], [3, 3, 5, 0], [6, 6, 6, 6]])
@@ -142,6 +146,41 @@ def test_wrappers_are_taken_off():
     assert unwrapped(inner) == (inner, False)
     assert unwrapped(nn.DataParallel(inner)) == (inner, False)
     assert unwrapped(torch.compile(nn.DataParallel(inner), backend="eager")) == (inner, True)
+
+
+def stand_in(model):
+    """Do to a model what accelerate does under mixed precision."""
+    model._original_forward = model.forward
+    inner = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward.__func__)
+    model.forward = types.MethodType(lambda self, *args: inner(self, *args).float(), model)
+
+
+def accelerated(model):
+    accelerate = pytest.importorskip("accelerate")
+    state = accelerate.state.AcceleratorState
+    state._reset_state(reset_partial_state=True)  # one a process, of whoever came first
+    try:
+        assert accelerate.Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model) is model
+    finally:
+        state._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("prepare", [stand_in, accelerated])
+def test_autocast_that_was_put_into_a_model_is_taken_out_while_it_is_measured(prepare):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    data = torch.randn(40, 5), torch.arange(40) % 3
+    plain_losses = gapscope.problem(copy.deepcopy(model), data).losses()
+    prepare(model)
+    ours, own = model.forward, model(data[0])
+    problem = gapscope.problem(model, data)
+    assert np.array_equal(problem.losses(), plain_losses)
+    assert problem.repaired == {"autocast"}
+    assert vars(model)["forward"] is ours
+    assert torch.equal(model(data[0]), own)
+    assert not torch.equal(own, model._original_forward(data[0]))  # so there was something to take out
+    assert np.array_equal(gapscope.problem(copy.deepcopy(model), data).losses(), plain_losses)
 
 
 def precisions():
