@@ -49,7 +49,7 @@ SUBJECTS = inspect.Parameter(
 
 
 def commands(configuration: Configuration) -> Iterator[tuple[str, Callable[..., int | None]]]:
-    """Yield the measuring commands by name."""
+    """Yield the measuring commands by name; imports every analyzer, other packages' too: their fields are options."""
 
     def sharpness(checkpoint: Path, **values: Any) -> None:
         measure_and_print(checkpoint, common_of(values, configuration), configured(SHARPNESS, configuration))

@@ -39,7 +39,10 @@ CLAIMS = {
     ],
     "What you type yourself": [f"{TRUST}::test_a_user_may_name_a_module_a_file_and_a_dotted_attribute"],
     "Code beside a Hugging": [f"{HERE}::test_code_beside_a_hugging_face_model_is_not_run"],
-    "An installed package that": [f"{HERE}::test_an_analyzer_of_another_package_is_imported_only_when_it_is_called"],
+    "An installed package that": [
+        f"{HERE}::test_an_analyzer_of_another_package_is_imported_when_its_class_is_asked_for",
+        f"{HERE}::test_the_commands_that_import_an_analyzer_of_another_package_are_those_named",
+    ],
     "Reports are data": [
         f"{MALICIOUS}::test_a_report_with_an_external_link_is_refused",
         f"{MALICIOUS}::test_hostile_names_are_printed_harmlessly",
@@ -89,26 +92,77 @@ def test_code_beside_a_hugging_face_model_is_not_run(tmp_path, run):
     assert not (tmp_path / "sang").exists()
 
 
-def test_an_analyzer_of_another_package_is_imported_only_when_it_is_called(tmp_path, monkeypatch):
+CANARY = """
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+Path(__file__).with_name("sang").touch()
+
+
+@dataclass(frozen=True)
+class Canary:
+    '''A canary.'''
+    name: ClassVar[str] = "canary"
+    version: ClassVar[str] = "1"
+    arity: ClassVar[int] = 1
+    incidental: ClassVar[tuple[str, ...]] = ()
+"""
+
+
+@pytest.fixture
+def canary(tmp_path, monkeypatch):
+    """Install a package with an analyzer, and return a function that forgets whether it was imported."""
     about = tmp_path / "canary-1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: canary\nVersion: 1\n")
     (about / "entry_points.txt").write_text("[gapscope.analyzers]\ncanary = canary_analyzer:Canary\n")
-    (tmp_path / "canary_analyzer.py").write_text("class Canary:\n    name = 'canary'\n")
+    (tmp_path / "canary_analyzer.py").write_text(CANARY)
     monkeypatch.syspath_prepend(tmp_path)
-    known = (analyzers.names, analyzers.analyzer_class, analyzers._entry_points)
-    for function in known:
-        function.cache_clear()
-    try:
-        assert "canary" in analyzers.names()
-        assert analyzers.analyzer_class("gap").name == "gap"
-        assert "canary_analyzer" not in sys.modules
-        assert analyzers.analyzer_class("canary").name == "canary"
-        assert "canary_analyzer" in sys.modules
-    finally:
+
+    def forget():
+        (tmp_path / "sang").unlink(missing_ok=True)
         sys.modules.pop("canary_analyzer", None)
-        for function in known:
+        for function in (analyzers.names, analyzers.analyzer_class, analyzers._entry_points):
             function.cache_clear()
+
+    forget()
+    yield forget
+    forget()
+
+
+def test_an_analyzer_of_another_package_is_imported_when_its_class_is_asked_for(canary):
+    assert "canary" in analyzers.names()
+    assert analyzers.analyzer_class("gap").name == "gap"
+    assert "canary_analyzer" not in sys.modules
+    assert analyzers.analyzer_class("canary").name == "canary"
+    assert "canary_analyzer" in sys.modules
+
+
+def test_the_commands_that_import_an_analyzer_of_another_package_are_those_named(canary, tmp_path, run, small):
+    def sings(*words):
+        canary()
+        assert run(*words).code == 0
+        return (tmp_path / "sang").exists()
+
+    report = "digits-small-batch.report.h5"
+    assert all(
+        [
+            sings("gap", small, "-q"),
+            sings("sharpness", "--help"),
+            sings("analyze", small, "-q", "--only", "gap"),
+            sings("gate", report, "--max", "gap/loss_gap=9"),
+            sings("--help"),
+        ]
+    )
+    assert not any(
+        [
+            sings("inspect", small),
+            sings("convert", small, "weights.safetensors"),
+            sings("show", report),
+            sings("baseline", "accept", report, "--reason", "the first"),
+        ]
+    )
 
 
 def test_training_records_what_was_typed(tmp_path, run):

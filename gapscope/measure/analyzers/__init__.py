@@ -1,8 +1,8 @@
 """The open set of analyzers: one file each, found by name; nothing else is edited to add one.
 
 A file `near_rank.py` here holds the frozen dataclass whose `name` is `near-rank`.  Another package adds its own
-through the entry-point group `gapscope.analyzers` (name = "package.module:Class").  Files are imported only when they
-are called by name.
+through the entry-point group `gapscope.analyzers` (name = "package.module:Class").  A file is imported when its
+class is asked for, which the command line does of all of them to offer their commands and to read a gate's selectors.
 """
 
 import functools
