@@ -74,6 +74,57 @@ def test_what_cannot_be_measured_is_a_warning_and_training_goes_on():
         Recorder((X, Y), every=0)
 
 
+class Counting(nn.Linear):
+    """Counts its calls."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class FSDPModule(nn.Sequential):
+    """Named as torch's, which FSDP2 mixes into a module's class."""
+
+
+class DTensor(nn.Parameter):
+    """Named as torch's, of which FSDP2 makes the parameters."""
+
+
+def spread(how):
+    layer = Counting(5, 3)
+    if how == "module":
+        return FSDPModule(layer), layer
+    if how == "tensor":
+        layer.bias = DTensor(torch.zeros(3))
+    else:
+        setattr(layer.weight, how, True)
+    return nn.Sequential(layer), layer
+
+
+@pytest.mark.parametrize("how", ["ds_id", "_fsdp_flattened", "module", "tensor"])
+def test_a_model_that_is_spread_over_processes_is_not_run_by_one_of_them(how):
+    model, layer = spread(how)
+    recorder = Recorder((X, Y), every=1)
+    with pytest.warns(
+        UserWarning, match=r"step 1 was not measured. The model is spread over the processes \(FSDP, Deep"
+    ):
+        assert recorder.measure(model, 1) == {}
+    assert layer.calls == 0
+    assert reports() == []
+
+
+def test_the_names_by_which_a_spread_model_is_told_are_those_of_torch():
+    from torch.distributed import fsdp
+    from torch.distributed.fsdp._common_utils import FSDP_FLATTENED
+    from torch.distributed.tensor import DTensor
+
+    assert fsdp.FullyShardedDataParallel.__name__ == "FullyShardedDataParallel"
+    assert (fsdp.FSDPModule.__name__, DTensor.__name__) == ("FSDPModule", "DTensor")
+    assert FSDP_FLATTENED == "_fsdp_flattened"
+
+
 def test_data_whose_classes_are_numbered_differently_are_not_measured_at_any_step():
     train, test = ([{"x": row, "y": names[i]} for row, i in zip(X, Y, strict=True)] for names in ("abc", "bcd"))
     recorder = Recorder(train, test_data=test, every=1)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 import gapscope
-from gapscope.errors import GapscopeError, UsageError
+from gapscope.errors import GapscopeError, ProblemError, UsageError
 from gapscope.measure.loading import (
     Data,
     Loss,
@@ -71,6 +71,7 @@ class Recorder:
             return {}
         self._last = step
         try:
+            _refuse_spread(model)
             with apart():
                 report = gapscope.measure(self._problem(taken_out(model)[0], step), self._analyzers)
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -106,3 +107,17 @@ class Recorder:
             made = Problem(model=model, data=data, loss_function=self._loss, origin=origin)
         assert made is not None
         return made
+
+
+def _refuse_spread(model: nn.Module) -> None:
+    """Raise ProblemError where no process holds the whole model: running it alone would wait for the others for ever.
+
+    Told by names, so that nothing of FSDP or DeepSpeed is imported.
+    """
+    kinds = {kind.__name__ for part in (*model.modules(), *model.parameters()) for kind in type(part).__mro__}
+    marked = any(hasattr(p, name) for p in model.parameters() for name in ("ds_id", "_fsdp_flattened"))
+    if marked or kinds & {"FullyShardedDataParallel", "FSDPModule", "DTensor"}:
+        raise ProblemError(
+            "The model is spread over the processes (FSDP, DeepSpeed ZeRO-3), and one alone cannot run it. Expected "
+            "the whole model in every process, as under DDP. Measure its saved checkpoints: `gapscope track RUN_DIR`."
+        )
