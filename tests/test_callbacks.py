@@ -287,3 +287,29 @@ def test_one_hot_targets_are_the_labels_that_they_are():
         for i, targets in enumerate((Y, nn.functional.one_hot(Y)))
     ]
     assert found[0] == found[1]
+
+
+class Seq2Seq(nn.Module):
+    """Makes its decoder's inputs from the labels, as BART and T5 do."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(6, 4), nn.Linear(4, 6)
+
+    def prepare_decoder_input_ids_from_labels(self, labels):
+        return labels.clamp(min=0).roll(1, dims=1)
+
+    def forward(self, input_ids, decoder_input_ids):
+        return self.head(self.embed(decoder_input_ids) + self.embed(input_ids).mean(1, keepdim=True))
+
+
+def test_a_sequence_to_sequence_model_gets_its_decoders_inputs_here_too():
+    torch.manual_seed(0)
+    model, ids = Seq2Seq(), torch.randint(6, (9, 4))
+    labels = torch.where(ids < 2, -100, ids.flip(1))
+    found = Recorder((ids, labels), test_data=(ids, labels), every=1, analyzers=[gapscope.Gap()]).measure(model, 1)
+    with torch.no_grad():
+        scores = model(ids, model.prepare_decoder_input_ids_from_labels(labels))
+        loss = float(nn.functional.cross_entropy(scores.transpose(1, 2), labels))
+    assert found["gapscope/gap/train_loss"] == pytest.approx(loss)
+    assert found["gapscope/gap/test_loss"] == pytest.approx(loss)

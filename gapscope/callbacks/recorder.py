@@ -22,7 +22,7 @@ from gapscope.measure.loading import (
     infer_loss,
     same_classes,
 )
-from gapscope.measure.loading.sources import taken_out
+from gapscope.measure.loading.sources import completed, taken_out
 from gapscope.measure.loading.trust import one_line
 from gapscope.measure.problem import Origin, Problem
 from gapscope.measure.surroundings import apart
@@ -90,9 +90,10 @@ class Recorder:
     def _problem(self, model: nn.Module, step: int) -> Problem:
         if self._loss is None:
             self._data = {split: data_of(data, f"the callback's {split} data") for split, data in self._sources.items()}
-            train = self._data["train"]
             if "test" in self._data:
-                same_classes(train, self._data["test"])
+                same_classes(self._data["train"], self._data["test"])
+            self._data = {split: completed(model, data) for split, data in self._data.items()}
+            train = self._data["train"]
             named = self._named and build_loss(self._named, recorded=False, trust=Trust())
             self._loss = named or infer_loss(train.targets, model, train.inputs)
             if self._loss.ignored is not None:
