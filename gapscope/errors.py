@@ -13,7 +13,7 @@ out of budget (a `Status`), a failed threshold (a verdict).
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class GapscopeError(Exception):
@@ -55,3 +55,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean `x`?" for the nearest known word, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean `{near[0]}`?" if near else ""
+
+
+def one_of(name: str, given: object, known: Sequence[str]) -> None:
+    """Raise UsageError where a setting is none of the words that it may be."""
+    if given not in known:
+        raise UsageError(
+            f"`{name}` is {given!r}.{did_you_mean(str(given), known)} Expected one of {', '.join(known)}. Mend it."
+        )

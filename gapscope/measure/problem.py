@@ -11,14 +11,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gapscope.errors import ProblemError
+from gapscope.errors import ProblemError, one_of
 from gapscope.measure import differentiable, gauss_newton, products
 from gapscope.measure.allocation import give_back
 from gapscope.measure.batches import Batch as Batch  # part of what a problem is: `mean` hands them out
@@ -73,6 +73,8 @@ class Problem:
     repaired: set[str] = field(default_factory=set, init=False)  # of `differentiable.NOTES`: what was met so far
 
     def __post_init__(self) -> None:
+        one_of("batchnorm", self.batchnorm, get_args(BatchNorm))
+        one_of("hvp", self.hvp_method, get_args(Hvp))
         bare, compiled = differentiable.unwrapped(self.model)
         object.__setattr__(self, "model", bare)
         self.repaired.update({"compile"} if compiled else ())
@@ -154,9 +156,7 @@ class Problem:
     def chunk_of(self) -> Tensor:
         """Return the chunk of every sample (N,): dealt by a seeded permutation, whatever the micro-batches."""
         order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(CHUNK_SEED))
-        chunks = torch.empty(self.samples, dtype=torch.long)
-        chunks[order] = torch.arange(self.samples) % CHUNKS
-        return chunks
+        return order.argsort() % CHUNKS
 
     def chunk_means(self, values: Array) -> Array | None:
         """Average per-sample values (N,) within each chunk (CHUNKS,); None with under two samples a chunk."""

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 import gapscope
-from gapscope.errors import LoadError, UsageError
+from gapscope.errors import LoadError, UsageError, one_of
 from gapscope.measure import differentiable
 from gapscope.measure.allocation import hold_freed_memory
 from gapscope.measure.checks import check, is_mixed
@@ -50,6 +50,11 @@ class Execution:
     batch_size: int | None = None
     memory_budget: int = DEFAULT_MEMORY_BUDGET
     shard_parameters: bool = False
+
+    def __post_init__(self) -> None:  # from Python anything may come: said before a checkpoint is read
+        one_of("batchnorm", self.batchnorm, get_args(BatchNorm))
+        one_of("hvp", self.hvp, get_args(Hvp))
+        one_of("dtype", self.dtype, ("float32", "float64"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,5 @@
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +219,30 @@ def test_a_text_is_no_list_of_parameters():
     with pytest.raises(UsageError, match=r"`parameters` is the text '2\.\*'. Expected a list of them."):
         gapscope.problem(network(), blobs(), parameters="2.*")
     assert gapscope.problem(network(), blobs(), parameters=["2.*"]).size == 27
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"batchnorm": "re_estimated"},
+            "`batchnorm` is 're_estimated'. Did you mean `re-estimated`? Expected one of eval, batch, re-estimated.",
+        ),
+        (
+            {"hvp": "exakt"},
+            "`hvp` is 'exakt'. Did you mean `exact`? Expected one of auto, exact, differences. Mend it.",
+        ),
+        ({"hvp": None}, "`hvp` is None. Expected one of auto, exact, differences. Mend it."),
+        ({"dtype": "float46"}, "`dtype` is 'float46'. Did you mean `float64`? Expected one of float32, float64. Mend"),
+        ({"dtype": "int64"}, "`dtype` is 'int64'. "),
+    ],
+)
+def test_a_misspelt_setting_is_refused_and_not_taken_for_the_default(setting, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        gapscope.load("there is no such file", **setting)
+    if "dtype" not in setting:
+        with pytest.raises(UsageError, match=re.escape(message)):
+            gapscope.problem(network(), blobs(), **setting)
 
 
 def test_data_that_do_not_fit_are_refused():
