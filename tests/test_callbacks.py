@@ -280,6 +280,29 @@ def test_the_trainers_own_log_of_a_measured_step_is_kept():
     assert [before[0] for before, _ in asked] == [False, True, False, True]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("early", [False, True])
+def test_the_best_checkpoint_is_not_measured_as_the_last_step(early):
+    trainer = language_trainer(
+        max_steps=3, learning_rate=1e-2, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=True,
+    )  # fmt: skip
+    from transformers import EarlyStoppingCallback
+
+    from gapscope.callbacks import TrainerSharpness
+
+    if early:  # known only after the step was evaluated
+        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=1))
+    trainer.add_callback(TrainerSharpness(trainer, (IDS, IDS), every=50, loss="causal-lm", analyzers=[gapscope.Gap()]))
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    history = trainer.state.log_history
+    evaluated = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    measured = {entry["step"]: entry[name] for entry in history if (name := "gapscope/gap/train_loss") in entry}
+    assert evaluated[1] - evaluated[max(evaluated)] > 1e-3  # the best is that of the highest loss
+    assert measured == ({} if early else {3: pytest.approx(evaluated[3], rel=1e-4)})
+
+
 def test_one_hot_targets_are_the_labels_that_they_are():
     model = nn.Linear(5, 3)
     found = [

@@ -22,7 +22,8 @@ class TrainerSharpness(TrainerCallback):  # type: ignore[misc]  # an optional pa
 
         trainer.add_callback(TrainerSharpness(trainer, data))
 
-    A callback is not told of its trainer, so it is given.  Other arguments: see `Recorder`.
+    A callback is not told of its trainer, so it is given.  Other arguments: see `Recorder`.  The last step is measured
+    before `load_best_model_at_end` brings back the weights of another.
     """
 
     def __init__(self, trainer: Any, data: Any, **settings: Any) -> None:
@@ -30,13 +31,14 @@ class TrainerSharpness(TrainerCallback):  # type: ignore[misc]  # an optional pa
         self.recorder = Recorder(data, **settings)
 
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:  # noqa: ARG002
-        """Measure if the step is due."""
-        if self.recorder.due(state.global_step):
+        """Measure if the step is due, or the last that was planned."""
+        if self.recorder.due(state.global_step) or control.should_training_stop:
             self._measure(model, state, control)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:  # noqa: ARG002
-        """Measure the last step."""
-        self._measure(model, state, control)
+    def on_train_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
+        """Measure the last step, unless the model is by now the best checkpoint's: that is another step."""
+        if not (args.load_best_model_at_end and state.best_model_checkpoint):
+            self._measure(model, state, control)
 
     def _measure(self, model: Any, state: Any, control: Any) -> None:
         if state.is_world_process_zero and (numbers := self.recorder.measure(model, state.global_step)):
