@@ -190,13 +190,13 @@ def measure(
     and twice differentiable.
     """
     if isinstance(problem, Problem):
-        _refuse_count(analyzers, 1)
+        _refuse(analyzers, 1)
         with interrupts_wait(), apart(problem.threads):
             return Session(problem, seed).measure(analyzers)
     if len(problem) < 2:
         raise UsageError(f"There are {len(problem)} problems in the list. Expected two or more, or one without a list.")
     problems = list(problem)
-    _refuse_count(analyzers, len(problems))
+    _refuse(analyzers, len(problems))
     with interrupts_wait(), apart(problems[0].threads):
         return measure_together([Session(one, seed) for one in problems], analyzers)
 
@@ -241,7 +241,7 @@ def measure_together(
     )
 
 
-def _refuse_count(analyzers: Sequence[Analyzer], given: int) -> None:
+def _refuse(analyzers: Sequence[Analyzer], given: int) -> None:
     given_list: Any = analyzers
     if isinstance(given_list, str) or not isinstance(given_list, Sequence) or not given_list:
         raise UsageError(
@@ -258,3 +258,10 @@ def _refuse_count(analyzers: Sequence[Analyzer], given: int) -> None:
             raise UsageError(
                 f"`{analyzer.name}` measures {wanted} at a time, and got {given}. Expected `gapscope.{how}`."
             )
+    listed = [analyzer.name for analyzer in analyzers]
+    twice = next((name for name in listed if listed.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"`{twice}` is in the list {listed.count(twice)} times. Expected each analyzer once: a report holds one "
+            "result of each name. Call `gapscope.measure` for each of its settings."
+        )

@@ -187,6 +187,15 @@ def test_the_wrong_number_of_problems_is_refused():
         gapscope.measure([problem] * 4, [gapscope.Plane()])
 
 
+def test_two_analyzers_of_one_name_are_refused():
+    problem = gapscope.problem(network(), blobs())
+    message = r"`eigenvalues` is in the list 2 times. Expected each analyzer once: .* Call `gapscope.measure` for each"
+    with pytest.raises(UsageError, match=message):
+        gapscope.measure(problem, [gapscope.Eigenvalues(), gapscope.Gap(), gapscope.Eigenvalues(gauss_newton=True)])
+    with pytest.raises(UsageError, match=r"`path` is in the list 2 times."):
+        gapscope.measure([problem, problem], [gapscope.Path(), gapscope.Path(points=7)])
+
+
 @pytest.mark.parametrize("analyzers", [[], "eigenvalues", ["eigenvalues"], [gapscope.Eigenvalues], gapscope.Gap()])
 def test_what_is_no_list_of_analyzers_is_refused(analyzers):
     x, y = blobs()
