@@ -21,12 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         _mend_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    code = 0
     try:
         code = _run(words)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe has left: that is its right
+    except BrokenPipeError:  # the reader of a pipe has left: that is its right, and a code that was returned stays
         _forget_stdout()
-        code = 0
     except OSError as error:
         _forget_stdout()
         code = _fail(

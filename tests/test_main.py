@@ -1,6 +1,8 @@
 """Every outcome is an exit code, and an uncaught exception is never a violated threshold."""
 
 import errno
+import io
+import sys
 
 import pytest
 import torch
@@ -80,6 +82,17 @@ def test_debug_may_stand_in_the_configuration(monkeypatch, capsys, tmp_path):
     assert "Traceback" in said
     assert "error: none.pt does not exist" in said
     monkeypatch.delenv("GAPSCOPE_DEBUG", raising=False)
+
+
+def test_a_code_stays_what_it_is_where_only_the_last_flush_finds_no_reader(monkeypatch):
+    class Left(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("gapscope.__main__._forget_stdout", lambda: None)
+    monkeypatch.setattr(sys, "stdout", Left())
+    assert outcome(monkeypatch, 1) == 1
+    assert outcome(monkeypatch, 0) == 0
 
 
 def test_a_reader_that_left_is_no_failure(monkeypatch):

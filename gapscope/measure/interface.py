@@ -186,8 +186,8 @@ def measure(
     after an exception.  Ctrl-C waits for the end of the micro-batch; a second one does not, and may leave the model in
     the mode that it is measured in.
 
-    Raises: UsageError where an analyzer takes another number of problems; ProblemError, if L is not finite, repeatable
-    and twice differentiable.
+    Raises: UsageError where an analyzer takes another number of problems, or two have one name; ProblemError, if L is
+    not finite, repeatable and twice differentiable.
     """
     if isinstance(problem, Problem):
         _refuse(analyzers, 1)

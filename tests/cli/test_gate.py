@@ -52,6 +52,34 @@ def here(measured, tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        *((("gate", "small.h5", "--max", "eigenvalues/top=0.1", "--format", kind), 1) for kind in ("plain", "rich")),
+        (("gate", "small.h5", "--max", "eigenvalues/top=0.8884", "--format", "json"), 3),
+        (("gate", "small.h5", "--max", "eigenvalues/top=1"), 0),
+        (("show", "small.h5"), 0),
+    ],
+)
+def test_a_verdict_stays_what_it_is_when_its_reader_has_left(here, words, code, unbuffered):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with os.fdopen(write_end, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "gapscope", *words],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=here,
+            env=environment,
+            timeout=120,
+        )
+    assert done.returncode == code
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
