@@ -75,38 +75,17 @@ class Landscape:
 
     @cached_property
     def _model(self) -> nn.Module:
-        model = self.first.model
-        # what hooks of the old weight_norm left behind has a graph, is not copied by torch, and computed anew on calls
-        left = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-        try:
-            return copy.deepcopy(model, {id(value): value.detach() for value in left if not value.is_leaf})
-        except Exception as error:  # a module may copy itself, and raise anything
-            raise ProblemError(
-                f"The model cannot be copied: {type(error).__name__}: {error}. Expected what `copy.deepcopy` copies: "
-                "losses elsewhere are those of a copy whose weights move. Keep what is no part of the function "
-                "(a lock, a file, a generator) out of its modules, or leave out `path`, `plane` and `escape`."
-            ) from error
+        return copied(self.first.model)
 
     def at(self, theta: Tensor, weights: Sequence[float]) -> dict[str, Problem]:
         """Return the problems by split at theta (n,); `weights` mix the subjects' buffers.
 
         The model is one and the same copy: what an earlier call returned has then moved, too.
         """
-        layout = self.first.parameters
-        targets = dict(self._model.named_parameters())
-        with torch.no_grad():
-            for name, part in layout.unflatten(theta).items():
-                targets[name].copy_(part)
-            fixed = self._mixed(weights)
-            for name, tensor in [*self._model.named_buffers(), *targets.items()]:
-                if name in fixed:
-                    tensor.copy_(fixed[name])
+        fill(self._model, {**self.first.parameters.unflatten(theta), **self._mixed(weights)})
         moved = {split: self._moved(problem, "eval") for split, problem in self.problems.items()}
         if self.statistics == "re-estimated" and self.normalized and self.first.batchnorm != "batch":
-            again = self._moved(self.problems.get("train", self.first), "re-estimated").constants
-            with torch.no_grad():
-                for name, tensor in self._model.named_buffers():
-                    tensor.copy_(again[name])
+            fill(self._model, self._moved(self.problems.get("train", self.first), "re-estimated").constants)
         return moved
 
     def _moved(self, problem: Problem, batchnorm: BatchNorm) -> Problem:
@@ -164,6 +143,29 @@ class Landscape:
             "interpolated": "BatchNorm: statistics mixed like the weights; they fit no point but the ends",
             "frozen": "BatchNorm: statistics of the first checkpoint everywhere, so they fit no other point",
         }[self.statistics]
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a model; raises ProblemError where it holds what cannot be copied."""
+    # what hooks of the old weight_norm left behind has a graph, is not copied by torch, and computed anew on calls
+    left = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    try:
+        return copy.deepcopy(model, {id(value): value.detach() for value in left if not value.is_leaf})
+    except Exception as error:  # a module may copy itself, and raise anything
+        raise ProblemError(
+            f"The model cannot be copied: {type(error).__name__}: {error}. Expected what `copy.deepcopy` copies: "
+            "losses elsewhere are those of a copy whose weights move, and PyHessian gets one. Keep what is no part of "
+            "the function (a lock, a file, a generator) out of its modules, or leave out `path`, `plane`, `escape` and "
+            "`--referee pyhessian`."
+        ) from error
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Write tensors into the parameters and buffers of their names."""
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if name in state:
+                tensor.copy_(state[name])
 
 
 def passes(problem: Problem, points: int, statistics: Statistics) -> dict[str, float]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gapscope.errors import ProblemError
-from gapscope.measure.batches import scores
+from gapscope.measure.batches import in_dtype, scores
+from gapscope.measure.landscape import copied, fill
 from gapscope.measure.operators import Operator
 from gapscope.measure.problem import Problem
 
@@ -18,7 +19,7 @@ from gapscope.measure.problem import Problem
 def pyhessian_top(problem: Problem, *, tolerance: float = 1e-4, steps: int = 300, seed: int = 0) -> float:
     """Return PyHessian's eigenvalue of largest magnitude on the whole data of a problem.
 
-    It iterates on the model's own parameters, with its own gradients: gradients are cleared and modes put back after.
+    It iterates on a model's own parameters, with its own gradients: it gets a copy that holds what the problem does.
     Raises ProblemError for models that are not in eval mode statistics, which PyHessian does not know.
     """
     if problem.batchnorm != "eval":
@@ -30,7 +31,12 @@ def pyhessian_top(problem: Problem, *, tolerance: float = 1e-4, steps: int = 300
         )
     from pyhessian import hessian
 
-    trainable = [p for p in problem.model.parameters() if p.requires_grad]
+    model = copied(problem.model)
+    model._apply(lambda tensor: in_dtype(tensor, problem.dtype))  # type: ignore[no-untyped-call]  # of torch
+    fill(model, {**problem.parameters.unflatten(problem.theta), **problem.constants})
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in problem.parameters.names)
+    trainable = [p for p in model.parameters() if p.requires_grad]
 
     def criterion(outputs: Any, targets: Tensor) -> Tensor:
         # nothing, but twice differentiable: PyHessian fails on parameters that L does not use or is linear in
@@ -43,8 +49,6 @@ def pyhessian_top(problem: Problem, *, tolerance: float = 1e-4, steps: int = 300
     there: contextlib.AbstractContextManager[Any] = (
         torch.cuda.device(problem.device) if cuda else contextlib.nullcontext()
     )
-    modes = [(module, module.training) for module in problem.model.modules()]
-    gradients = [(p, p.grad) for p in problem.model.parameters()]
     try:
         with (
             there,
@@ -54,14 +58,10 @@ def pyhessian_top(problem: Problem, *, tolerance: float = 1e-4, steps: int = 300
         ):
             warnings.simplefilter("ignore")  # backward(create_graph=True) warns of a reference cycle
             torch.manual_seed(seed)
-            problem.model.zero_grad(set_to_none=True)
-            tool = hessian(problem.model, criterion, data=(whole.inputs, whole.targets), cuda=cuda)
+            tool = hessian(model, criterion, data=(whole.inputs, whole.targets), cuda=cuda)
             values, _ = tool.eigenvalues(maxIter=steps, tol=tolerance, top_n=1)
     finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
+        model.zero_grad(set_to_none=True)  # that cycle: a gradient holds the graph, and the graph its parameter
     return float(values[0])
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+import gapscope
 from gapscope.errors import ProblemError
 from gapscope.measure.operators import from_dense
 from gapscope.measure.referee import pyhessian_top, scipy_top
@@ -39,6 +40,28 @@ def test_pyhessian_leaves_the_model_as_it_was():
     assert given.model[0].weight.grad is kept
     assert given.model[5].weight.grad is None
     assert torch.equal(kept, torch.ones_like(kept))
+
+
+def test_pyhessian_measures_the_problem_and_not_what_its_model_became():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+    given = gapscope.problem(model, (torch.randn(30, 4).double(), torch.arange(30) % 3))
+    before = pyhessian_top(given)
+    model.train()(torch.randn(30, 4).double())  # training goes on
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    model[0].requires_grad_(False)
+    assert pyhessian_top(given) == before
+    assert before == pytest.approx(scipy_top(given.hessian()), rel=1e-2)
+
+
+def test_pyhessian_measures_half_precision_in_the_problems_own():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).bfloat16()
+    given = gapscope.problem(model, (torch.randn(30, 4), torch.arange(30) % 3))
+    assert pyhessian_top(given) == pytest.approx(scipy_top(given.hessian()), rel=1e-2)
+    assert model[0].weight.dtype == torch.bfloat16
 
 
 def test_pyhessian_copes_with_parameters_that_the_loss_does_not_use():
