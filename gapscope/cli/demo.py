@@ -1,5 +1,6 @@
 """`gapscope demo`: the main job on the embedded digits, from training to comparison, in under a minute."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,8 @@ from gapscope.cli.stderr import tell
 from gapscope.errors import ReportError
 
 if TYPE_CHECKING:
+    from gapscope.measure.session import Session
+    from gapscope.report.file import Report
     from gapscope.training.trainer import Recipe, Trained
 
 
@@ -27,9 +30,10 @@ def demo(
     """
     import torch
 
-    from gapscope.cli.measuring import SHARPNESS, configured, load, say
+    from gapscope.cli.measuring import SHARPNESS, configured, prepare, say
     from gapscope.cli.settings import Common, Configuration
-    from gapscope.report import comparison, file
+    from gapscope.cli.together import written
+    from gapscope.report import comparison
     from gapscope.report.terminal import output as show
     from gapscope.report.view import comparison_document
     from gapscope.training.pair import REGIMES, equal_epochs, make
@@ -41,29 +45,36 @@ def demo(
             f"The folder {output} cannot be made: {error.strerror}. Expected a folder. Mend `--output`."
         ) from error
     torch.set_num_threads(max(1, threads))
-    common, analyzers = Common(quiet=True), configured(SHARPNESS, Configuration())
 
     def tell_of(path: Path, recipe: "Recipe", trained: "Trained") -> None:
         if not quiet:
             loss = f"training loss {trained.train_loss:.4f}"
             tell(f"{path}: batch {recipe.batch_size}, {trained.steps:,} steps, {loss}")
 
-    reports, trainings = [], []
+    def measured(path: Path, names: Sequence[str]) -> "tuple[Session, Report]":
+        """Measure a checkpoint; what else its report holds stays, and one of another subject is refused."""
+        job = prepare(path, Common(quiet=True, output=path.with_suffix(".report.h5")))
+        report = job.session.measure(configured(names, Configuration()))
+        failure = job.written(report.results).failure
+        if failure is not None:
+            raise failure
+        return job.session, report
+
+    pairs, trainings = [], []
     for regime in REGIMES:
         path = output / f"{regime.name}.pt"
         trainings.append(make(regime.recipe, path))
         tell_of(path, regime.recipe, trainings[-1])
-        reports.append(load(path, common).measure(analyzers))
-        file.write(reports[-1], output / f"{regime.name}.report.h5")  # replaces the demo's own of an earlier run
+        pairs.append(measured(path, SHARPNESS))
+    reports = [report for _, report in pairs]
     compared = comparison.compare(reports)
-    file.write(compared, output / "comparison.h5")
+    written(compared, [session for session, _ in pairs], output / "comparison.h5")
     show(comparison_document(compared))
     recipe = equal_epochs(trainings[0].epochs)
     under = output / "digits-large-batch-equal-epochs.pt"
     early = make(recipe, under)
     tell_of(under, recipe, early)
-    report = load(under, common).measure(configured(SHARPNESS[:1], Configuration()))
-    file.write(report, output / f"{under.stem}.report.h5")
+    _, report = measured(under, SHARPNESS[:1])
     tops = [float(r.results["eigenvalues"].quantities["top"].value) for r in (reports[0], report)]
     say(
         "",

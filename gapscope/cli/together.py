@@ -43,7 +43,7 @@ def measure_together_and_print(
     failure: Exception | None = None
     said: tuple[str, ...] = ()
     try:
-        found, said = _written(found, sessions, output)
+        found, said = written(found, sessions, output)
         parts.forget()
     except Exception as error:  # the work must not go unseen because the disk is full, or by a bug
         failure = error
@@ -123,8 +123,8 @@ def _existing(output: Path, sessions: "Sequence[Session]") -> "Comparison | None
     return old
 
 
-def _written(found: "Comparison", sessions: "Sequence[Session]", output: Path) -> "tuple[Comparison, tuple[str, ...]]":
-    """Add to what is there by now: another process may have written during the work."""
+def written(found: "Comparison", sessions: "Sequence[Session]", output: Path) -> "tuple[Comparison, tuple[str, ...]]":
+    """Write a comparison, added to what is there by now: another process may have written during the work."""
     from gapscope.replacing import in_turn
     from gapscope.report.file import merge_comparison, write
 

@@ -14,7 +14,33 @@ def test_demo_trains_to_one_loss_measures_and_compares_again_and_again(run, tmp_
     assert isinstance(compared, Comparison)
     top = next(row for row in compared.rows if row.path == "eigenvalues/top")
     assert top.interval[0] > 1
+    small, large, report = (
+        f"out/digits-{name}" for name in ("small-batch.pt", "large-batch.pt", "small-batch.report.h5")
+    )
+    assert run("noise", small, "-q", "-o", report).code == 0
+    assert run("path", small, large, "--points", 7, "-q", "-o", "out/comparison.h5").code == 0
     assert run("demo", "-o", "out", "-q").err == ""
+    assert set(read(tmp_path / report).results) == {
+        "eigenvalues",
+        "epsilon-sharpness",
+        "adaptive-sharpness",
+        "gap",
+        "noise",
+    }  # what was added to it is there
+    again = read(tmp_path / "out" / "comparison.h5")
+    assert set(again.results) == {"path"}
+    assert [row.path for row in again.rows] == [row.path for row in compared.rows]
+
+
+def test_demo_leaves_a_report_of_another_subject_as_it_is(run, tmp_path, small):
+    (tmp_path / "out").mkdir()
+    report = tmp_path / "out" / "digits-small-batch.report.h5"
+    assert run("gap", small, "-q", "--limit", 300, "-o", report).code == 0
+    before = report.read_bytes()
+    outcome = run("demo", "-o", "out", "-q")
+    assert outcome.code == 2
+    assert "out/digits-small-batch.report.h5 holds a report of another subject" in outcome.err
+    assert report.read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_made_is_refused(run, tmp_path):
