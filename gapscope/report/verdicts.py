@@ -88,7 +88,7 @@ def judge(
     Raises: UsageError for a threshold that selects nothing.
     """
     found = {one.selector: select(one.selector, list(reports.values()), known or {}) for one in thresholds}
-    checks = []
+    checks: list[Check] = []
     for position, (name, report) in enumerate(reports.items()):
         for threshold in thresholds:
             selected = found[threshold.selector][position]
@@ -164,8 +164,8 @@ def _missing(
             if path not in there and f"{old.record.analyzer}/{key}" not in lacking and matches(selector, old.path):
                 asked = [rule for rule in rules if rule in RELATIVE]
                 lacking[path] = "the baseline has it, and the report does not", "measure it, too", asked
-    for path, (why, settle, asked) in lacking.items():
-        for rule in asked:
+    for path, (why, settle, broken) in lacking.items():
+        for rule in broken:
             yield _blank(name, threshold, rule, path=path, title=path, unit="", reason=why, settle=settle)
 
 

@@ -38,14 +38,14 @@ def at_once(model: nn.Module, data: Data, loss: Loss, step: int) -> int:
     bound, device, made = loss.bound(data.targets), _like(model).device, []
     with _looking(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
         for count in (2, 4):
-            with _Bytes() as seen:
+            with _Bytes() as seen:  # type: ignore[no-untyped-call]  # of torch
                 _losses(model, bound, taken(data.inputs, slice(count)), data.targets[:count])
             made.append(seen.total)
     each = max(1, (made[1] - made[0]) // 2)  # what is made of the weights alone stands in both
     return min(MOST, max(step, fitting(_ROOM_CPU if device.type == "cpu" else _ROOM, each, device)))
 
 
-class _Bytes(TorchDispatchMode):
+class _Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of torch
     """Adds up what operations return, those of frozen layers too: no more is alive at any time."""
 
     total = 0

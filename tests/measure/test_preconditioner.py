@@ -3,7 +3,6 @@ import pytest
 import torch
 from torch import nn
 
-import gapscope
 from gapscope.errors import UsageError
 from gapscope.measure.analyzers.eigenvalues import Eigenvalues
 from gapscope.measure.context import Context, Subject
@@ -77,7 +76,7 @@ def test_the_limit_is_where_adam_s_momentum_diverges():
         "state": {0: {"exp_avg_sq": torch.tensor([p**2], dtype=torch.float64), "step": 10**6}},
         "param_groups": [{"params": [0], "lr": rate, "betas": (beta, 0.5), "eps": 0.0}],
     }
-    limit = adam_preconditioner(where, state).limit
+    limit = adam_preconditioner(where, state, recorded="adam").limit
 
     def grows(h):
         x, m = 1.0, 0.0
@@ -230,14 +229,16 @@ def test_an_optimizer_of_the_free_parameters_alone_fits():
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-@pytest.mark.parametrize("optimizer", [torch.optim.NAdam, torch.optim.RAdam, gapscope.LAMB])
+@pytest.mark.parametrize("optimizer", [torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax])
 def test_second_moments_of_other_optimizers_are_refused(optimizer, recorded):
     """Their limits of stability are others: NAdam's on a quadratic is 2.8 times nearer than Adam's at b1 = 0.9."""
     given = ZOO["tanh mlp"].problem(samples=30)
     state = trained(given, optimizer=optimizer).state_dict()
     training = {"optimizer": optimizer.__name__} if recorded else {}
     context = Context(subjects=(Subject(problems={"train": fresh(given)}, training=training, optimizer=state),))
-    with pytest.raises(UsageError, match=r"its parameter groups are not those|it was trained with|state is NAdam's"):
+    with pytest.raises(
+        UsageError, match=r"its parameter groups are not those|it was trained with|is NAdam's|another optimizer's"
+    ):
         Eigenvalues(preconditioned=True)(context)
 
 

@@ -95,7 +95,7 @@ def test_one_tridiagonal_matrix_has_both_spectra_that_two_eigenvalue_problems_ha
     one = ranks._from_gram(gram, size, a.shape[1], 0.0, streamed=streamed)
     for got, squares in zip((one.plain, one.centred), pair, strict=True):
         true = np.sqrt(squares[::-1].clip(min=0))
-        assert got.values**2 == pytest.approx(true**2, abs=one.plain.floor**2)
+        assert got.values**2 == pytest.approx(true**2, abs=2 * one.plain.floor**2)  # each of the two has its own
 
 
 @pytest.mark.parametrize("kind", [Gram, Columns])

@@ -136,7 +136,7 @@ def test_everything_stated_is_by_the_formulas_of_the_header(dense, directions, p
     sums = np.array([draws[:, where].sum(1) for where in blocks.values()])
     traces = [float(inside.diagonal()[where].sum()) for where in blocks.values()]
     assert found.traces == pytest.approx(traces + sums.mean(1))
-    assert found.trace_errors == pytest.approx(sums.std(1, ddof=1) / np.sqrt(probes))
+    assert found.trace_errors == pytest.approx([error_of_mean(np.asarray(each)) for each in sums])
     assert found.status is (Status.NOISE_DOMINATED if max(share) > 1 else Status.BUDGET_SPENT)
     assert [spent for spent, _, _ in seen] == [directions + count for count in range(8, probes + 1, 8)]
     if probes % 8 == 0:

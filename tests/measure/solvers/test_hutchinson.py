@@ -5,7 +5,15 @@ from scipy.special import stdtrit
 from scipy.stats import norm
 
 from gapscope.measure.operators import Operator, from_dense
-from gapscope.measure.solvers.hutchinson import PILOT, _deflation_pays, _Probes, _span, caution, estimate_trace
+from gapscope.measure.solvers.hutchinson import (
+    PILOT,
+    _deflation_pays,
+    _Probes,
+    _span,
+    caution,
+    error_of_mean,
+    estimate_trace,
+)
 from gapscope.results import Status
 from tests.spectra import SPECTRA, matrix
 
@@ -83,7 +91,8 @@ def test_plain_probes_are_averaged_by_the_formulas_of_the_header(probes):
     assert (found.trace, found.trace_error) == pytest.approx(stated([float(part.sum()) for part in parts]), rel=T)
     for name, value, error in zip(HALVES, found.blocks, found.blocks_error, strict=True):
         assert (value, error) == pytest.approx(stated([float(part[HALVES[name]].sum()) for part in parts]), rel=T)
-    square, off = stated([float(part.square().sum()) for part in parts])  # z_i^2 = 1
+    squares = np.array([float(part.square().sum()) for part in parts])  # z_i^2 = 1
+    square, off = squares.mean(), error_of_mean(squares)
     assert found.frobenius == pytest.approx(np.sqrt(square))
     assert found.frobenius_error == pytest.approx(off / (2 * np.sqrt(square)), rel=T)
     assert found.rounding == pytest.approx(10 * torch.finfo(torch.float64).eps * np.sqrt(120) * found.frobenius)
@@ -113,8 +122,8 @@ def test_after_a_deflation_probes_are_averaged_by_the_formulas_of_the_header():
     for where, value, off in zip(HALVES.values(), found.blocks, found.blocks_error, strict=True):
         mean, spread = stated([float(part[where].sum()) for part in parts])
         assert (value, off) == pytest.approx((float(inside.diagonal()[where].sum()) + mean, spread), rel=T)
-    square, off = stated([float((dense @ p @ g).square().sum()) for g in probes])
-    square += float((dense @ q).square().sum())
+    squares = np.array([float((dense @ p @ g).square().sum()) for g in probes])
+    square, off = squares.mean() + float((dense @ q).square().sum()), error_of_mean(squares)
     assert found.frobenius == pytest.approx(np.sqrt(square))
     assert found.frobenius_error == pytest.approx(off / (2 * np.sqrt(square)), rel=T)
     assert seen[0][0] == 10

@@ -98,7 +98,7 @@ def _within_sizes(settings: Sequence[Setting]) -> dict[Setting, float]:
 
     Over such places a number that differs between batch sizes alone has no slope.
     """
-    found = {}
+    found: dict[Setting, float] = {}
     for size in dict.fromkeys(setting.batch_size for setting in settings):
         logs = {setting: math.log2(setting.scale) for setting in settings if setting.batch_size == size}
         mean = math.fsum(logs.values()) / len(logs)
