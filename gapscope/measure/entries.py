@@ -17,6 +17,7 @@ from torch import Tensor
 from gapscope.errors import ProblemError
 from gapscope.measure import gauss_newton
 from gapscope.measure.operators import Operator, length, scaled
+from gapscope.measure.shares import relative_weights
 from gapscope.measure.solvers.diagonal import (
     DiagonalEstimate,
     estimate_diagonal,
@@ -103,8 +104,9 @@ def exact(problem: "Problem") -> Entries:
     traces = np.asarray([float(found.mean[where].sum()) for where in blocks.values()])
     spread = trace_spread = None
     if found.chunks is not None and problem.samples >= 2 * CHUNKS and bool(found.mean.isfinite().all()):
-        counts = np.bincount(problem.chunk_of.numpy(), minlength=CHUNKS).astype(float)
-        spread, trace_spread = halved(found.mean, found.chunks, counts, blocks)
+        # the mean of a half is over its own weight
+        weights = np.bincount(problem.chunk_of.numpy(), relative_weights(problem), minlength=CHUNKS).astype(float)
+        spread, trace_spread = halved(found.mean, found.chunks, weights, blocks)
     rounding = ROUNDING * torch.finfo(problem.dtype).eps + found.unsure
     errors = "numerical error: rounding; sampling error: from balanced halves of 32 chunks of samples"
     return Entries(

@@ -22,10 +22,17 @@ def evened(
     of the loss).  Of squares of them (`power` 2) the mean goes with 1 / m^2, and that term counts twice.
     Source: the ratio estimator (Cochran 1977, Sampling Techniques, chapter 6).
     """
+    relative = relative_weights(problem, share)
+    if relative is None:
+        return values
+    found: Array = values - power * np.multiply.outer(relative - 1, values.mean(0))
+    return found
+
+
+def relative_weights(problem: Problem, share: Callable[[Tensor], Tensor] | None = None) -> Array | None:
+    """Return w_i / m (N,), of mean 1, as `evened` has them; None where all samples weigh the same."""
     share = share or problem.loss_function.weights
     if share is None:
-        return values
-    weights = share(problem.data.targets).cpu().double().numpy()
-    apart = weights / weights.mean() - 1
-    found: Array = values - power * np.multiply.outer(apart, values.mean(0))
-    return found
+        return None
+    weights: Array = share(problem.data.targets).cpu().double().numpy()
+    return weights / weights.mean()

@@ -93,6 +93,21 @@ def test_normalized_scores_weigh_as_the_loss_does(corpus):
         assert np.all(found[name].value > 0)
 
 
+def test_errors_of_layers_curvature_are_the_spread_over_draws_of_weighted_classes():
+    torch.manual_seed(0)
+    model, found = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), []
+    for seed in range(80):
+        rng = torch.Generator().manual_seed(seed)
+        data = torch.randn(256, 3, generator=rng), (torch.rand(256, generator=rng) < 0.1).long()
+        problem = gapscope.problem(model, data, loss="cross-entropy:weight=[1,20]")
+        report = gapscope.measure(problem, [gapscope.Curvature(top_matvecs=0)])
+        quantities = report.results["curvature"].quantities
+        ours = quantities["median"], quantities["trace"]
+        found.append([np.stack([one.value, one.sampling_error]) for one in ours])
+    values, errors = np.moveaxis(np.array(found), 2, 0)  # (draws, quantities, layers)
+    assert errors.mean(0) == pytest.approx(values.std(0, ddof=1), rel=0.3)
+
+
 def test_samples_of_equal_weight_are_left_as_they_are():
     problem = gapscope.problem(nn.Linear(2, 3), (torch.randn(8, 2), torch.arange(8) % 3))
     values = np.arange(8.0)

@@ -1,5 +1,6 @@
 """A few samples through model and loss: whatever does not fit is said before hours of work."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -92,9 +93,9 @@ def compare_loss(model: nn.Module, data: Data, loss: Loss) -> tuple[str, ...]:
     x, y = few(data.inputs, model, _OWN_LOSS_SAMPLES), data.targets[:_OWN_LOSS_SAMPLES]
     with undisturbed(model), torch.no_grad():
         theirs = own_loss(model, x, y)
-        if theirs is None:
+        if theirs is None or math.isnan(theirs):  # as where all of their labels are left out
             return ()
-        ours = float(loss.bound(y).per_sample(scores(called(model, x)), y).mean())
+        ours = float(loss.bound(y, whole=False).per_sample(scores(called(model, x)), y).mean())
     if abs(ours - theirs) <= _OWN_LOSS_TOLERANCE * abs(theirs):
         return ()
     return (f"loss: {loss.name} is {ours:.4g} on {len(y)} samples, the model's own .loss {theirs:.4g}: not the same",)
@@ -198,7 +199,8 @@ def _way(used: Tensor, classes: int, top: int, low: int) -> str:
             f"Expected classes 0 to {classes - 1}; these start at 1. Subtract 1 where the data are made, or in a "
             "factory: `-d path/file.py:factory`."
         )
-    if int(used[used != top].max()) < classes:
+    others = used[used != top]
+    if len(others) and int(others.max()) < classes:
         return (
             f"Expected classes 0 to {classes - 1}. If {top} means no label: `--loss cross-entropy:ignore_index={top}`; "
             f"else one output more: `-a outputs={top + 1}` if that is its argument."

@@ -323,7 +323,7 @@ def halved(entries: Tensor, sums: Tensor, counts: Array, blocks: Mapping[str, sl
     networks spread 0.94 to 1.03 times as stated with 60 and 200 units, 0.9 to 1.2 with 8 and 20; a jackknife over the
     chunks stated 1.2 to 1.8 times too much.
 
-    Shapes: entries (n,), sums (k, n) over the k = 2^j chunks of `counts` (k,) samples.
+    Shapes: entries (n,), sums (k, n) over the k = 2^j chunks, whose samples weigh `counts` (k,) together.
     Source: McCarthy 1969 (balanced half-samples), consistent for quantiles as the jackknife is not (Shao, Wu 1992).
     """
     live, rows, traces = entries != 0, [], []

@@ -94,6 +94,7 @@ def test_a_model_that_would_swallow_an_input_is_told_from_one_that_uses_it():
             "If 9 means no label: `--loss cross-entropy:ignore_index=9`;",
         ),
         (torch.tensor([7, 1, 9] * 2), "cross-entropy", "Expected one output per class: `-a outputs=10` if that is its"),
+        (torch.full((6,), 9), "cross-entropy", "Expected one output per class: `-a outputs=10` if that is its"),
         (
             torch.ones(6, 2).long(),
             "cross-entropy",
@@ -170,6 +171,21 @@ def test_a_model_that_computes_another_loss_itself_is_noted():
     ours, theirs = map(float, found.groups())
     assert theirs == pytest.approx(2 * ours, rel=1e-2)
     assert compare_loss(nn.Linear(3, 2), data(X, Y), loss("cross-entropy")) == ()
+
+
+class Own(nn.Linear):
+    """Computes its loss from labels, as those of transformers do: NaN where all are left out."""
+
+    def forward(self, x, labels=None):
+        scores = super().forward(x)
+        found = None if labels is None else nn.functional.cross_entropy(scores, labels)
+        return types.SimpleNamespace(logits=scores, loss=found)
+
+
+def test_first_samples_without_any_label_that_counts_tell_nothing_of_the_models_own_loss():
+    labels = torch.tensor([-100] * 4 + [0, 1])
+    assert compare_loss(Own(3, 2), data(X, labels), loss("cross-entropy")) == ()
+    assert compare_loss(Own(3, 2), data(X, Y), loss("cross-entropy")) == ()
 
 
 def ids(seed=0):
