@@ -34,5 +34,6 @@ def relative_weights(problem: Problem, share: Callable[[Tensor], Tensor] | None 
     share = share or problem.loss_function.weights
     if share is None:
         return None
-    weights: Array = share(problem.data.targets).cpu().double().numpy()
-    return weights / weights.mean()
+    weights = share(problem.data.targets).cpu().double().numpy()
+    relative: Array = weights / weights.mean()
+    return relative
