@@ -19,6 +19,7 @@ import contextlib
 import importlib
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -54,6 +55,22 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
             model = model.module
         else:
             return model, compiled
+
+
+def without_autocast(module: nn.Module) -> Callable[..., Any] | None:
+    """Return a module's forward inside of accelerate's mixed precision, or None where there is none.
+
+    accelerate sets forward to its `ConvertOutputsToFp32` of a `torch.autocast` of what was there, maybe repeatedly.
+    """
+    found, forward = None, vars(module).get("forward")
+    while type(wrapper := _wrapped(forward)).__name__ == "ConvertOutputsToFp32":
+        inner = _wrapped(_wrapped(wrapper))
+        found = forward = types.MethodType(inner, module) if isinstance(forward, types.MethodType) else inner
+    return found
+
+
+def _wrapped(function: Any) -> Any:
+    return getattr(getattr(function, "__func__", function), "__wrapped__", None)
 
 
 @contextlib.contextmanager
@@ -92,9 +109,9 @@ def plain(model: nn.Module, repaired: set[str]) -> Iterator[None]:
         else:
             held.enter_context(_without_compiler())
         for module in modules:
-            if {"forward", "_original_forward"} <= vars(module).keys():  # by `accelerate.Accelerator.prepare_model`
+            if forward := without_autocast(module):
                 repaired.add("autocast")
-                held.enter_context(_swapped(module, "forward", module._original_forward))
+                held.enter_context(_swapped(module, "forward", forward))
             if isinstance(module, nn.Embedding | nn.EmbeddingBag):
                 held.enter_context(_swapped(module, "sparse", False))
                 held.enter_context(_swapped(module, "scale_grad_by_freq", False))

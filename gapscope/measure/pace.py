@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 
-from gapscope.errors import GapscopeError
+from gapscope.errors import GapscopeError, RankError
 from gapscope.measure.distributed import ranks
 from gapscope.measure.manifold import RandomManifold
 from gapscope.measure.monitor import Monitor
@@ -69,9 +69,9 @@ def pace(problem: Problem, kinds: Iterable[str] = ("product",), *, within: float
                 before = share * _timed(work, problem)
                 took[kind] = share * _timed(work, problem)
                 first = max(0.0, before - took[kind]) if kind == "product" else first
-        except GapscopeError:
-            if count > 1:  # the others wait for this one
-                raise
+        except RankError:
+            raise
+        except GapscopeError:  # raised alike by all ranks
             took[kind] = 0.0
     return Pace(gradient, took.pop("product", 0.0), first, took)
 

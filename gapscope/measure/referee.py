@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gapscope.errors import ProblemError
 from gapscope.measure.batches import in_dtype, scores
+from gapscope.measure.differentiable import without_autocast
 from gapscope.measure.landscape import copied, fill
 from gapscope.measure.operators import Operator
 from gapscope.measure.problem import Problem
@@ -33,6 +34,9 @@ def pyhessian_top(problem: Problem, *, tolerance: float = 1e-4, steps: int = 300
 
     model = copied(problem.model)
     model._apply(lambda tensor: in_dtype(tensor, problem.dtype))  # type: ignore[no-untyped-call]  # of torch
+    for module in model.modules():
+        if forward := without_autocast(module):
+            module.forward = forward  # type: ignore[method-assign]
     fill(model, {**problem.parameters.unflatten(problem.theta), **problem.constants})
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in problem.parameters.names)

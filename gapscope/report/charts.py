@@ -250,7 +250,7 @@ def _dot(dot: Dot, scale: Axis, y: float) -> Iterator[str]:
         left, right = scale.at(dot.box[0]), scale.at(dot.box[1])
         yield element("rect", x=left, y=y - 5, width=max(right - left, 1.0), height=10, class_=f"box a{kind}")
     low, high = dot.interval
-    if math.isfinite(low) and math.isfinite(high):
+    if not math.isnan(low + high):
         left, right = scale.at(low), scale.at(high)
         ends = [(x, end) for x, end, cut in ((left, low, low < scale.low), (right, high, high > scale.high)) if not cut]
         caps = "".join(f"M{x:.1f} {y - 4:.1f}v8" for x, _ in ends)

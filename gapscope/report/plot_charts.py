@@ -174,7 +174,7 @@ def _dot(area: "Axes", dot: Dot, scale: Axis, y: float) -> None:
     if np.isfinite(dot.box).all():
         low, high = map(scale.at, dot.box)
         area.fill_betweenx([y - 0.35, y + 0.35], low, high, alpha=0.3, **look)
-    if np.isfinite(dot.interval).all():
+    if not np.isnan(dot.interval).any():
         low, high = map(scale.at, dot.interval)
         area.plot([low, high], [y, y], **look)
         area.plot(low, y, marker="<" if dot.interval[0] < scale.low else "|", **look)  # an arrow: it goes on

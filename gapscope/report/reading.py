@@ -148,7 +148,8 @@ def _compared(row: Row, ends: tuple[Subject, Subject], by: str, *, flat: bool = 
     flatter, sharper = ends
     if row.verdict == "lower":
         flatter, sharper = sharper, flatter
-        estimate, interval = 1 / estimate, (1 / interval[1], 1 / interval[0])
+        estimate, low, high = (1 / one if one else math.inf for one in (estimate, *interval))
+        interval = high, low
     shown, between = spread(estimate, interval)
     verb, owner = ("sits in a minimum", "'s") if flat else ("is", "")
     said = f"{sharper.label} {verb} {shown} times sharper than {flatter.label}{owner} by {by}"

@@ -226,7 +226,9 @@ def _error(row: Row) -> float:
     """Return half the interval of a difference or a log ratio, or else one standard error of it; NaN if unknown."""
     ends, ratio = row.interval, row.contrast == "ratio"
     if not math.isnan(ends[0]):
-        low, high = (math.log(end) if ratio and 0 < end < math.inf else end for end in ends)
+        if ratio and not (ends[0] > 0 and ends[1] < math.inf):
+            return math.inf
+        low, high = map(math.log, ends) if ratio else ends
         return (high - low) / 2
     parts = [(row.errors[i], row.values[i] if ratio else 1.0) for i in (0, -1)]
     return math.hypot(*(error / value if value else math.nan for error, value in parts))

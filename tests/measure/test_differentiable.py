@@ -1,4 +1,5 @@
 import copy
+import functools
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gapscope
-from gapscope.measure.differentiable import NOTES, plain, unwrapped
+from gapscope.measure.differentiable import NOTES, plain, unwrapped, without_autocast
 
 TOKENS = torch.tensor([[0, 1, 2, 6], [3, 3, 5, 0], [6, 6, 6, 6]])
 WEIGHT = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
@@ -148,11 +149,31 @@ def test_wrappers_are_taken_off():
     assert unwrapped(torch.compile(nn.DataParallel(inner), backend="eager")) == (inner, True)
 
 
+class ConvertOutputsToFp32:
+    def __init__(self, forward):
+        self.forward = forward
+        functools.update_wrapper(self, forward)
+
+    def __call__(self, *args):
+        return self.forward(*args).float()
+
+
 def stand_in(model):
     """Do to a model what accelerate does under mixed precision."""
     model._original_forward = model.forward
-    inner = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward.__func__)
-    model.forward = types.MethodType(lambda self, *args: inner(self, *args).float(), model)
+    converted = ConvertOutputsToFp32(torch.autocast("cpu", dtype=torch.bfloat16)(model.forward.__func__))
+
+    def forward(*args):
+        return converted(*args)
+
+    forward.__wrapped__ = converted
+    model.forward = types.MethodType(forward, model)
+
+
+def twice(model):
+    """As where it is prepared for each of several calls."""
+    stand_in(model)
+    stand_in(model)
 
 
 def accelerated(model):
@@ -166,7 +187,7 @@ def accelerated(model):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("prepare", [stand_in, accelerated])
+@pytest.mark.parametrize("prepare", [stand_in, twice, accelerated])
 def test_autocast_that_was_put_into_a_model_is_taken_out_while_it_is_measured(prepare):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
@@ -179,8 +200,22 @@ def test_autocast_that_was_put_into_a_model_is_taken_out_while_it_is_measured(pr
     assert problem.repaired == {"autocast"}
     assert vars(model)["forward"] is ours
     assert torch.equal(model(data[0]), own)
-    assert not torch.equal(own, model._original_forward(data[0]))  # so there was something to take out
+    assert not torch.equal(own, without_autocast(model)(data[0]))  # so there was something to take out
     assert np.array_equal(gapscope.problem(copy.deepcopy(model), data).losses(), plain_losses)
+    report = gapscope.measure(problem, [gapscope.Eigenvalues(referee="pyhessian")])
+    found = report.results["eigenvalues"].quantities
+    assert float(found["referee"].value) == pytest.approx(float(found["top"].value), rel=1e-3)
+
+
+def test_a_forward_that_the_user_put_into_a_model_is_the_models_own():
+    model = nn.Linear(3, 2)
+    data = torch.randn(8, 3), torch.arange(8) % 2
+    model._original_forward = model.forward
+    model.forward = types.MethodType(lambda self, x: 2 * self._original_forward(x), model)
+    problem = gapscope.problem(model, data)
+    losses = nn.functional.cross_entropy(model(data[0]), data[1], reduction="none").detach().double()
+    assert problem.losses() == pytest.approx(losses.numpy())
+    assert problem.repaired == set()
 
 
 def precisions():
@@ -227,7 +262,7 @@ ALONE = """
 import sys, torch
 from torch import nn
 from torch.func import grad
-from gapscope.measure.differentiable import plain
+from gapscope.measure.differentiable import without_autocast, plain
 
 with plain(nn.Identity(), set()), plain(nn.Identity(), set()):
     assert grad(lambda x: x.sin())(torch.zeros(())) == 1

@@ -69,7 +69,9 @@ def test_a_kind_that_is_not_known_is_not_timed():
     assert math.isnan(pace(ZOO["tanh mlp"].problem(), ["another"]).others["another"])
 
 
-def test_a_kind_that_the_problem_does_not_allow_takes_no_time():
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_kind_that_the_problem_does_not_allow_takes_no_time(count, monkeypatch):
+    monkeypatch.setattr("gapscope.measure.pace.ranks", lambda: SimpleNamespace(count=count))
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
     given = problem(model, torch.randn(40, 3), torch.arange(40) % 2, batchnorm="batch", batch_size=20)
     found = pace(given, ["gradient_squares", "outcomes"])

@@ -136,6 +136,14 @@ def test_a_forest_has_its_line_at_one_and_arrows_where_intervals_go_on():
     assert words(root, "axis") == ["b / a (log scale)"]
 
 
+def test_an_interval_without_an_end_runs_out_of_the_drawing():
+    several = [((2.0, (1.5, math.inf)), "l5 4l-5 4"), ((0.5, (0.0, 0.8)), "l-5 4l5 4")]
+    for (value, ends), arrow in several:
+        rows = (("a", (Dot(value=value, words="", interval=ends),)), ("b", (Dot(value=1, words="", interval=(1, 1)),)))
+        first, _ = of_class(drawn(Dots(said="said", across="b / a", rows=rows, line=1.0, log=True)), "curve")
+        assert arrow in first.get("d")
+
+
 FOREST = [(0.5, (0.4, 0.6)), (2.0, (1.5, 3.0)), (1.0, (1e-9, 2.0))]
 
 

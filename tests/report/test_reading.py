@@ -45,6 +45,21 @@ def test_where_only_the_adaptive_one_can_tell_it_is_believed_on_scale():
     assert "Apart from" not in reading(1, 1)
 
 
+def test_a_checkpoint_that_may_be_flat_is_flatter_by_a_ratio_without_an_end():
+    several = [eigenvalues(top, chunks=False, gradient_norm=0.0) for top in (10.0, 0.1)]
+    errors = ({"numerical_error": 0.01}, {"numerical_error": 0.12})
+    several = [
+        with_quantity(one, top=replace(one.quantities["top"], sampling_error=1e-9, bound=None, **error))
+        for one, error in zip(several, errors, strict=True)
+    ]
+    compared = compare([report(several[0], gap()), large(several[1], gap())])
+    (row,) = (row for row in compared.rows if row.path == "eigenvalues/top")
+    assert (row.verdict, row.interval[0]) == ("lower", 0.0)
+    said = " ".join(compared.reading)
+    assert "small batch 32" in said
+    assert " to inf" in said
+
+
 def test_parts_of_it_that_cannot_tell_are_not_overlooked():
     assert "companion, agrees where it can tell." in reading(2, 1.5, average=1)
     assert "companion, is divided." in reading(2, 1.5, average=0.5)

@@ -49,6 +49,15 @@ def test_errors_that_make_no_interval_still_order_the_layers():
     assert layers.caption.endswith("in units of its error")
 
 
+def test_a_layer_whose_ratio_may_be_zero_does_not_lead():
+    """An interval (0, b) is of a value that its error reaches: as a ratio the least known of all."""
+    sides = [{"numerical_error": [0.01, 0.01], "sampling_error": [0.01, 0.01]} for _ in range(2)]
+    sides[1]["numerical_error"] = [5.1, 0.01]
+    (layers,) = tables(report(layered([10.0, 1], **sides[0])), large(layered([5.0, 1.2], **sides[1])))
+    assert names(layers) == ["fc2", "fc1"]
+    assert layers.caption.endswith("in units of its error")
+
+
 def test_differences_that_are_exact_come_first_and_equal_ones_last():
     errors = {"numerical_error": np.zeros(3), "sampling_error": np.zeros(3), "contrast": "difference"}
     (layers,) = tables(report(layered([1.0, 1, 1], **errors)), large(layered([1.0, 3, 1], **errors)))

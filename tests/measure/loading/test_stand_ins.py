@@ -26,7 +26,7 @@ VALUES = [
     np.array([b"abc"]).view("V3"),
     np.array(["2020-01-02", "NaT"], "M8[D]"),
     np.array([1, 2], ">m8[25us]"),
-    np.array([1], "m8"),
+    np.array([1], "m8[s]"),
     np.array(7),
     np.zeros((0, 3)),
     np.array([1, 2], np.dtype("i4", metadata={"a": 1})),

@@ -7,6 +7,7 @@ A file of `save_checkpoint` is a dict of plain types and tensors:
 """
 
 import contextlib
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -196,10 +197,10 @@ def _settings(content: Mapping[Any, Any]) -> dict[str, Any]:
     for key in SETTINGS:
         value = content.get(key)
         found |= value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
-    plain, room = {}, iter(range(MOST_VALUES))
+    plain, room = {}, iter(range(10 * MOST_VALUES))
     for name, value in found.items():
-        with contextlib.suppress(LoadError):
-            plain[str(name)] = _plain(value, str(name), room)
+        with contextlib.suppress(LoadError):  # a list that is too long takes no room from what follows
+            plain[str(name)] = _plain(value, str(name), itertools.islice(room, MOST_VALUES))
     return plain
 
 

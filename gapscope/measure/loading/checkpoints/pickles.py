@@ -7,6 +7,7 @@ whatever it is given, and must not change the classes that this process goes on 
 import io
 import pickle
 import pickletools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import IO, Any, ClassVar
 
@@ -158,7 +159,8 @@ def load_weights(file: IO[bytes] | str, **options: Any) -> Any:
     """
     if isinstance(file, io.BytesIO) and bytes(file.getbuffer()[:4]) == b"PK\3\4":
         check_archive(file, "holds an archive that")
-    with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]  # torch's
+    with torch.sparse.check_sparse_tensor_invariants(), warnings.catch_warnings():  # type: ignore[no-untyped-call]  # torch's
+        warnings.filterwarnings("ignore", "Validating sparse tensor invariants")  # torch 2.15 says so; it is wanted
         return torch.load(file, map_location="cpu", weights_only=True, **options)
 
 

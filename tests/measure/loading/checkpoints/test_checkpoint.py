@@ -242,7 +242,7 @@ def test_lists_that_are_shared_over_and_over_are_left_out(tmp_path):
     shared = [0]
     for _ in range(25):  # millions of values in all
         shared = [shared] * 2
-    content = {"model": nn.Linear(2, 2).state_dict(), "args": {"lr": 0.1, "shared": shared}}
+    content = {"model": nn.Linear(2, 2).state_dict(), "args": {"shared": shared, "lr": 0.1}}
     torch.save(content, tmp_path / "a.pt")
     assert read(tmp_path / "a.pt").settings == {"lr": 0.1}
     about = {"format_version": 1, "training": {"shared": shared}}
