@@ -98,12 +98,12 @@ class Quantity:
                 raise ValueError(f"{name} has shape {given.shape}; expected {expected}")
 
 
-def from_below(values: Any, inexact: float) -> Bound:
-    """Return the bound of values that a Krylov space gives from below, of an operator that is off by `inexact`.
+def one_sided(side: Bound, values: Any, inexact: float) -> Bound:
+    """Return the bound of values that a Krylov space gives from one side, of an operator that is off by `inexact`.
 
     That goes to both sides: where it is more than `ROUNDING` of a value, the values are no bounds.
     """
-    return "lower" if np.all(inexact <= ROUNDING * np.abs(values)) else "none"
+    return side if np.all(inexact <= ROUNDING * np.abs(values)) else "none"
 
 
 @dataclass(frozen=True, kw_only=True)

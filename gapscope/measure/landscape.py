@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gapscope.errors import ProblemError, UsageError
+from gapscope.measure.batches import in_dtype
 from gapscope.measure.context import Context
 from gapscope.measure.problem import BatchNorm, Problem
 from gapscope.results import Array
@@ -75,7 +76,10 @@ class Landscape:
 
     @cached_property
     def _model(self) -> nn.Module:
-        return copied(self.first.model)
+        model = copied(self.first.model)
+        # points between are in the problem's dtype, and weights in bfloat16 would round them to others
+        model._apply(lambda tensor: in_dtype(tensor, self.first.dtype))  # type: ignore[no-untyped-call]  # of torch
+        return model
 
     def at(self, theta: Tensor, weights: Sequence[float]) -> dict[str, Problem]:
         """Return the problems by split at theta (n,); `weights` mix the subjects' buffers.

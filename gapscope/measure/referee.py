@@ -36,7 +36,7 @@ def pyhessian_top(problem: Problem, *, tolerance: float = 1e-4, steps: int = 300
     model._apply(lambda tensor: in_dtype(tensor, problem.dtype))  # type: ignore[no-untyped-call]  # of torch
     for module in model.modules():
         if forward := without_autocast(module):
-            module.forward = forward  # type: ignore[method-assign]
+            module.forward = forward
     fill(model, {**problem.parameters.unflatten(problem.theta), **problem.constants})
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in problem.parameters.names)

@@ -32,7 +32,7 @@ from gapscope.report.thresholds import (
     matches,
     select,
 )
-from gapscope.results import ROUNDING, Status
+from gapscope.results import ROUNDING, Quantity, Status
 
 Verdict = Literal["pass", "fail", "unsure", "skipped", "cannot be judged"]
 Interval = tuple[float, float]
@@ -204,13 +204,18 @@ def interval_of(element: Element, *, population: bool) -> Interval:
         sampling = math.inf if math.isnan(error) else Z * error
     below, above = value - sampling, value + sampling
     if population and quantity.samples is not None:
-        scale = 100.0 if quantity.unit == "%" else 1.0
-        below, above = (scale * end for end in rate(quantity.samples))
+        below, above = _rate(quantity)
     proven = min(numerical, ROUNDING * abs(value))
     low = below - (proven if quantity.bound == "lower" else numerical)
     high = above + (proven if quantity.bound == "upper" else numerical)
     opened = _opened(element)
     return -math.inf if opened[0] else low, math.inf if opened[1] else high
+
+
+def _rate(quantity: Quantity) -> Interval:
+    low, high = rate(quantity.samples)
+    scale = 100.0 if quantity.unit == "%" else 1.0
+    return scale * low, scale * high
 
 
 def _numerical(element: Element) -> float:
@@ -336,8 +341,10 @@ def _contrast(case: _Case, old: Element, *, share: bool) -> Interval:
 def _settle(case: _Case) -> str:
     """Return what would shrink the interval: more data where their error is the larger one, else more work."""
     element, settings = case.element, case.element.record.settings
-    sampling = element.at(element.quantity.sampling_error)
-    if case.population and not Z * sampling <= _numerical(element):
+    sampling = Z * element.at(element.quantity.sampling_error)
+    if case.population and element.quantity.samples is not None:  # 20 of 20 right have a standard error of 0
+        sampling = float(np.ptp(_rate(element.quantity))) / 2
+    if case.population and not sampling <= _numerical(element):
         if not case.report.conditions.get("limit"):
             return 'more data, or `claim = "data"`'
         known = math.isfinite(sampling)

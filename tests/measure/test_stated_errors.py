@@ -9,6 +9,7 @@ import torch
 from gapscope.measure import gauss_newton
 from gapscope.measure.analyzers.adaptive_sharpness import AdaptiveSharpness
 from gapscope.measure.analyzers.curvature import Curvature
+from gapscope.measure.analyzers.density import Density
 from gapscope.measure.analyzers.eigenvalues import Eigenvalues
 from gapscope.measure.analyzers.epsilon_sharpness import EpsilonSharpness
 from gapscope.measure.analyzers.noise import Noise
@@ -52,9 +53,12 @@ def test_samples_by_differences_are_known_as_well_as_products():
 def test_values_of_products_that_are_off_are_no_bounds(off, bound):
     h = torch.tensor([1.0, 2.0, 3.0], dtype=F8)
     given = bowl(h, torch.zeros(3, dtype=F8), examined=Derivatives(error=off))
-    top = measure(Eigenvalues(tolerance=1e-2), given).top
-    assert top.bound == bound
-    assert top.numerical_error >= off
+    found = measure(Eigenvalues(tolerance=1e-2), given)
+    assert found.top.bound == bound
+    assert found.top.numerical_error >= off
+    assert found.bottom.bound == {"lower": "upper"}.get(bound, bound)
+    density = measure(Density(), given)
+    assert (density.largest.bound, density.smallest.bound) == (bound, found.bottom.bound)
     assert measure(Curvature(), given).top.bound == bound
     uneven = parabolas([1.0, 3.0], 0.7, examined=Derivatives(error=off))
     assert measure(Noise(), uneven).nonuniformity.bound == bound

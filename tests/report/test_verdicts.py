@@ -75,6 +75,7 @@ def test_for_the_population_a_rate_has_its_score_interval():
     (check,) = checks(content, "gap/test_accuracy", **limits)
     assert check.verdict == "unsure"
     assert check.interval == pytest.approx((83.887, 100), abs=1e-3)
+    assert check.settle == 'more data, or `claim = "data"`'
     assert verdict(content, selector="gap/test_accuracy", min=95.0) == "pass"  # of these data
     some = report(gap(wrong=range(30), samples=100))
     (check,) = checks(some, "gap/test_accuracy", **limits)

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from gapscope.report.file import Comparison, read
@@ -41,6 +43,19 @@ def test_demo_leaves_a_report_of_another_subject_as_it_is(run, tmp_path, small):
     assert outcome.code == 2
     assert "out/digits-small-batch.report.h5 holds a report of another subject" in outcome.err
     assert report.read_bytes() == before
+
+
+def test_demo_leaves_other_weights_that_have_a_report(run, tmp_path, small):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    ours = folder / "digits-small-batch.pt"
+    shutil.copy(small, ours)
+    assert run("gap", ours, "-q", "-o", folder / "digits-small-batch.report.h5").code == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    outcome = run("demo", "-o", "out", "-q")
+    assert outcome.code == 2
+    assert "out/digits-small-batch.pt holds other weights than this machine trains" in outcome.err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_folder_that_cannot_be_made_is_refused(run, tmp_path):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from gapscope.results import Array, Quantity, Result, Status, from_below
+from gapscope.results import Array, Quantity, Result, Status, one_sided
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,7 +132,7 @@ class Curvature:
                 "largest eigenvalue of the layer's diagonal block of the Hessian; numerical error: the distance "
                 "to a bound that holds with probability 0.999",
                 numerical_error=_known(tops.errors),
-                bound=from_below(tops.values, problem.derivatives.error),
+                bound=one_sided("lower", tops.values, problem.derivatives.error),
             )
             if tops
             else None,

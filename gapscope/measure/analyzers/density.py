@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 
-from gapscope.results import Quantity, Result, Status, scalar
+from gapscope.results import Quantity, Result, Status, one_sided, scalar
 
 if TYPE_CHECKING:
     from gapscope.measure.context import Context
@@ -98,7 +98,7 @@ class Density:
         if not found.finite:
             return self._nonfinite(problem, found.matvecs)
         largest, smallest = found.largest, found.smallest
-        scale = max(abs(largest), abs(smallest))
+        scale, inexact = max(abs(largest), abs(smallest)), problem.derivatives.error
         # a spectrum of one point still gets a bell: a thousandth of its distance from zero (of 1 at zero) for the range
         width = self.broadening * max(largest - smallest, 1e-3 * scale, 1e-3 * (scale == 0))
         masses = self._masses(found)
@@ -142,14 +142,14 @@ class Density:
             ),
             largest=Quantity(
                 value=scalar(largest),
-                bound="lower",
+                bound=one_sided("lower", largest, inexact),
                 drawn="detail",
                 doc="largest Ritz value: a lower bound on the top eigenvalue, not converged",
             ),
             smallest=Quantity(
                 value=scalar(smallest),
                 contrast="difference",
-                bound="upper",
+                bound=one_sided("upper", smallest, inexact),
                 drawn="detail",
                 doc="smallest Ritz value: an upper bound on the smallest eigenvalue, not converged",
             ),

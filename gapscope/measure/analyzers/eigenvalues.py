@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from gapscope.measure.edge import formula, sgd_edge
-from gapscope.results import Quantity, Result, Status, from_below, scalar
+from gapscope.results import Quantity, Result, Status, one_sided, scalar
 
 if TYPE_CHECKING:
     from gapscope.measure.context import Context
@@ -145,7 +145,7 @@ class Eigenvalues:
                 sampling_error=_standard_error(spread) if along else None,
                 chunks=problem.chunk_means(spread) if along else None,
                 unit="in Adam's metric" if self.preconditioned else "",
-                bound=from_below(top, inexact),
+                bound=one_sided("lower", top, inexact),
                 better="lower",
                 higher_is="sharper",
                 doc=f"largest algebraic eigenvalue{' of P^-1/2 H P^-1/2' * self.preconditioned}; numerical error: the "
@@ -155,7 +155,7 @@ class Eigenvalues:
                 value=scalar(pairs.bottom),
                 numerical_error=_known(pairs.bottom - pairs.lower + inexact),
                 contrast="difference",
-                bound="upper" if self.precision == "full" else "none",
+                bound=one_sided("upper", pairs.bottom, inexact) if self.precision == "full" else "none",
                 drawn="detail",
                 doc="smallest Ritz value, a by-product: "
                 + ("an upper bound on the smallest eigenvalue" if self.precision == "full" else "of rounded products"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from gapscope.measure.analyzers.eigenvalues import REMEDIES
-from gapscope.results import Array, Quantity, Result, Status, from_below, scalar
+from gapscope.results import Array, Quantity, Result, Status, one_sided, scalar
 
 if TYPE_CHECKING:
     from gapscope.measure.context import Context
@@ -344,7 +344,7 @@ def _nonuniformity(problem: "Problem", pairs: "Eigenpairs", squares: Array, leng
         numerical_error=_known(math.sqrt(value**2 + slack) - value + rounding),
         sampling_error=_standard_error(shares),
         chunks=_known(problem.chunk_means(value + shares)),
-        bound=from_below(value, rounding),
+        bound=one_sided("lower", value, rounding),
         higher_is="less uniform",
         doc="s = sqrt of the top eigenvalue of mean H_i^2 - H^2 over the samples' Hessians (Wu, Ma, E 2018); numerical "
         "error: the distance to the upper bound that holds with probability 0.999; errors over the data and chunks "

@@ -226,7 +226,6 @@ def _finish(
     square = float(np.mean(probes.squares))
     frobenius = math.sqrt(square)
     exact = method == "exact"
-    wider = caution(m - 1)
     square_error = 0.0 if exact else error_of_mean(np.asarray(probes.squares))  # skewed, as a chi-square
     return TraceEstimate(
         trace=float(np.mean(probes.traces)),
@@ -234,7 +233,8 @@ def _finish(
         frobenius=frobenius,
         frobenius_error=square_error / (2 * frobenius) if frobenius > 0 else 0.0,  # delta method
         blocks=parts.mean(0),
-        blocks_error=np.zeros(parts.shape[1]) if exact else wider * parts.std(0, ddof=1) / math.sqrt(m),
+        # one block may be of rank 1, and its draws a chi-square's, where all together are near normal
+        blocks_error=np.asarray([0.0 if exact else error_of_mean(each) for each in parts.T]),
         probes=m,
         sketch=sketch,
         matvecs=spent,

@@ -45,6 +45,19 @@ def test_the_top_is_climbed_whatever_the_grid(points):
     assert result.barrier.bound == "lower"
 
 
+def test_points_between_models_in_half_precision_are_not_rounded_to_it():
+    torch.manual_seed(0)
+    models = [nn.Linear(5, 3).bfloat16() for _ in range(2)]
+    data = torch.randn(40, 5), torch.arange(40) % 3
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        each = [gapscope.problem(copy.deepcopy(model).to(dtype), data) for model in models]
+        found.append(gapscope.measure(each, [Path(points=9)]).results["path"].quantities)
+    half, whole = found
+    assert half["barrier"].value == 0
+    assert np.array_equal(half["loss"].value, whole["loss"].value)
+
+
 def test_no_barrier_where_the_loss_is_convex():
     result = measured(ZOO["tanh mlp"].problem(), ZOO["tanh mlp"].problem())
     assert result.barrier.value == 0
