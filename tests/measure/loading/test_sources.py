@@ -257,6 +257,30 @@ def test_a_sequence_to_sequence_model_gets_its_decoders_inputs_from_the_labels()
     assert completed(nn.Linear(1, 1), data) is data
 
 
+def test_inputs_in_their_order_all_reach_a_sequence_to_sequence_model():
+    class Seq2Seq(nn.Linear):
+        def forward(self, input_ids, attention_mask=None, decoder_input_ids=None):
+            raise NotImplementedError
+
+        def prepare_decoder_input_ids_from_labels(self, labels):
+            return labels.roll(1)
+
+    class Open(Seq2Seq):
+        def forward(self, *inputs, **named):
+            raise NotImplementedError
+
+    ids, mask, labels = torch.arange(6).view(2, 3), torch.ones(2, 3), torch.tensor([[1, 2, 0], [3, 4, 5]])
+    data = Data((ids, mask), labels, "text", "-", 2)
+    found = completed(Seq2Seq(1, 1), data)
+    assert list(found.inputs) == ["input_ids", "attention_mask", "decoder_input_ids"]
+    assert found.inputs["input_ids"] is ids
+    assert found.inputs["attention_mask"] is mask
+    assert torch.equal(found.inputs["decoder_input_ids"], labels.roll(1))
+    assert completed(Open(1, 1), data) is data  # it has no names for them
+    whole = Data((ids, mask, labels), labels, "text", "-", 2)
+    assert completed(Seq2Seq(1, 1), whole) is whole
+
+
 def test_a_speech_models_decoder_starts_with_its_own_token():
     class Speech(nn.Linear):
         main_input_name = "input_features"
