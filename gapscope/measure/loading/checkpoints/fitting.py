@@ -87,6 +87,25 @@ def fit(
     return Fit(chosen.location, _notes(chosen, fitting[1:], state, asked=weights is not None))
 
 
+def held(checkpoint: Checkpoint, weights: str | None = None) -> Fit | None:
+    """Return which of the modules in a trusted file to measure, by the rules of `fit`; None where it holds no model.
+
+    A module without parameters, such as a criterion, is none.
+    """
+    modules = {key: module for key, module in checkpoint.modules.items() if any(True for _ in module.parameters())}
+    if not modules:
+        return None
+    states = {key: module.state_dict() for key, module in modules.items()}
+    options = [_Option(key, key, state, [], [], [], 0, is_averaged(key, state)) for key, state in states.items()]
+    asked = _asked(replace(checkpoint, tensors=states), options, weights)
+    chosen, *others = sorted(asked, key=lambda option: option.rank)
+    different = [other.location for other in others if weights is None and not _equal(chosen, other)]
+    if different:
+        note = f"weights: `{chosen.location}`; the file also holds {_quoted(different)}: choose with `--weights KEY`"
+        return Fit(chosen.location, (note,))
+    return Fit(chosen.location, _notes(chosen, [], chosen.tensors, asked=weights is not None))
+
+
 def places(checkpoint: Checkpoint, model: nn.Module) -> list[str]:
     """Return where in a file names and shapes of all of a model's tensors are; values are not looked at."""
     state, twins = model.state_dict(), _twins(model)
