@@ -29,7 +29,7 @@ from gapscope.measure.loading.datasets.arrays import (
     pick_pair,
     to_tensor,
 )
-from gapscope.measure.loading.datasets.columns import pair_of_columns, stacked, target_name
+from gapscope.measure.loading.datasets.columns import Unread, pair_of_columns, stacked, target_name
 from gapscope.measure.loading.datasets.images import pixels_of
 from gapscope.measure.loading.trust import importable, one_line, resolve
 
@@ -220,7 +220,7 @@ def _value(value: Any, where: str) -> Tensor | str:
     try:
         return to_tensor(value, where)
     except LoadError:
-        return value if isinstance(value, str) else f"{type(value).__name__}"
+        return value if isinstance(value, str) else Unread(type(value).__name__)
 
 
 def _is_picture(value: Any) -> bool:
@@ -239,7 +239,8 @@ def _collect(items: Iterator[Any], spec: str, keys: Keys, *, batched: bool | Non
         batched = _is_batch(sample, keys) if batched is None else batched
         for name in columns:
             value = sample.values.get(name)
-            if value is None or sample.form != form or (columns[name] and type(value) is not type(columns[name][0])):
+            other = columns[name] and isinstance(value, str) != isinstance(columns[name][0], str)
+            if value is None or sample.form != form or other:
                 raise LoadError(
                     f"`{spec}`: item {i} has {', '.join(sample.values)}, the first {', '.join(columns)}. Expected the "
                     "same entries of the same kinds in all."
