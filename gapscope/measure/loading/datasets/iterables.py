@@ -37,10 +37,14 @@ REREAD = 8  # a random flip escapes one comparison in two, eight in 256
 
 
 class Sample(NamedTuple):
-    """One item as named numbers and texts; `form`: named (a dict), ordered (a tuple, the target last), or alone."""
+    """One item as named numbers and texts; `form`: named (a dict), ordered (a tuple, the target last), or alone.
+
+    `target`: under which name the target is that came beside a dict.
+    """
 
     values: dict[str, Tensor | str]
     form: str
+    target: str | None = None
 
 
 def read_object(spec: str, found: object = None, *, keys: Keys = USUAL, split: Split = "train") -> Pair:
@@ -205,7 +209,10 @@ def _sample(item: Any, spec: str) -> Sample:
     *inputs, target = item if len(item) > 1 else (item[0], item[0])
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
         values = _sample(inputs[0], spec).values
-        return Sample({**values, target_name(values) or "y": to_tensor(target, f"`{spec}`: y")}, "named")
+        name = "y"
+        while name in values:  # an input of that name stays one
+            name = f"({name})"
+        return Sample({**values, name: to_tensor(target, f"`{spec}`: y")}, "named", name)
     if len(inputs) == 1 and isinstance(inputs[0], list | tuple) and all(hasattr(x, "shape") for x in inputs[0]):
         inputs = list(inputs[0])
     names = ["x"] if len(inputs) == 1 else [f"x{i + 1}" for i in range(len(inputs))]
@@ -236,6 +243,7 @@ def _collect(items: Iterator[Any], spec: str, keys: Keys, *, batched: bool | Non
         pixels = pixels or (isinstance(item, Mapping) and any(map(_is_picture, item.values())))
         columns = columns or {name: [] for name in sample.values}
         form = form or sample.form
+        keys = keys._replace(target=keys.target or sample.target)
         batched = _is_batch(sample, keys) if batched is None else batched
         for name in columns:
             value = sample.values.get(name)

@@ -217,6 +217,18 @@ def test_an_endless_iterable_is_stopped(monkeypatch):
         read(lambda: zip(itertools.repeat(torch.ones(100)), itertools.repeat(1)))
 
 
+@pytest.mark.parametrize("name", ["label", "y"])
+def test_an_input_called_like_a_target_stays_beside_the_target_of_a_pair(name):
+    """As of a conditional model, forward(image, label=None)."""
+    pair = read([({"a": x, name: x + 1}, y) for x, y in zip(X, Y, strict=True)])
+    assert list(pair.inputs) == ["a", name]
+    assert torch.equal(pair.inputs[name], X + 1)
+    assert torch.equal(pair.targets, Y)
+    chosen = read_object("m", [({"a": x, name: y}, 0) for x, y in zip(X, Y, strict=True)], keys=Keys(("a",), name))
+    assert torch.equal(chosen.inputs, X)
+    assert torch.equal(chosen.targets, Y)
+
+
 class Animal(enum.Enum):
     CAT = 1
 
