@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gapscope.errors import LoadError, did_you_mean
 from gapscope.measure.batches import Inputs
 from gapscope.measure.loading.running import sizes_of
-from gapscope.measure.loading.targets import are_labels, is_ambiguous, own_criterion, refuse, squeezed
+from gapscope.measure.loading.targets import are_labels, is_ambiguous, own_criterion, refuse, refuse_complex, squeezed
 from gapscope.measure.loading.trust import Trust, importable, one_line, resolve, resolve_recorded, signature
 
 IGNORED = -100  # the label that torch and Hugging Face leave out
@@ -178,6 +178,7 @@ def _log_loss(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def _like_outputs(outputs: Tensor, targets: Tensor, loss: str, other: str) -> Tensor:
+    refuse_complex(targets, loss)
     # numbers in another order, such as channels last, must not fit
     if len(outputs) == len(targets) and squeezed(outputs.shape[1:]) == squeezed(targets.shape[1:]):
         targets = targets.reshape(outputs.shape)  # (B,) against (B, 1) would broadcast to (B, B)
@@ -242,6 +243,7 @@ def infer_loss(targets: Tensor, model: nn.Module | None = None, inputs: Inputs |
     output = sizes_of(inputs, model) if model is not None and inputs is not None else None
     if model is not None and (own := own_criterion(model)):
         return build_loss(own, recorded=False, trust=Trust())
+    refuse_complex(targets, "The usual loss")
     if is_ambiguous(targets, output):
         raise refuse(targets, output)
     if targets.is_floating_point():
