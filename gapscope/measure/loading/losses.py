@@ -253,6 +253,11 @@ def infer_loss(targets: Tensor, model: nn.Module | None = None, inputs: Inputs |
         return LOSSES["masked-lm"]
     tokens = inputs.get("input_ids") if isinstance(inputs, dict) else inputs
     if kind.endswith(("ForCausalLM", "LMHeadModel")) and isinstance(tokens, Tensor) and tokens.shape == targets.shape:
+        if tokens.ndim < 2:
+            raise LoadError(
+                f"The data are one row of {len(tokens):,} tokens, each a sample of its own. Expected blocks of them, "
+                f"(samples, tokens), for a {kind}. Save the row alone and let it be cut: `-d tokens.npy:block=128`."
+            )
         left_out = targets == IGNORED
         same = bool(((tokens == targets) | left_out).all())
         if same or not bool(((tokens[:, 1:] == targets[:, :-1]) | left_out[:, :-1]).all()):

@@ -271,8 +271,16 @@ def completed(model: nn.Module, data: Data) -> Data:
         return data
     if len(inputs) < len(tensors(data.inputs)):  # names are missing, and none of the inputs may be
         return data
+    try:
+        shifted = prepare(labels=data.targets)
+    except (ValueError, AttributeError, TypeError) as error:  # what transformers raise for want of a token's number
+        raise LoadError(
+            f"{type(model).__name__} cannot make the decoder's inputs from the labels: {one_line(error)}. Expected its "
+            "start token and its padding. Set `decoder_start_token_id` and `pad_token_id` in config.json, or give "
+            "`decoder_input_ids` in the data."
+        ) from error
     note = f"data: {data.name}: the decoder's inputs are made from the labels, as {type(model).__name__} does"
-    made = {**inputs, "decoder_input_ids": prepare(labels=data.targets)}
+    made = {**inputs, "decoder_input_ids": shifted}
     return replace(data, inputs=made, notes=(*data.notes, note))
 
 

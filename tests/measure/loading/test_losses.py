@@ -222,6 +222,8 @@ def test_a_language_model_tells_its_loss_by_its_name_and_targets():
         assert infer_loss(targets, NetForCausalLM(), ids) is LOSSES["causal-lm"]
         assert infer_loss(targets, NetForCausalLM(), {"input_ids": ids}) is LOSSES["causal-lm"]
     assert infer_loss(following, NetForCausalLM(), ids) is CE  # the next tokens already
+    with pytest.raises(LoadError, match=r"one row of 11 tokens, each .* Save the row .*`-d tokens\.npy:block=128`"):
+        infer_loss(torch.arange(1, 12), NetForCausalLM(), torch.arange(11))
     following[0, 1] = -100
     assert infer_loss(following, NetForCausalLM(), ids) is CE
 

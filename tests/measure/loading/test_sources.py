@@ -294,6 +294,25 @@ def test_a_speech_models_decoder_starts_with_its_own_token():
     assert completed(Speech(1, 1), classes) is classes
 
 
+def test_a_decoder_without_a_start_token_is_told_to_have_one():
+    class Speech(nn.Linear):
+        main_input_name = "input_features"
+        config = types.SimpleNamespace(is_encoder_decoder=True, decoder_start_token_id=None, pad_token_id=0)
+
+    class Bare(Speech):
+        config = types.SimpleNamespace(is_encoder_decoder=True)
+
+    class Text(nn.Linear):
+        def prepare_decoder_input_ids_from_labels(self, labels):
+            raise ValueError("self.model.config.pad_token_id has to be defined.")
+
+    data = Data(torch.rand(2, 4, 5), torch.tensor([[1, -100, -100], [3, 4, 5]]), "speech", "-", 2)
+    for kind in (Speech, Bare, Text):
+        message = f"{kind.__name__} cannot make the decoder's inputs from the labels: .*Expected its start token and its"
+        with pytest.raises(LoadError, match=message):
+            completed(kind(1, 1), data)
+
+
 class Labelled(nn.Linear):
     """Returns its own loss when it is given labels."""
 
