@@ -76,8 +76,17 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64  # no float64 there
 
 
+def _require_samples(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.ndim == 0:
+        raise LoadError(
+            f"The model returns () for targets {tuple(targets.shape)}. Expected one output for each sample. Keep the "
+            "batch axis in `forward` (`squeeze()` drops it)."
+        )
+
+
 def classes_last(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return class scores as (B, ..., classes), whichever of the two usual layouts the model has."""
+    _require_samples(outputs, targets)
     if outputs.ndim == targets.ndim + 1:
         if outputs.shape[:-1] == targets.shape:  # (B, C) or (B, T, V)
             return outputs
@@ -179,6 +188,7 @@ def _log_loss(scores: Tensor, targets: Tensor) -> Tensor:
 
 def _like_outputs(outputs: Tensor, targets: Tensor, loss: str, other: str) -> Tensor:
     refuse_complex(targets, loss)
+    _require_samples(outputs, targets)
     # numbers in another order, such as channels last, must not fit
     if len(outputs) == len(targets) and squeezed(outputs.shape[1:]) == squeezed(targets.shape[1:]):
         targets = targets.reshape(outputs.shape)  # (B,) against (B, 1) would broadcast to (B, B)

@@ -228,6 +228,13 @@ def test_a_language_model_tells_its_loss_by_its_name_and_targets():
     assert infer_loss(following, NetForCausalLM(), ids) is CE
 
 
+@pytest.mark.parametrize("spec", ["cross-entropy", "mse", "bce-with-logits", "torch.nn:L1Loss"])
+def test_outputs_that_lost_the_batch_axis_are_said_to_have(spec):
+    """As of a model that ends in `squeeze()`, on a micro-batch of one sample."""
+    with pytest.raises(LoadError, match=r"The model returns \(\) for targets \(1,\)\. Expected .* Keep the batch axis in `"):
+        build(spec).per_sample(torch.ones(()), torch.ones(1))
+
+
 def test_a_users_loss_is_used_as_it_is(folder):
     outputs, targets = torch.randn(3, 2), torch.tensor([0, 1, 1])
     assert build("zoo:l1").per_sample(outputs, targets).shape == (3,)
