@@ -154,7 +154,7 @@ def _refuse_untied(
     """Refuse weights that differ where the model has one parameter: the last of them would silently win."""
     for name, names in twins.items():
         mine, other = chosen.tensors.get(names[0]), chosen.tensors.get(name)
-        if mine is not None and other is not None and not torch.equal(_dense(mine), _dense(other)):
+        if mine is not None and other is not None and not _same_values(mine, other):
             raise LoadError(
                 f"{checkpoint.name} has different values for `{names[0]}` and `{name}`, which are one parameter of "
                 f"`{model_name}`. Expected equal ones. Give the model that was trained, with the two untied."
@@ -270,6 +270,12 @@ def _dense(tensor: Tensor) -> Tensor:
     return dense(tensor.dequantize() if tensor.is_quantized else tensor)
 
 
+def _same_values(one: Tensor, other: Tensor) -> bool:
+    """Return whether all numbers are equal; NaN, as of a run that diverged, is NaN."""
+    a, b = _dense(one), _dense(other)
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
 def _notes(chosen: _Option, others: list[_Option], state: Mapping[str, Tensor], *, asked: bool) -> tuple[str, ...]:
     notes = list(chosen.remarks)
     different = [other.location for other in others if not asked and not _equal(chosen, other)]
@@ -292,7 +298,7 @@ def _notes(chosen: _Option, others: list[_Option], state: Mapping[str, Tensor], 
 
 def _equal(one: _Option, other: _Option) -> bool:
     pairs = ((tensor, other.tensors.get(name)) for name, tensor in one.tensors.items())
-    return all(b is not None and a.dtype == b.dtype and torch.equal(_dense(a), _dense(b)) for a, b in pairs)
+    return all(b is not None and a.dtype == b.dtype and _same_values(a, b) for a, b in pairs)
 
 
 def _why_not(
