@@ -290,7 +290,7 @@ def test_of_the_modules_in_a_trusted_file_the_model_is_taken_or_what_was_asked_f
     assert found(raw).weights_key == "(file)"
     with pytest.raises(LoadError, match=r"has no weights under `nonsense`. Expected raw, ema or one of `ema`, `model`"):
         found(both, "nonsense")
-    with pytest.raises(LoadError, match="holds no averaged weights that this model knows. Expected one of `model`"):
+    with pytest.raises(LoadError, match=r"holds no averaged weights that this model knows. Expected one of `model`"):
         found({"model": raw}, "ema")
     with pytest.raises(LoadError, match="does not say which model it holds"):
         found({"loss": nn.MSELoss(), "model": raw.state_dict()})

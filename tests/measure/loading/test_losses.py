@@ -231,7 +231,9 @@ def test_a_language_model_tells_its_loss_by_its_name_and_targets():
 @pytest.mark.parametrize("spec", ["cross-entropy", "mse", "bce-with-logits", "torch.nn:L1Loss"])
 def test_outputs_that_lost_the_batch_axis_are_said_to_have(spec):
     """As of a model that ends in `squeeze()`, on a micro-batch of one sample."""
-    with pytest.raises(LoadError, match=r"The model returns \(\) for targets \(1,\)\. Expected .* Keep the batch axis in `"):
+    with pytest.raises(
+        LoadError, match=r"The model returns \(\) for targets \(1,\)\. Expected .* Keep the batch axis in `"
+    ):
         build(spec).per_sample(torch.ones(()), torch.ones(1))
 
 

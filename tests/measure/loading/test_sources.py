@@ -308,7 +308,9 @@ def test_a_decoder_without_a_start_token_is_told_to_have_one():
 
     data = Data(torch.rand(2, 4, 5), torch.tensor([[1, -100, -100], [3, 4, 5]]), "speech", "-", 2)
     for kind in (Speech, Bare, Text):
-        message = f"{kind.__name__} cannot make the decoder's inputs from the labels: .*Expected its start token and its"
+        message = (
+            f"{kind.__name__} cannot make the decoder's inputs from the labels: .*Expected its start token and its"
+        )
         with pytest.raises(LoadError, match=message):
             completed(kind(1, 1), data)
 

@@ -238,7 +238,9 @@ def test_complex_targets_take_a_loss_of_their_own(folder):
     for spec in ("mse", "cross-entropy", "bce-with-logits", "causal-lm", "torch.nn:L1Loss"):
         with pytest.raises(LoadError, match=r"The targets are complex numbers\. .* takes real ones\. Name a loss of y"):
             check_fit(nn.Linear(3, 2), "net", held, loss(spec))
-    with pytest.raises(LoadError, match="The targets are complex numbers. The usual loss takes real ones. Name a loss"):
+    with pytest.raises(
+        LoadError, match=r"The targets are complex numbers. The usual loss takes real ones. Name a loss"
+    ):
         infer_loss(WAVES, model, X)
     flags = data(X, torch.eye(2, dtype=torch.complex64)[Y])
     assert as_classes(flags, nn.Linear(3, 2)) is flags
@@ -250,5 +252,7 @@ def test_complex_outputs_are_refused_in_words():
             return torch.view_as_complex(super().forward(x).unflatten(1, (2, 2)))
 
     for held in (data(X, WAVES), data(X, X[:, :2])):
-        with pytest.raises(LoadError, match="`wave` returns complex numbers. Expected real ones, as second derivatives"):
+        with pytest.raises(
+            LoadError, match=r"`wave` returns complex numbers. Expected real ones, as second derivatives"
+        ):
             check_fit(Wave(3, 4), "wave", held, loss("torch.nn:L1Loss"))

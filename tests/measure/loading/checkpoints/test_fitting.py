@@ -267,7 +267,7 @@ def test_weights_of_a_run_that_diverged_are_one_parameter_still():
     tensor[1, 1] = torch.nan
     twice = {"embed.weight": tensor, "head.weight": tensor.clone()}
     assert fit(checkpoint(model=twice, ema=dict(twice)), Tied(), "tied", {}).notes == ()
-    with pytest.raises(LoadError, match="different values for `embed.weight` and `head.weight`"):
+    with pytest.raises(LoadError, match=r"different values for `embed.weight` and `head.weight`"):
         fit(checkpoint(file={**twice, "head.weight": tensor.nan_to_num()}), Tied(), "tied", {})
 
 
