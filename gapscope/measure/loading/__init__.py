@@ -14,7 +14,7 @@ from torch import nn
 from gapscope.errors import LoadError
 from gapscope.measure.loading.checkpoints import formats
 from gapscope.measure.loading.checkpoints.checkpoint import ROOT, Checkpoint, read_checkpoint, save_checkpoint
-from gapscope.measure.loading.checkpoints.fitting import fit
+from gapscope.measure.loading.checkpoints.fitting import fit, held
 from gapscope.measure.loading.datasets.data import Data, Reading, data_of, load_data, same_classes
 from gapscope.measure.loading.losses import Loss, build_loss, infer_loss
 from gapscope.measure.loading.models import all_arguments, build_model, find_factory, parse_args
@@ -128,10 +128,10 @@ class _Built:
 
 
 def _built(request: Request, checkpoint: Checkpoint) -> _Built:
-    if checkpoint.module is not None and request.model is None:
-        model, notes = unwrapped(checkpoint.module)
+    if request.model is None and (found := held(checkpoint, request.weights)):
+        model, notes = unwrapped(checkpoint.modules[found.key])
         name = type(model).__name__
-        return _Built(model, name, {}, ROOT, (f"model: the {name} that the file holds", *notes))
+        return _Built(model, name, {}, found.key, (f"model: the {name} that the file holds", *notes, *found.notes))
     folder = checkpoint.folder or (request.checkpoint if request.checkpoint.is_dir() else request.checkpoint.parent)
     name, args, recorded, notes = _model_of(request, checkpoint, folder)
     factory = find_factory(name, recorded=recorded, trust=request.trust, folder=folder)

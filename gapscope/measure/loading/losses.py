@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gapscope.errors import LoadError, did_you_mean
 from gapscope.measure.batches import Inputs
 from gapscope.measure.loading.running import sizes_of
-from gapscope.measure.loading.targets import are_labels, is_ambiguous, own_criterion, refuse, squeezed
+from gapscope.measure.loading.targets import are_labels, is_ambiguous, own_criterion, refuse, refuse_complex, squeezed
 from gapscope.measure.loading.trust import Trust, importable, one_line, resolve, resolve_recorded, signature
 
 IGNORED = -100  # the label that torch and Hugging Face leave out
@@ -76,8 +76,17 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64  # no float64 there
 
 
+def _require_samples(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.ndim == 0:
+        raise LoadError(
+            f"The model returns () for targets {tuple(targets.shape)}. Expected one output for each sample. Keep the "
+            "batch axis in `forward` (`squeeze()` drops it)."
+        )
+
+
 def classes_last(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return class scores as (B, ..., classes), whichever of the two usual layouts the model has."""
+    _require_samples(outputs, targets)
     if outputs.ndim == targets.ndim + 1:
         if outputs.shape[:-1] == targets.shape:  # (B, C) or (B, T, V)
             return outputs
@@ -178,6 +187,8 @@ def _log_loss(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def _like_outputs(outputs: Tensor, targets: Tensor, loss: str, other: str) -> Tensor:
+    refuse_complex(targets, loss)
+    _require_samples(outputs, targets)
     # numbers in another order, such as channels last, must not fit
     if len(outputs) == len(targets) and squeezed(outputs.shape[1:]) == squeezed(targets.shape[1:]):
         targets = targets.reshape(outputs.shape)  # (B,) against (B, 1) would broadcast to (B, B)
@@ -242,6 +253,7 @@ def infer_loss(targets: Tensor, model: nn.Module | None = None, inputs: Inputs |
     output = sizes_of(inputs, model) if model is not None and inputs is not None else None
     if model is not None and (own := own_criterion(model)):
         return build_loss(own, recorded=False, trust=Trust())
+    refuse_complex(targets, "The usual loss")
     if is_ambiguous(targets, output):
         raise refuse(targets, output)
     if targets.is_floating_point():
@@ -251,6 +263,11 @@ def infer_loss(targets: Tensor, model: nn.Module | None = None, inputs: Inputs |
         return LOSSES["masked-lm"]
     tokens = inputs.get("input_ids") if isinstance(inputs, dict) else inputs
     if kind.endswith(("ForCausalLM", "LMHeadModel")) and isinstance(tokens, Tensor) and tokens.shape == targets.shape:
+        if tokens.ndim < 2:
+            raise LoadError(
+                f"The data are one row of {len(tokens):,} tokens, each a sample of its own. Expected blocks of them, "
+                f"(samples, tokens), for a {kind}. Save the row alone and let it be cut: `-d tokens.npy:block=128`."
+            )
         left_out = targets == IGNORED
         same = bool(((tokens == targets) | left_out).all())
         if same or not bool(((tokens[:, 1:] == targets[:, :-1]) | left_out[:, :-1]).all()):

@@ -32,7 +32,8 @@ def sizes_of(inputs: Inputs, model: nn.Module) -> tuple[int, ...] | None:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluate in eval mode, and put modes, buffers and random state back."""
     modes = {module: module.training for module in model.modules()}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    values = {buffer: buffer.clone() for buffer in model.buffers()}
+    bound = {module: dict(module._buffers.items()) for module in modes}
     try:
         with torch.random.fork_rng(devices=[]):
             for module in modes:
@@ -42,6 +43,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for module, training in modes.items():
             module.training = training
         with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in buffers and not torch.equal(buffer, buffers[name]):
-                    buffer.copy_(buffers[name])
+            for buffer, value in values.items():
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        for module, own in bound.items():
+            for name, before in own.items():
+                if getattr(module, name, None) is not before:  # forward put another tensor there, the input itself, say
+                    module._buffers[name] = before

@@ -263,12 +263,24 @@ def completed(model: nn.Module, data: Data) -> Data:
     config = getattr(model, "config", None)
     if prepare is None and getattr(config, "is_encoder_decoder", False) and hasattr(model, "main_input_name"):
         prepare = partial(_shifted, config)
-    first = getattr(model, "main_input_name", "input_ids")
-    inputs = data.inputs if isinstance(data.inputs, dict) else {first: tensors(data.inputs)[0]}
+    if isinstance(data.inputs, Tensor):
+        inputs: dict[str, Tensor] = {getattr(model, "main_input_name", "input_ids"): data.inputs}
+    else:
+        inputs = _by_name(model, data.inputs)
     if prepare is None or "decoder_input_ids" in inputs or data.targets.is_floating_point() or data.targets.ndim < 2:
         return data
+    if len(inputs) < len(tensors(data.inputs)):  # names are missing, and none of the inputs may be
+        return data
+    try:
+        shifted = prepare(labels=data.targets)
+    except (ValueError, AttributeError, TypeError) as error:  # what transformers raise for want of a token's number
+        raise LoadError(
+            f"{type(model).__name__} cannot make the decoder's inputs from the labels: {one_line(error)}. Expected its "
+            "start token and its padding. Set `decoder_start_token_id` and `pad_token_id` in config.json, or give "
+            "`decoder_input_ids` in the data."
+        ) from error
     note = f"data: {data.name}: the decoder's inputs are made from the labels, as {type(model).__name__} does"
-    made = {**inputs, "decoder_input_ids": prepare(labels=data.targets)}
+    made = {**inputs, "decoder_input_ids": shifted}
     return replace(data, inputs=made, notes=(*data.notes, note))
 
 
@@ -278,12 +290,21 @@ def _shifted(config: Any, labels: Tensor) -> Tensor:
     return before.masked_fill(before == IGNORED, config.pad_token_id)
 
 
+def _by_name(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """Return inputs by the names that forward has for them, those alone that it has a name for."""
+    if isinstance(inputs, dict):
+        return inputs
+    known = signature(model.forward)
+    names = [p.name for p in known.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD] if known else []
+    return dict(zip(names, tensors(inputs), strict=False))
+
+
 def own_loss(model: nn.Module, inputs: Inputs, targets: Tensor) -> float | None:
     """Return the loss that a model which takes labels computes itself, as those of transformers do; None elsewhere."""
     known = signature(model.forward)
     if known is None or "labels" not in known.parameters:
         return None
-    named = inputs if isinstance(inputs, dict) else dict(zip(known.parameters, tensors(inputs), strict=False))
+    named = _by_name(model, inputs)
     transformers = sys.modules.get("transformers")
     with _quiet(transformers) if transformers else contextlib.nullcontext():
         try:

@@ -31,6 +31,9 @@ def own_criterion(model: nn.Module) -> str:
     if len(found) != 1 or weighted or summed:
         return ""
     options = {key: getattr(found[0], key, unset) for key, unset in _UNSET.items()}
+    several = [value for value in options.values() if isinstance(value, Tensor) and value.ndim > 1]
+    if any(value.numel() not in (1, value.shape[-1]) for value in several):
+        return ""  # weights of other dimensions than the last, as of channels, which `--loss` cannot spell
     given = [
         f"{key}={value.flatten().tolist() if isinstance(value, Tensor) else value}"
         for key, value in options.items()
@@ -62,7 +65,8 @@ def as_classes(data: Data, model: nn.Module) -> Data:
         y = y.long()
         y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
         how.append("real numbers taken as class numbers")
-    if y.ndim > 1 and not y.is_floating_point() and tuple(y.shape[1:]) == sizes_of(data.inputs, model):
+    numbers = not (y.is_floating_point() or y.is_complex())
+    if y.ndim > 1 and numbers and tuple(y.shape[1:]) == sizes_of(data.inputs, model):
         axis = next((axis for axis in (1, -1) if _one_hot(y, axis)), None)
         if axis is not None:
             y, how = y.argmax(axis), ["one-hot rows taken as class numbers"]
@@ -87,6 +91,15 @@ def refuse(targets: Tensor, output: tuple[int, ...] | None) -> LoadError:
         f"{' or '.join(f'`--loss {loss}`' for loss in losses)}; or, for a score per class, mend the model's arguments: "
         "`-a NAME=VALUE`."
     )
+
+
+def refuse_complex(targets: Tensor, loss: str) -> None:
+    """Raise LoadError where targets are complex, whose imaginary parts a loss of real numbers would drop."""
+    if targets.is_complex():
+        raise LoadError(
+            f"The targets are complex numbers. {loss} takes real ones. Name a loss of yours, `--loss "
+            "path/file.py:function`, or give pairs of real numbers: `torch.view_as_real`."
+        )
 
 
 def squeezed(sizes: tuple[int, ...] | torch.Size) -> list[int]:

@@ -13,6 +13,7 @@ from gapscope.measure.loading.datasets.transforms import channels_last
 from gapscope.measure.loading.losses import Loss, classes_last
 from gapscope.measure.loading.running import few, undisturbed
 from gapscope.measure.loading.sources import own_loss
+from gapscope.measure.loading.targets import refuse_complex
 from gapscope.measure.loading.trust import one_line, signature
 
 _SAMPLES = 8  # logits that all look like probabilities by chance are rare then
@@ -48,6 +49,11 @@ def check_fit(model: nn.Module, name: str, data: Data, loss: Loss) -> tuple[str,
         raise LoadError(
             f"`{name}` returns {tuple(outputs.shape)} for {len(y)} samples. Expected one output per sample, "
             "batch first."
+        )
+    if outputs.is_complex():
+        raise LoadError(
+            f"`{name}` returns complex numbers. Expected real ones, as second derivatives are taken through them. End "
+            "`forward` in `torch.view_as_real(...)` or `.abs()`."
         )
     _check_targets(outputs, name, data, loss)
     try:
@@ -144,6 +150,8 @@ def _check_names(model: nn.Module, name: str, inputs: Mapping[str, Tensor]) -> N
 
 def _check_targets(outputs: Tensor, name: str, data: Data, loss: Loss) -> None:
     kind = loss.name.partition(":")[0]
+    if kind == "bce-with-logits" or loss.ignored is not None:
+        refuse_complex(data.targets, f"`{loss.name}`")
     if kind == "bce-with-logits":
         low, high = float(data.targets.min()), float(data.targets.max())
         if low < 0 or high > 1:

@@ -250,7 +250,7 @@ def _is_importable(module: str) -> bool:
     try:
         with importable(f"{module}:"):
             return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
+    except (Exception, SystemExit):  # of the package above it, which is imported on the way, and said when it is
         return False
 
 

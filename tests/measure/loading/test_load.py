@@ -75,6 +75,12 @@ def test_the_criterion_of_the_model_and_the_recorded_settings_are_used_and_said(
     assert "model: config={'inputs': 64} as the checkpoint recorded; change them with `-a`" in loaded.notes
 
 
+def zoo_net():
+    import zoo
+
+    return zoo.Net()
+
+
 def net(path="net.pt", **about):
     import zoo
 
@@ -256,11 +262,38 @@ def test_a_trusted_file_can_be_the_model_itself():
     torch.save({"net": zoo.instance, "epoch": 3}, "whole.pt")
     trust = Trust(file=True)
     loaded = ask(Path("whole.pt"), data="zoo:pairs", trust=trust)
-    assert (loaded.model_name, loaded.model_args, loaded.weights_key) == ("Net", {}, "(file)")
+    assert (loaded.model_name, loaded.model_args, loaded.weights_key) == ("Net", {}, "net")
     assert "model: the Net that the file holds" in loaded.notes
     assert torch.equal(loaded.model.fc1.weight, zoo.instance.fc1.weight)
     named = ask(Path("whole.pt"), data="zoo:pairs", trust=trust, model="zoo:Net", model_args={"width": 4})
     assert (named.model_name, named.model_args, named.weights_key) == ("zoo:Net", {"width": 4}, "net")
+
+
+def test_of_the_modules_in_a_trusted_file_the_model_is_taken_or_what_was_asked_for():
+    raw, average = zoo_net(), zoo_net()
+    trust = Trust(file=True)
+
+    def found(content, weights=None):
+        torch.save(content, "whole.pt")
+        return ask(Path("whole.pt"), data="zoo:pairs", trust=trust, weights=weights)
+
+    both = {"ema": average, "loss": nn.MSELoss(), "model": raw}
+    loaded = found(both)
+    assert loaded.weights_key == "model"
+    assert torch.equal(loaded.model.fc1.weight, raw.fc1.weight)
+    assert "weights: `model`; the file also holds `ema`: choose with `--weights KEY`" in loaded.notes
+    loaded = found(both, "ema")
+    assert loaded.weights_key == "ema"
+    assert torch.equal(loaded.model.fc1.weight, average.fc1.weight)
+    assert "weights: `ema`, an average over training" in loaded.notes
+    assert found(both, "raw").weights_key == found({"loss": nn.MSELoss(), "model": raw}).weights_key == "model"
+    assert found(raw).weights_key == "(file)"
+    with pytest.raises(LoadError, match=r"has no weights under `nonsense`. Expected raw, ema or one of `ema`, `model`"):
+        found(both, "nonsense")
+    with pytest.raises(LoadError, match=r"holds no averaged weights that this model knows. Expected one of `model`"):
+        found({"model": raw}, "ema")
+    with pytest.raises(LoadError, match="does not say which model it holds"):
+        found({"loss": nn.MSELoss(), "model": raw.state_dict()})
 
 
 def test_what_was_typed_of_weights_and_data_is_passed_on():

@@ -222,8 +222,19 @@ def test_a_language_model_tells_its_loss_by_its_name_and_targets():
         assert infer_loss(targets, NetForCausalLM(), ids) is LOSSES["causal-lm"]
         assert infer_loss(targets, NetForCausalLM(), {"input_ids": ids}) is LOSSES["causal-lm"]
     assert infer_loss(following, NetForCausalLM(), ids) is CE  # the next tokens already
+    with pytest.raises(LoadError, match=r"one row of 11 tokens, each .* Save the row .*`-d tokens\.npy:block=128`"):
+        infer_loss(torch.arange(1, 12), NetForCausalLM(), torch.arange(11))
     following[0, 1] = -100
     assert infer_loss(following, NetForCausalLM(), ids) is CE
+
+
+@pytest.mark.parametrize("spec", ["cross-entropy", "mse", "bce-with-logits", "torch.nn:L1Loss"])
+def test_outputs_that_lost_the_batch_axis_are_said_to_have(spec):
+    """As of a model that ends in `squeeze()`, on a micro-batch of one sample."""
+    with pytest.raises(
+        LoadError, match=r"The model returns \(\) for targets \(1,\)\. Expected .* Keep the batch axis in `"
+    ):
+        build(spec).per_sample(torch.ones(()), torch.ones(1))
 
 
 def test_a_users_loss_is_used_as_it_is(folder):

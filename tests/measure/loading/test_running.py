@@ -30,3 +30,31 @@ def test_a_buffer_that_a_run_moved_is_put_back():
         model.calls += 1
     assert model.calls == 0
     assert model.training
+
+
+def test_a_buffer_in_whose_place_a_run_put_another_tensor_is_the_old_one_again():
+    class Cached(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 2)
+            self.register_buffer("cache", torch.zeros(1, 3))
+            self.register_buffer("last", torch.zeros(2, 3))
+            self.register_buffer("none", None)
+
+        def forward(self, x):
+            if len(self.cache) < len(x):
+                self.cache = torch.ones(len(x), 3)
+            self.last, self.none = x, x
+            return super().forward(x + self.cache[: len(x)])
+
+    model, x = Cached(), torch.randn(2, 3)
+    given, buffer = x.clone(), model.cache
+    outputs = []
+    for _ in range(2):
+        with undisturbed(model):
+            outputs.append(model(x))
+    assert torch.equal(*outputs)
+    assert model.cache is buffer
+    assert torch.equal(model.cache, torch.zeros(1, 3))
+    assert torch.equal(model.last, torch.zeros(2, 3))
+    assert model.none is None
+    assert torch.equal(x, given)

@@ -257,6 +257,30 @@ def test_a_sequence_to_sequence_model_gets_its_decoders_inputs_from_the_labels()
     assert completed(nn.Linear(1, 1), data) is data
 
 
+def test_inputs_in_their_order_all_reach_a_sequence_to_sequence_model():
+    class Seq2Seq(nn.Linear):
+        def forward(self, input_ids, attention_mask=None, decoder_input_ids=None):
+            raise NotImplementedError
+
+        def prepare_decoder_input_ids_from_labels(self, labels):
+            return labels.roll(1)
+
+    class Open(Seq2Seq):
+        def forward(self, *inputs, **named):
+            raise NotImplementedError
+
+    ids, mask, labels = torch.arange(6).view(2, 3), torch.ones(2, 3), torch.tensor([[1, 2, 0], [3, 4, 5]])
+    data = Data((ids, mask), labels, "text", "-", 2)
+    found = completed(Seq2Seq(1, 1), data)
+    assert list(found.inputs) == ["input_ids", "attention_mask", "decoder_input_ids"]
+    assert found.inputs["input_ids"] is ids
+    assert found.inputs["attention_mask"] is mask
+    assert torch.equal(found.inputs["decoder_input_ids"], labels.roll(1))
+    assert completed(Open(1, 1), data) is data  # it has no names for them
+    whole = Data((ids, mask, labels), labels, "text", "-", 2)
+    assert completed(Seq2Seq(1, 1), whole) is whole
+
+
 def test_a_speech_models_decoder_starts_with_its_own_token():
     class Speech(nn.Linear):
         main_input_name = "input_features"
@@ -268,6 +292,27 @@ def test_a_speech_models_decoder_starts_with_its_own_token():
     assert found.inputs["decoder_input_ids"].tolist() == [[9, 1, 0], [9, 3, 4]]
     classes = Data(features, torch.ones(2).long(), "speech", "-", 2)
     assert completed(Speech(1, 1), classes) is classes
+
+
+def test_a_decoder_without_a_start_token_is_told_to_have_one():
+    class Speech(nn.Linear):
+        main_input_name = "input_features"
+        config = types.SimpleNamespace(is_encoder_decoder=True, decoder_start_token_id=None, pad_token_id=0)
+
+    class Bare(Speech):
+        config = types.SimpleNamespace(is_encoder_decoder=True)
+
+    class Text(nn.Linear):
+        def prepare_decoder_input_ids_from_labels(self, labels):
+            raise ValueError("self.model.config.pad_token_id has to be defined.")
+
+    data = Data(torch.rand(2, 4, 5), torch.tensor([[1, -100, -100], [3, 4, 5]]), "speech", "-", 2)
+    for kind in (Speech, Bare, Text):
+        message = (
+            f"{kind.__name__} cannot make the decoder's inputs from the labels: .*Expected its start token and its"
+        )
+        with pytest.raises(LoadError, match=message):
+            completed(kind(1, 1), data)
 
 
 class Labelled(nn.Linear):

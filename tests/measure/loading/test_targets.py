@@ -108,6 +108,16 @@ def test_criteria_that_do_not_say_one_loss_are_left_alone(held):
     assert own_criterion(nn.ModuleList(held)) == ""
 
 
+def test_weights_of_channels_are_not_taken_for_those_of_the_last_dimension():
+    weights = torch.tensor([1.0, 5, 9])
+    assert own_criterion(nn.BCEWithLogitsLoss(pos_weight=weights.view(3, 1, 1))) == ""
+    for pos_weight in (weights, weights.view(1, 3), weights.view(1, 1, 3)):
+        assert (
+            own_criterion(nn.BCEWithLogitsLoss(pos_weight=pos_weight)) == "bce-with-logits:pos_weight=[1.0, 5.0, 9.0]"
+        )
+    assert own_criterion(nn.BCEWithLogitsLoss(pos_weight=weights[1].view(1, 1))) == "bce-with-logits:pos_weight=[5.0]"
+
+
 def test_a_criterion_that_sums_is_not_the_loss():
     assert infer_loss(LABELS, nn.ModuleDict({"net": nn.Linear(3, 4), "criterion": SUMMED}), X).name == "cross-entropy"
     binary = nn.Linear(3, 1)

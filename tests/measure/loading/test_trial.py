@@ -1,8 +1,10 @@
 """Structured inputs and outputs are tried on two samples, and what does not fit is named."""
 
+import inspect
 import re
 import types
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from gapscope.errors import LoadError
 from gapscope.measure.loading import Data, Trust, build_loss
 from gapscope.measure.loading.losses import infer_loss
+from gapscope.measure.loading.targets import as_classes
 from gapscope.measure.loading.trial import check_fit, compare_loss
 
 
@@ -219,3 +222,37 @@ def test_classes_that_could_stand_in_two_places_are_not_guessed():
     with pytest.raises(LoadError, match="the classes could be the second or the last dimension"):
         check_fit(square, "square", data(X, labels), loss("cross-entropy"))
     check_fit(square, "square", data(X, labels), loss("masked-lm"))
+
+
+WAVES = torch.complex(X[:, :2], X[:, 1:])
+
+
+def misfit(outputs, targets):
+    return (torch.view_as_complex(outputs.unflatten(1, (2, 2))) - targets).abs().square().sum(1)
+
+
+def test_complex_targets_take_a_loss_of_their_own(folder):
+    Path("own.py").write_text("import torch\n\n" + inspect.getsource(misfit))
+    model, held = nn.Linear(3, 4), data(X, WAVES)
+    assert check_fit(model, "net", held, loss("own.py:misfit")) == ()
+    for spec in ("mse", "cross-entropy", "bce-with-logits", "causal-lm", "torch.nn:L1Loss"):
+        with pytest.raises(LoadError, match=r"The targets are complex numbers\. .* takes real ones\. Name a loss of y"):
+            check_fit(nn.Linear(3, 2), "net", held, loss(spec))
+    with pytest.raises(
+        LoadError, match=r"The targets are complex numbers. The usual loss takes real ones. Name a loss"
+    ):
+        infer_loss(WAVES, model, X)
+    flags = data(X, torch.eye(2, dtype=torch.complex64)[Y])
+    assert as_classes(flags, nn.Linear(3, 2)) is flags
+
+
+def test_complex_outputs_are_refused_in_words():
+    class Wave(nn.Linear):
+        def forward(self, x):
+            return torch.view_as_complex(super().forward(x).unflatten(1, (2, 2)))
+
+    for held in (data(X, WAVES), data(X, X[:, :2])):
+        with pytest.raises(
+            LoadError, match=r"`wave` returns complex numbers. Expected real ones, as second derivatives"
+        ):
+            check_fit(Wave(3, 4), "wave", held, loss("torch.nn:L1Loss"))

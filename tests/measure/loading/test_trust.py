@@ -237,6 +237,15 @@ def test_an_extra_class_must_exist_and_be_harmless(name, message):
         safe_globals(Trust(allowed_globals=(name,)))
 
 
+@pytest.mark.parametrize("line", ["raise RuntimeError('no display')", "raise SystemExit(3)"])
+def test_an_extra_class_whose_package_does_not_import_says_why(folder, line):
+    (folder / "pack").mkdir()
+    (folder / "pack" / "__init__.py").write_text(line)
+    (folder / "pack" / "part.py").write_text("class Thing: ...")
+    with pytest.raises(LoadError, match=r"Importing `pack` raised (RuntimeError: no display|SystemExit: 3)\. Fix that"):
+        safe_globals(Trust(allowed_globals=("pack.part.Thing",)))
+
+
 def test_an_extra_class_may_be_nested_or_builtin(folder):
     pairs = {name: thing for thing, name in safe_globals(Trust(allowed_globals=("zoo.Net", "complex")))}
     assert pairs["zoo.Net"].__name__ == "Net"

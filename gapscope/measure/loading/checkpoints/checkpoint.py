@@ -67,7 +67,7 @@ class Checkpoint:
     format: str = formats.TORCH.name
     settings: Mapping[str, Any] = field(default_factory=dict)  # hyper_parameters, config.json, args: plain values
     folder: Path | None = None  # of Hugging Face, where `config.json` describes the model
-    module: nn.Module | None = None  # a whole model that came out of a trusted file
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)  # whole ones by location, out of a trusted file
     trust: str = NOTHING_RUNS  # what the user had to allow
 
 
@@ -123,7 +123,7 @@ def read_checkpoint(path: Path, trust: Trust, *, values: bool = True) -> Checkpo
         level = NOTHING_RUNS
     else:
         content, sha256, found, level = read_torch_file(path, trust, values=values)
-    content, module = _without_modules(content)
+    content, modules = _without_modules(content)
     if found in (formats.PICKLE, formats.MODULE):
         content = _tensors(content)
     if isinstance(content, list | tuple) and any(isinstance(part, Mapping) for part in content):
@@ -162,20 +162,20 @@ def read_checkpoint(path: Path, trust: Trust, *, values: bool = True) -> Checkpo
         format=(formats.LIGHTNING if "pytorch-lightning_version" in content else found).name,
         settings=settings or _settings(content),
         folder=(path.parent if path.is_file() else path) if found in (formats.HUGGINGFACE, formats.SHARDED) else None,
-        module=module,
+        modules=modules,
         trust=level,
     )
 
 
-def _without_modules(content: object) -> tuple[object, nn.Module | None]:
-    """Replace modules, which only a trusted file yields, by their state_dicts; return the first of them too."""
+def _without_modules(content: object) -> tuple[object, dict[str, nn.Module]]:
+    """Replace modules, which only a trusted file yields, by their state_dicts; return them by location, too."""
     if isinstance(content, nn.Module):
-        return dict(content.state_dict()), content
+        return dict(content.state_dict()), {ROOT: content}
     if not isinstance(content, Mapping):
-        return content, None
+        return content, {}
     modules = {key: value for key, value in content.items() if isinstance(value, nn.Module)}
     states = {key: dict(module.state_dict()) for key, module in modules.items()}
-    return {**content, **states} if states else content, next(iter(modules.values()), None)
+    return {**content, **states} if states else content, {str(key): module for key, module in modules.items()}
 
 
 def _tensors(value: Any, levels: int = DEEPEST, known: dict[int, dict[Any, Any]] | None = None) -> Any:

@@ -101,6 +101,14 @@ def _write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], out: Path
     try:
         with replacing(out) as file:
             safetensors.torch.save_file(dict(tensors), file.name, metadata=dict(metadata))
+    except KeyError as error:  # of safetensors' own table of types
+        lacking = next((key for key, tensor in tensors.items() if tensor.dtype in error.args), None)
+        if lacking is None:
+            raise
+        raise LoadError(
+            f"{metadata['source']}: `{lacking}` is {str(tensors[lacking].dtype)[6:]}, which safetensors cannot hold. "
+            "Expected another type of numbers, such as float64. Convert it where it was made."
+        ) from None
     except (OSError, safetensors.SafetensorError, ValueError) as error:
         raise UsageError(
             f"{out} cannot be written: {one_line(error)}. What was there is unchanged. Choose a folder that is "

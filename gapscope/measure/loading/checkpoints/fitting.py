@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -87,6 +86,25 @@ def fit(
     return Fit(chosen.location, _notes(chosen, fitting[1:], state, asked=weights is not None))
 
 
+def held(checkpoint: Checkpoint, weights: str | None = None) -> Fit | None:
+    """Return which of the modules in a trusted file to measure, by the rules of `fit`; None where it holds no model.
+
+    A module without parameters, such as a criterion, is none.
+    """
+    modules = {key: module for key, module in checkpoint.modules.items() if any(True for _ in module.parameters())}
+    if not modules:
+        return None
+    states = {key: module.state_dict() for key, module in modules.items()}
+    options = [_Option(key, key, state, [], [], [], 0, is_averaged(key, state)) for key, state in states.items()]
+    asked = _asked(replace(checkpoint, tensors=states), options, weights)
+    chosen, *others = sorted(asked, key=lambda option: option.rank)
+    different = [other.location for other in others if weights is None and not _equal(chosen, other)]
+    if different:
+        note = f"weights: `{chosen.location}`; the file also holds {_quoted(different)}: choose with `--weights KEY`"
+        return Fit(chosen.location, (note,))
+    return Fit(chosen.location, _notes(chosen, [], chosen.tensors, asked=weights is not None))
+
+
 def places(checkpoint: Checkpoint, model: nn.Module) -> list[str]:
     """Return where in a file names and shapes of all of a model's tensors are; values are not looked at."""
     state, twins = model.state_dict(), _twins(model)
@@ -135,7 +153,7 @@ def _refuse_untied(
     """Refuse weights that differ where the model has one parameter: the last of them would silently win."""
     for name, names in twins.items():
         mine, other = chosen.tensors.get(names[0]), chosen.tensors.get(name)
-        if mine is not None and other is not None and not torch.equal(_dense(mine), _dense(other)):
+        if mine is not None and other is not None and not _same_values(mine, other):
             raise LoadError(
                 f"{checkpoint.name} has different values for `{names[0]}` and `{name}`, which are one parameter of "
                 f"`{model_name}`. Expected equal ones. Give the model that was trained, with the two untied."
@@ -251,6 +269,12 @@ def _dense(tensor: Tensor) -> Tensor:
     return dense(tensor.dequantize() if tensor.is_quantized else tensor)
 
 
+def _same_values(one: Tensor, other: Tensor) -> bool:
+    """Return whether all numbers are equal; NaN, as of a run that diverged, is NaN."""
+    a, b = _dense(one), _dense(other)
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
 def _notes(chosen: _Option, others: list[_Option], state: Mapping[str, Tensor], *, asked: bool) -> tuple[str, ...]:
     notes = list(chosen.remarks)
     different = [other.location for other in others if not asked and not _equal(chosen, other)]
@@ -273,7 +297,7 @@ def _notes(chosen: _Option, others: list[_Option], state: Mapping[str, Tensor], 
 
 def _equal(one: _Option, other: _Option) -> bool:
     pairs = ((tensor, other.tensors.get(name)) for name, tensor in one.tensors.items())
-    return all(b is not None and a.dtype == b.dtype and torch.equal(_dense(a), _dense(b)) for a, b in pairs)
+    return all(b is not None and a.dtype == b.dtype and _same_values(a, b) for a, b in pairs)
 
 
 def _why_not(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gapscope.errors import LoadError, did_you_mean
 from gapscope.measure.loading.datasets.arrays import Pair, Split, check_size
@@ -27,19 +28,33 @@ def read_catalogue(spec: str, split: Split, *, whole: bool) -> Pair | None:
     source = _made(name, options, split, spec)
     parts, labels, used = [], [], 0
     for i in range(len(source)):
-        image, label = source[i]
-        if type(label) is not int or not hasattr(image, "mode"):
-            raise LoadError(
-                f"`{spec}` gives {type(image).__name__} and {type(label).__name__}. Expected an image and a class "
-                "number: make it in a factory, `-d path/file.py:factory`."
-            )
-        parts.append(pixels_of(image, f"`{spec}`, sample {i}")[None])
+        pixels, label = _sample(source, i, spec)
+        parts.append(pixels[None])
         labels.append(label)
         used += 4 * parts[-1].numel()
         check_size(used, f"`{spec}`")
     if not parts:
         raise LoadError(f"`{spec}` has no samples. Expected at least one: check its folder.")
     return Pair(stacked(parts, f"`{spec}`"), torch.tensor(labels), pixels=True)
+
+
+def _sample(source: Any, i: int, spec: str) -> tuple[Tensor, int]:
+    try:
+        sample = source[i]
+        parts = sample if isinstance(sample, tuple | list) else (sample,)
+        if len(parts) != 2 or type(parts[1]) is not int or not hasattr(parts[0], "mode"):
+            raise LoadError(
+                f"`{spec}` gives {' and '.join(type(part).__name__ for part in parts)}. Expected an image and a class "
+                "number: make it in a factory, `-d path/file.py:factory`."
+            )
+        return pixels_of(parts[0], f"`{spec}`, sample {i}"), parts[1]
+    except LoadError:
+        raise
+    except Exception as error:  # a damaged picture, or one that is missing
+        raise LoadError(
+            f"`{spec}`: reading sample {i} raised {one_line(error)}. Expected an image. Copy its file again, or leave "
+            "it out in a factory: `-d path/file.py:factory`."
+        ) from error
 
 
 def _made(name: str, options: dict[str, str], split: Split, spec: str) -> Any:

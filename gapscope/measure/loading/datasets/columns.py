@@ -19,6 +19,10 @@ Columns = Mapping[str, Parts | list[str]]
 IGNORED = -100  # the label that torch and Hugging Face leave out of the loss
 
 
+class Unread(str):
+    """The name of the type of an entry that is neither numbers nor text: left out as an input, and no class."""
+
+
 def pair_of_columns(columns: Columns, keys: Keys, where: str, *, table: bool = False, last: bool = False) -> Pair:
     """Choose target and inputs, pad token rows of differing length, and join the parts.
 
@@ -101,6 +105,12 @@ def _labels(column: Parts | list[str], name: str, where: str, notes: list[str]) 
     missing = sum(isinstance(text, str) and not text.strip() for text in column)
     if missing:
         raise LoadError(f"{where}: `{name}` has {missing} missing values. Expected none: fill or remove them.")
+    odd = next((text for text in column if isinstance(text, Unread)), None)
+    if odd is not None:
+        raise LoadError(
+            f"{where}: `{name}` holds {odd}, which is neither numbers nor text. Expected the number of a class, or its "
+            "name, for every sample. Convert them where the data are made."
+        )
     numbers, classes = class_numbers(column)  # type: ignore[arg-type]
     notes.append(classes_note(classes, where))
     return [numbers], classes

@@ -190,7 +190,7 @@ def _finished(pair: Pair, spec: str, reading: Reading) -> Data:
     x = mapped(x, lambda tensor: _typed(tensor, spec, pair.pixels, notes))
     if pair.same and isinstance(x, Tensor):  # an autoencoder's target is what the network is given
         y = x
-    if not y.is_floating_point():
+    if not (y.is_floating_point() or y.is_complex()):
         y = y.long()
         y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
     for word, tensor in (*(("inputs", tensor) for tensor in tensors(x)), ("targets", y)):

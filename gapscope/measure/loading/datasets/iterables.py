@@ -29,7 +29,7 @@ from gapscope.measure.loading.datasets.arrays import (
     pick_pair,
     to_tensor,
 )
-from gapscope.measure.loading.datasets.columns import pair_of_columns, stacked, target_name
+from gapscope.measure.loading.datasets.columns import Unread, pair_of_columns, stacked, target_name
 from gapscope.measure.loading.datasets.images import pixels_of
 from gapscope.measure.loading.trust import importable, one_line, resolve
 
@@ -37,10 +37,14 @@ REREAD = 8  # a random flip escapes one comparison in two, eight in 256
 
 
 class Sample(NamedTuple):
-    """One item as named numbers and texts; `form`: named (a dict), ordered (a tuple, the target last), or alone."""
+    """One item as named numbers and texts; `form`: named (a dict), ordered (a tuple, the target last), or alone.
+
+    `target`: under which name the target is that came beside a dict.
+    """
 
     values: dict[str, Tensor | str]
     form: str
+    target: str | None = None
 
 
 def read_object(spec: str, found: object = None, *, keys: Keys = USUAL, split: Split = "train") -> Pair:
@@ -205,7 +209,10 @@ def _sample(item: Any, spec: str) -> Sample:
     *inputs, target = item if len(item) > 1 else (item[0], item[0])
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
         values = _sample(inputs[0], spec).values
-        return Sample({**values, target_name(values) or "y": to_tensor(target, f"`{spec}`: y")}, "named")
+        name = "y"
+        while name in values:  # an input of that name stays one
+            name = f"({name})"
+        return Sample({**values, name: to_tensor(target, f"`{spec}`: y")}, "named", name)
     if len(inputs) == 1 and isinstance(inputs[0], list | tuple) and all(hasattr(x, "shape") for x in inputs[0]):
         inputs = list(inputs[0])
     names = ["x"] if len(inputs) == 1 else [f"x{i + 1}" for i in range(len(inputs))]
@@ -220,7 +227,7 @@ def _value(value: Any, where: str) -> Tensor | str:
     try:
         return to_tensor(value, where)
     except LoadError:
-        return value if isinstance(value, str) else f"{type(value).__name__}"
+        return value if isinstance(value, str) else Unread(type(value).__name__)
 
 
 def _is_picture(value: Any) -> bool:
@@ -236,10 +243,12 @@ def _collect(items: Iterator[Any], spec: str, keys: Keys, *, batched: bool | Non
         pixels = pixels or (isinstance(item, Mapping) and any(map(_is_picture, item.values())))
         columns = columns or {name: [] for name in sample.values}
         form = form or sample.form
+        keys = keys._replace(target=keys.target or sample.target)
         batched = _is_batch(sample, keys) if batched is None else batched
         for name in columns:
             value = sample.values.get(name)
-            if value is None or sample.form != form or (columns[name] and type(value) is not type(columns[name][0])):
+            other = columns[name] and isinstance(value, str) != isinstance(columns[name][0], str)
+            if value is None or sample.form != form or other:
                 raise LoadError(
                     f"`{spec}`: item {i} has {', '.join(sample.values)}, the first {', '.join(columns)}. Expected the "
                     "same entries of the same kinds in all."

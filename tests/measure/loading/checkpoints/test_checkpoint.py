@@ -227,7 +227,7 @@ def test_settings_are_the_plain_values_that_a_script_left(tmp_path):
     checkpoint = read(tmp_path / "a.ckpt")
     assert checkpoint.format == "Lightning checkpoint"
     assert checkpoint.settings == {"width": 8, "sizes": [1, 2], "batch_size": 64}
-    assert (checkpoint.folder, checkpoint.module, checkpoint.trust) == (None, None, "nothing from the file runs")
+    assert (checkpoint.folder, checkpoint.modules, checkpoint.trust) == (None, {}, "nothing from the file runs")
 
 
 def test_the_longest_integers_that_are_saved_are_read_back(tmp_path):
@@ -264,13 +264,14 @@ def test_tables_that_are_shared_over_and_over_are_refused(tmp_path, monkeypatch)
         read(tmp_path / "a.pt")
 
 
-def test_a_trusted_file_of_modules_gives_their_weights_and_the_first_module(tmp_path):
+def test_a_trusted_file_of_modules_gives_their_weights_and_the_modules(tmp_path):
     torch.save({"epoch": 3, "model": nn.Linear(2, 3), "ema": nn.Linear(2, 3), "best": None}, tmp_path / "a.pt")
     with pytest.raises(LoadError, match="is a whole pickled model"):
         read(tmp_path / "a.pt")
     checkpoint = read_checkpoint(tmp_path / "a.pt", Trust(file=True))
     assert list(checkpoint.tensors) == ["model", "ema"]
-    assert torch.equal(checkpoint.module.weight, checkpoint.tensors["model"]["weight"])
+    assert list(checkpoint.modules) == ["model", "ema"]
+    assert torch.equal(checkpoint.modules["model"].weight, checkpoint.tensors["model"]["weight"])
     assert checkpoint.training == {"epoch": 3}
     assert checkpoint.trust == "the whole file was trusted"
 

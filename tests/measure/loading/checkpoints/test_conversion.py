@@ -106,6 +106,15 @@ def test_quantized_weights_are_refused(tmp_path):
         run(tmp_path / "a.pt")
 
 
+def test_types_that_safetensors_lacks_are_refused(tmp_path):
+    torch.save({"v": torch.ones(2), "w": torch.ones(2, dtype=torch.complex128)}, tmp_path / "a.pt")
+    with pytest.raises(
+        LoadError, match=r"a\.pt: `w` is complex128, which safetensors cannot hold\. Expected another t"
+    ):
+        run(tmp_path / "a.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
 def test_a_file_that_is_there_is_kept_unless_forced(tmp_path):
     torch.save(state(1.0), tmp_path / "a.pt")
     out = tmp_path / "a.safetensors"

@@ -261,6 +261,16 @@ def test_different_weights_for_one_parameter_are_an_error():
         fit(checkpoint(file=tensors), Tied(), "tied", {})
 
 
+def test_weights_of_a_run_that_diverged_are_one_parameter_still():
+    """What `check` says of them: weights that are not finite."""
+    tensor = torch.ones(5, 3)
+    tensor[1, 1] = torch.nan
+    twice = {"embed.weight": tensor, "head.weight": tensor.clone()}
+    assert fit(checkpoint(model=twice, ema=dict(twice)), Tied(), "tied", {}).notes == ()
+    with pytest.raises(LoadError, match=r"different values for `embed.weight` and `head.weight`"):
+        fit(checkpoint(file={**twice, "head.weight": tensor.nan_to_num()}), Tied(), "tied", {})
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
 @pytest.mark.parametrize("new_into_old", [True, False])
 def test_both_spellings_of_weight_norm_are_one(new_into_old):

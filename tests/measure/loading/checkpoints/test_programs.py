@@ -49,19 +49,20 @@ def test_weights_are_read_without_trust_and_the_module_with_it(tmp_path, net, wr
     plain, trusted = (read_checkpoint(tmp_path / "a.pt2", Trust(file=file)) for file in (False, True))
     assert (plain.format, trusted.format) == (name, name)
     assert plain.trust == "nothing from the file runs"
-    assert plain.module is None
+    assert plain.modules == {}
     assert set(plain.tensors["(file)"]) == set(net.state_dict())
     for key, tensor in net.state_dict().items():
         assert torch.equal(plain.tensors["(file)"][key], tensor)
         assert plain.tensors["(file)"][key].dtype == tensor.dtype
     if write is script:  # its weights need no trust, and it runs with its own weights alone
-        assert trusted.module is None
+        assert trusted.modules == {}
         return
     assert trusted.trust == "the whole file was trusted"
     x = torch.randn(2, 3)
-    assert torch.equal(trusted.module(x), net(x))
-    assert trusted.module.eval() is trusted.module
-    assert trusted.module.train() is trusted.module
+    (module,) = trusted.modules.values()
+    assert torch.equal(module(x), net(x))
+    assert module.eval() is module
+    assert module.train() is module
 
 
 @pytest.mark.filterwarnings("ignore")

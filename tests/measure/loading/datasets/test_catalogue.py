@@ -1,5 +1,6 @@
 """torchvision's data sets are read from disk, by the names and splits that it gives them."""
 
+import io
 import re
 import sys
 import types
@@ -44,10 +45,28 @@ class Boxes(Colour):
         return Image.fromarray(np.zeros((4, 4), np.uint8)), {"boxes": []}
 
 
+class Three(Colour):
+    def __getitem__(self, i):
+        return (*super().__getitem__(i), "a.png")
+
+
+class Damaged(Colour):
+    def __getitem__(self, i):
+        return Image.open(io.BytesIO(b"no picture")), i
+
+
+class Truncated(Colour):
+    def __getitem__(self, i):
+        whole = io.BytesIO()
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(whole, "png")
+        return Image.open(io.BytesIO(whole.getvalue()[:-900])), i
+
+
 @pytest.fixture(autouse=True)
 def stub(monkeypatch):
     module, datasets = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
     datasets.Gray, datasets.Colour, datasets.Boxes, module.datasets = Gray, Colour, Boxes, datasets
+    datasets.Three, datasets.Damaged, datasets.Truncated = Three, Damaged, Truncated
     monkeypatch.setitem(sys.modules, "torchvision", module)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
 
@@ -82,6 +101,9 @@ def test_a_split_that_is_named_is_all_there_is():
         ("Colour:root=here,split=dev", "cannot be read (KeyError: 'dev')"),
         ("Colour:root=here,split=none", "has no samples. Expected at least one: check its folder."),
         ("Boxes:root=here", "gives Image and dict. Expected an image and a class number: make it in a factory"),
+        ("Three:root=here", "gives Image and int and str. Expected an image and a class number: make it in a factory"),
+        ("Damaged:root=here", "reading sample 0 raised UnidentifiedImageError: cannot identify image file"),
+        ("Truncated:root=here", "reading sample 0 raised OSError: "),
     ],
 )
 def test_what_cannot_be_read_says_why(rest, message):

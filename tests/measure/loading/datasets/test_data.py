@@ -221,6 +221,15 @@ def test_each_of_several_inputs_is_typed_and_checked():
     assert len(data.limited(2, 0).inputs["b"]) == 2
 
 
+def test_complex_targets_stay_what_they_are():
+    x, y = torch.ones(3, 2), torch.tensor([1.5 + 2j, 0.5j, 3])
+    assert torch.equal(data_of([(x[i], y[i]) for i in range(3)], "rows").targets, y)
+    waves = torch.tensor([[0.5 + 1.5j, 2], [1j, 0.25]])
+    alone = data_of([waves[0], waves[1]], "rows")
+    assert torch.equal(alone.targets, waves)
+    assert alone.targets is alone.inputs
+
+
 def test_names_of_classes_must_agree_between_train_and_test(tmp_path):
     (tmp_path / "train.csv").write_text("a,label\n1,cat\n2,dog\n")
     (tmp_path / "test.csv").write_text("a,label\n1,dog\n2,dog\n")

@@ -1,8 +1,10 @@
 """Datasets, loaders and iterables are read once, in order, and must read the same twice."""
 
+import enum
 import itertools
 import os
 import re
+from decimal import Decimal
 
 import pytest
 import torch
@@ -213,6 +215,45 @@ def test_an_endless_iterable_is_stopped(monkeypatch):
     monkeypatch.setattr(iterables, "MEMORY_BYTES", 2**20)
     with pytest.raises(LoadError, match=r"gave more than 0.000977 GiB and had not ended. Expected a finite data set"):
         read(lambda: zip(itertools.repeat(torch.ones(100)), itertools.repeat(1)))
+
+
+@pytest.mark.parametrize("name", ["label", "y"])
+def test_an_input_called_like_a_target_stays_beside_the_target_of_a_pair(name):
+    """As of a conditional model, forward(image, label=None)."""
+    pair = read([({"a": x, name: x + 1}, y) for x, y in zip(X, Y, strict=True)])
+    assert list(pair.inputs) == ["a", name]
+    assert torch.equal(pair.inputs[name], X + 1)
+    assert torch.equal(pair.targets, Y)
+    chosen = read_object("m", [({"a": x, name: y}, 0) for x, y in zip(X, Y, strict=True)], keys=Keys(("a",), name))
+    assert torch.equal(chosen.inputs, X)
+    assert torch.equal(chosen.targets, Y)
+
+
+class Animal(enum.Enum):
+    CAT = 1
+
+
+@pytest.mark.parametrize(
+    ("targets", "kind"),
+    [
+        ([None, None], "NoneType"),
+        ([b"cat", b"dog"], "bytes"),
+        ([Decimal(1), Decimal(2)], "Decimal"),
+        ([Animal.CAT, Animal.CAT], "Animal"),
+        ([{"a": 1}, {"a": 2}], "dict"),
+        (["dog", None], "NoneType"),
+    ],
+)
+def test_a_target_that_is_neither_number_nor_text_is_no_class(targets, kind):
+    items = [{"x": x, "label": label} for x, label in zip(X, targets, strict=False)]
+    with pytest.raises(LoadError, match=f"`label` holds {kind}, which is neither numbers nor text. Expected the numbe"):
+        read(items)
+
+
+def test_texts_that_are_missing_now_and_then_are_left_out_of_the_inputs():
+    pair = read([{"x": x, "remark": remark, "y": 1} for x, remark in zip(X, ["fine", None], strict=False)])
+    assert torch.equal(pair.inputs, X[:2])
+    assert "data: `mine:data`: left out, not numbers: `remark`" in pair.notes
 
 
 def test_a_factory_that_fails_is_named_with_its_error():
