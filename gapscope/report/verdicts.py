@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gapscope.report.comparison import differences
 from gapscope.report.contrasts import Z, rate
@@ -32,7 +33,7 @@ from gapscope.report.thresholds import (
     matches,
     select,
 )
-from gapscope.results import ROUNDING, Quantity, Status
+from gapscope.results import ROUNDING, Status
 
 Verdict = Literal["pass", "fail", "unsure", "skipped", "cannot be judged"]
 Interval = tuple[float, float]
@@ -204,7 +205,7 @@ def interval_of(element: Element, *, population: bool) -> Interval:
         sampling = math.inf if math.isnan(error) else Z * error
     below, above = value - sampling, value + sampling
     if population and quantity.samples is not None:
-        below, above = _rate(quantity)
+        below, above = _rate(quantity.samples, quantity.unit)
     proven = min(numerical, ROUNDING * abs(value))
     low = below - (proven if quantity.bound == "lower" else numerical)
     high = above + (proven if quantity.bound == "upper" else numerical)
@@ -212,9 +213,9 @@ def interval_of(element: Element, *, population: bool) -> Interval:
     return -math.inf if opened[0] else low, math.inf if opened[1] else high
 
 
-def _rate(quantity: Quantity) -> Interval:
-    low, high = rate(quantity.samples)
-    scale = 100.0 if quantity.unit == "%" else 1.0
+def _rate(samples: NDArray[np.uint8], unit: str) -> Interval:
+    low, high = rate(samples)
+    scale = 100.0 if unit == "%" else 1.0
     return scale * low, scale * high
 
 
@@ -343,7 +344,7 @@ def _settle(case: _Case) -> str:
     element, settings = case.element, case.element.record.settings
     sampling = Z * element.at(element.quantity.sampling_error)
     if case.population and element.quantity.samples is not None:  # 20 of 20 right have a standard error of 0
-        sampling = float(np.ptp(_rate(element.quantity))) / 2
+        sampling = float(np.ptp(_rate(element.quantity.samples, element.quantity.unit))) / 2
     if case.population and not sampling <= _numerical(element):
         if not case.report.conditions.get("limit"):
             return 'more data, or `claim = "data"`'
