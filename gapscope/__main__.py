@@ -106,7 +106,7 @@ class _Forgiving(io.FileIO):
         super().__init__(number, "wb", closefd=False)
         self.forgiven = forgiven
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except self.forgiven:

@@ -160,7 +160,7 @@ def _celled(value: str | float) -> str:
 
 
 def save(path: str | os.PathLike[str], text: str, *, mark: str, option: str) -> None:
-    """Write a text in one step; what is there must be of the same kind, which the pattern `mark` finds near its beginning.
+    """Write a text in one step; what is there must be of the same kind, which the pattern `mark` finds early on.
 
     Raises: ReportError if something else is there, or if the place cannot be written.
     """
