@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from gapscope.errors import GapscopeError, out_of_memory
 
@@ -25,10 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = _run(words)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe has left: that is its right, and a code that was returned stays
-        _forget_stdout()
     except OSError as error:
-        _forget_stdout()
+        _to_nowhere(sys.stdout.fileno())  # the interpreter's own flush at exit
         code = _fail(
             f"The output cannot be written: {error.strerror or error}. Expected room for it. Send it elsewhere."
         )
@@ -45,8 +44,6 @@ def _run(words: list[str]) -> int:
             return run_as_rank(words, run)
         return run(words)
     except SystemExit as stop:
-        if isinstance(stop.__context__, BrokenPipeError):  # Typer and Rich turn it into an exit with 1
-            raise stop.__context__ from None
         if stop.code == 128 + signal.SIGTERM:
             return 128 + signal.SIGTERM
         return _fail(f"Something asked Python to exit ({stop.code}). Expected a measurement. See `--debug`.")
@@ -56,8 +53,6 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted: every file that was there before is whole", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        raise
     except OSError as error:
         if error.filename is None and sys.stdout is not None and _is_full(error):
             raise  # standard output: the files that gapscope writes report their own
@@ -104,19 +99,53 @@ def _fail(message: str) -> int:
     return 2
 
 
+class _Forgiving(io.FileIO):
+    """The end of a stream that goes nowhere once its reader has left: the work goes on, and its exit code counts."""
+
+    def __init__(self, number: int, forgiven: type[OSError]) -> None:
+        super().__init__(number, "wb", closefd=False)
+        self.forgiven = forgiven
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except self.forgiven:
+            _to_nowhere(self.fileno())
+            return super().write(data)
+
+
 def _mend_streams() -> None:
-    """Let what is printed go nowhere where there is no stream, and show letters that its encoding lacks as escapes."""
-    for name in ("stdout", "stderr"):
+    """Let what is printed go nowhere where there is no stream, and show letters that its encoding lacks as escapes.
+
+    A reader of a pipe may leave at any time.  Results that do not fit on a disk are an error, what is said beside not.
+    """
+    for name, forgiven in (("stdout", BrokenPipeError), ("stderr", OSError)):
         stream = getattr(sys, name)
         if stream is None:  # closed: by `>&-`, or in a process without a console
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (open to the end)
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+            if not stream.isatty():
+                setattr(sys, name, _forgiving(stream, forgiven))
 
 
-def _forget_stdout() -> None:
-    """Let the interpreter's own flush at exit go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _forgiving(stream: io.TextIOWrapper, forgiven: type[OSError]) -> io.TextIOWrapper:
+    """Return the same stream with an end that forgives."""
+    stream.flush()
+    raw = _Forgiving(stream.fileno(), forgiven)
+    buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)  # as Python does for PYTHONUNBUFFERED
+    return io.TextIOWrapper(
+        buffer,
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _to_nowhere(number: int) -> None:
+    """Let everything that is written to an open file from now on go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 if __name__ == "__main__":

@@ -245,6 +245,61 @@ def test_a_reader_that_leaves_is_no_failure(folder, words):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("ends", "unbuffered"), [(("stdout",), ""), (("stderr",), ""), (("stdout", "stderr"), ""), (("stdout",), "1")]
+)
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("gate", "none.h5", "--max", "a/b=1"), 2),
+        (("gap", "--nonsense"), 2),
+        (("gate", "small.h5", "--max", "eigenvalues/top=1e-9"), 1),
+        (("gap", SMALL, "-o", "unread.h5"), 0),
+    ],
+)
+def test_readers_that_leave_change_neither_the_work_nor_its_exit_code(folder, words, code, ends, unbuffered):
+    (folder / "unread.h5").unlink(missing_ok=True)
+    ours, theirs = os.pipe()
+    os.close(ours)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **dict.fromkeys(ends, theirs)}
+    try:
+        done = gapscope(
+            *words, cwd=folder, capture_output=False, env=environment(PYTHONUNBUFFERED=unbuffered), **streams
+        )
+    finally:
+        os.close(theirs)
+    assert done.returncode == code
+    assert "Traceback" not in (done.stderr or "")
+    assert (folder / "unread.h5").exists() == ("unread.h5" in words)
+
+
+def test_a_full_disk_is_exit_2_though_nobody_reads_the_numbers(folder):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        done = gapscope(
+            *("gap", SMALL, "-o", "unread.h5"),
+            cwd=folder,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            capture_output=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        )
+    finally:
+        os.close(theirs)
+    assert done.returncode == 2
+    assert "unread.h5 cannot be written: File too large. Nothing was lost" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_errors_that_do_not_fit_change_no_exit_code(folder):
+    for words, code in ((("show", "small.h5"), 0), (("show", "none.h5"), 2), (("gap", SMALL, "-o", "unread.h5"), 0)):
+        with open("/dev/full", "w") as full:
+            done = gapscope(*words, cwd=folder, stdout=subprocess.PIPE, stderr=full, capture_output=False)
+        assert done.returncode == code
+        assert bool(done.stdout) == (code == 0)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_output_that_does_not_fit_is_exit_2(folder):
     with open("/dev/full", "w") as full:

@@ -154,7 +154,8 @@ def _defaults(configuration: Configuration) -> dict[str, Any]:
     verbs = {
         "sharpness": common,
         "analyze": {**common, **own.get("analyze", {})},
-        "compare": {**common, **own.get("compare", {})},
+        # the report that all commands write to is no place for a comparison
+        "compare": {**{k: v for k, v in common.items() if k != "output"}, **own.get("compare", {})},
         "gate": {**common, **own.get("gate", {})},
         "track": {**common, **own.get("track", {})},
         "train": {**shared, **own.get("train", {})},

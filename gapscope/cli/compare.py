@@ -94,6 +94,7 @@ def compare_and_print(subjects: Sequence[Path], common: Common, own: Own, config
     for path in dict.fromkeys(subjects):
         if path not in known:
             jobs[path] = prepare(path, common, list(jobs.values()))
+    _refuse_reports(own.output, jobs)
     conditions = {
         path: known[path].conditions if path in known else jobs[path].session.conditions() for path in subjects
     }
@@ -334,6 +335,16 @@ def _refuse_other(output: Path) -> None:
         raise ReportError(
             f"{output} is a report, not a comparison. Expected a new name or an old comparison. Mend `--output`."
         )
+
+
+def _refuse_reports(output: Path | None, jobs: Mapping[Path, Job]) -> None:
+    """Raise ReportError where the comparison would replace a report that this command is about to write."""
+    for path, job in jobs.items():
+        if output is not None and output.resolve() == job.path.resolve():
+            raise ReportError(
+                f"{output} is where the report of {path} goes. Expected another name for the comparison. "
+                "Mend `--output`."
+            )
 
 
 def _is_report(path: Path) -> bool:

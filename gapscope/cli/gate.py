@@ -91,12 +91,8 @@ def gate_and_print(subjects: Sequence[Path], common: Common, own: Own, configura
     reports = _reports([_there(path) for path in subjects], thresholds, known, common, configuration)
     checks = judge(reports, thresholds, baseline=baseline, known=known, allow_differences=own.allow_differences)
     code = 0 if own.exit_zero else exit_code(checks, own.on_unsure)
-    try:
-        show(checks, own, code, verbose=common.verbose)
-    except (BrokenPipeError, SystemExit) as left:  # the reader of a pipe has left, which Rich turns into an exit
-        if not any(isinstance(one, BrokenPipeError) for one in (left, left.__context__)):
-            raise
-    return code  # the verdict, whether or not anybody reads why
+    show(checks, own, code, verbose=common.verbose)
+    return code
 
 
 def thresholds_of(own: Own, tables: Mapping[str, Mapping[str, Any]]) -> "list[Threshold]":

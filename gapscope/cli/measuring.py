@@ -100,6 +100,8 @@ def common_of(values: Mapping[str, Any], configuration: Configuration) -> Common
     """Build the common options; the model's arguments add up key by key: files, environment, command line."""
     common: Common = fields.build(Common, values)
     environment = os.environ.get("GAPSCOPE_MODEL_ARG", "").split()
+    for source, keys in () if common.quiet else configuration.trusted.items():  # the folder may be anybody's
+        tell(f"trusted as if typed: {', '.join(keys)} of {source}")
     return replace(common, model_arg=(*configuration.common.get("model_arg", ()), *environment, *common.model_arg))
 
 
@@ -284,6 +286,11 @@ def refuse_unwritable(path: Path, option: str = "--output") -> None:
         raise ReportError(f"The folder {folder} cannot be written. Expected a place for it. Name one with `{option}`.")
 
 
+def stem_of(checkpoint: Path) -> str:
+    """Return what a report is named after: of a file its stem, of a folder its whole name, also where it is `.`."""
+    return os.path.basename(os.path.abspath(checkpoint)) if checkpoint.is_dir() else checkpoint.stem
+
+
 def _taken(path: Path, session: "Session", others: Sequence[Job] = ()) -> list[str]:
     """Return the keys in which a report that is there, or is about to be, is of another subject."""
     from gapscope.report.file import read_report
@@ -317,8 +324,8 @@ def _default(checkpoint: Path, session: "Session", others: Sequence[Job]) -> Pat
 
     Another checkpoint puts its folder's name in front, other conditions (split, limit, dtype ...) their digest behind.
     """
-    stem = checkpoint.stem
-    for stem in (checkpoint.stem, f"{checkpoint.resolve().parent.name}-{checkpoint.stem}"):
+    name = stem_of(checkpoint)
+    for stem in (name, f"{checkpoint.resolve().parent.name}-{name}"):
         path = Path(f"{stem}.report.h5")
         keys = _taken(path, session, others)
         if not keys:

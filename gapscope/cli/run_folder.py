@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gapscope.cli.measuring import stem_of
 from gapscope.cli.news import News, listed
 from gapscope.cli.settings import Common
 from gapscope.errors import GapscopeError, LoadError, UsageError
@@ -110,7 +111,9 @@ def _places(trainings: Mapping[Path, Mapping[str, Any]]) -> tuple[str, dict[Path
         }
         for axis, keys in KEYS.items()
     }
-    ways[NAMED] = {path: int(found[-1]) if (found := re.findall("[0-9]+", _stem(path))) else None for path in trainings}
+    ways[NAMED] = {
+        path: int(found[-1]) if (found := re.findall("[0-9]+", stem_of(path))) else None for path in trainings
+    }
     for axis, places in ways.items():
         values = list(places.values())
         usable = all(isinstance(value, int | float) for value in values)
@@ -119,14 +122,10 @@ def _places(trainings: Mapping[Path, Mapping[str, Any]]) -> tuple[str, dict[Path
     return GIVEN, {}
 
 
-def _stem(path: Path) -> str:
-    return path.name if path.is_dir() else path.stem
-
-
 def _names(paths: Sequence[Path]) -> list[str]:
     """Return names for the reports: stems, with their folders where those repeat, or else numbered."""
-    ways = [[_stem(p) for p in paths], [f"{p.resolve().parent.name}-{_stem(p)}" for p in paths]]
-    numbered = [f"{number}-{_stem(path)}" for number, path in enumerate(paths, start=1)]
+    ways = [[stem_of(p) for p in paths], [f"{p.resolve().parent.name}-{stem_of(p)}" for p in paths]]
+    numbered = [f"{number}-{stem_of(path)}" for number, path in enumerate(paths, start=1)]
     return next((names for names in ways if len(set(names)) == len(names)), numbered)
 
 
@@ -172,5 +171,6 @@ def _command(folder: Path, names: Sequence[str], others: Sequence[str]) -> str:
     while not all(name.startswith(lead) for name in names):
         lead = lead[:-1]
     if sum(name.startswith(lead) and name.endswith(ending) for name in others) == len(names) > 1:
-        return f"gapscope track {shlex.quote(str(folder / lead))}*{ending}"
+        start = shlex.quote(str(folder / lead)) if lead else f"{shlex.quote(str(folder))}/"
+        return f"gapscope track {start}*{ending}"
     return f"gapscope track {' '.join(shlex.quote(str(folder / name)) for name in names)}"

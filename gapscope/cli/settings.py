@@ -17,6 +17,8 @@ from gapscope.cli import fields
 from gapscope.errors import UsageError, did_you_mean
 
 BUDGET = ("time_budget",)  # of commands that measure one thing
+TRUST = ("setup", "trusted", "trust_embedded", "allow_global", "trust_file")  # what may run code
+NAMING = ("model", "data", "test_data", "loss")  # what may name it
 PLANNING = (*BUDGET, "dry_run")  # of those that give no verdict on it
 
 
@@ -74,6 +76,7 @@ class Configuration:
     measure: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     commands: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     thresholds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by selector
+    trusted: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by file, the keys that may run code
 
 
 def read_configuration(folder: Path, tables: Callable[[], Mapping[str, type[Any]]] = dict) -> Configuration:
@@ -88,6 +91,7 @@ def read_configuration(folder: Path, tables: Callable[[], Mapping[str, type[Any]
     measure: dict[str, dict[str, Any]] = {}
     own: dict[str, dict[str, Any]] = {}
     thresholds: dict[str, dict[str, Any]] = {}
+    trusted: dict[str, list[str]] = {}
     for source, table in (
         ("[tool.gapscope] of pyproject.toml", project),
         ("gapscope.toml", nearer),
@@ -105,8 +109,15 @@ def read_configuration(folder: Path, tables: Callable[[], Mapping[str, type[Any]
         checked = _checked(plain, Common, source, tables=["measure", *commands])
         if "model_arg" in checked:  # arguments go by key: a later source adds to them
             checked["model_arg"] = [*common.get("model_arg", []), *checked["model_arg"]]
+        if keys := [key.replace("_", "-") for key, value in checked.items() if _may_run(key, value)]:
+            trusted[source] = keys
         common |= checked
-    return Configuration(common, measure, own, thresholds)
+    return Configuration(common, measure, own, thresholds, trusted)
+
+
+def _may_run(key: str, value: Any) -> bool:
+    """Say whether a value gives trust, or may name code, as pkg.mod:attr does and `digits:size=32` does not."""
+    return bool(value) and (key in TRUST or (key in NAMING and ":" in value and "=" not in value))
 
 
 def _thresholds(plain: dict[str, Any], source: str) -> Mapping[str, Mapping[str, Any]]:

@@ -56,9 +56,9 @@ def show(
 
 
 def _write_table(found: "Report | Comparison", path: str) -> None:
-    from gapscope.report.export import save, tabled
+    from gapscope.report.export import TABLE, save, tabled
 
-    save(path, tabled(found), mark="path,", option="--csv")
+    save(path, tabled(found), mark=TABLE, option="--csv")
 
 
 def _print(found: "Report | Comparison", what: str, verbose: bool) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gapscope.cli.measuring import checked, configured, load, refuse_unwritable, say
+from gapscope.cli.measuring import checked, configured, load, refuse_unwritable, say, stem_of
 from gapscope.cli.planning import planned, refuse_unfit, show_plan
 from gapscope.cli.resuming import keeping, missed, new_parts, remembered
 from gapscope.cli.settings import Common, Configuration
@@ -23,7 +23,7 @@ def measure_together_and_print(
     from gapscope.measure.distributed import ranks
     from gapscope.measure.interface import measure_together
 
-    output = common.output or Path(f"{'-vs-'.join(dict.fromkeys(path.stem for path in paths))}.comparison.h5")
+    output = common.output or Path(f"{'-vs-'.join(dict.fromkeys(stem_of(path) for path in paths))}.comparison.h5")
     ranks().first(lambda: refuse_unwritable(output))
     sessions = [load(path, common) for path in paths]
     refuse_unlike(sessions)

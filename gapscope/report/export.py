@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from gapscope.results import Quantity
 
 ERRORS = ("numerical_error", "sampling_error")
 FIXED = ("path", "value", *ERRORS, "error", "low", "high", "unit", "status")
+TABLE = r"\Apath,(.+,)?value,.+,unit,status\n"  # what `tabled` begins with
 Line = dict[str, str | float]
 
 
@@ -117,8 +119,9 @@ def tabled(content: Report | Comparison) -> str:
     dims = dict.fromkeys(key for line in lines for key in line if key not in FIXED)
     extra = {"error", "low", "high"} if not compared else set()
     out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, ["path", *dims, *(key for key in FIXED[1:] if key not in extra)], lineterminator="\n")
-    writer.writeheader()
+    names = ["path", *dims, *(key for key in FIXED[1:] if key not in extra)]
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writerow({name: _celled(name) for name in names})  # a plugin or a file names the dimensions
     writer.writerows({key: _celled(value) for key, value in line.items()} for line in lines)
     return out.getvalue()
 
@@ -157,14 +160,14 @@ def _celled(value: str | float) -> str:
 
 
 def save(path: str | os.PathLike[str], text: str, *, mark: str, option: str) -> None:
-    """Write a text in one step; what is there must be of the same kind, which `mark` near its beginning tells.
+    """Write a text in one step; what is there must be of the same kind, which the pattern `mark` finds early on.
 
     Raises: ReportError if something else is there, or if the place cannot be written.
     """
     place = Path(path)
     if place.is_file() and place.stat().st_size:
         with place.open(encoding="utf-8", errors="replace") as stream:
-            if mark not in stream.read(1000):
+            if not re.search(mark, stream.read(1000)):
                 raise ReportError(
                     f"{place} exists and was not written by `{option}`. Expected a new name or an earlier output. "
                     f"Name another place with `{option}`."

@@ -325,9 +325,11 @@ def _slopes(sides: Sequence[Side], subjects: Sequence[Subject]) -> str:
 def _accuracy(sides: Sequence[Side], ends: tuple[Subject, Subject], rows: Mapping[str, Row]) -> str:
     row = rows.get("gap/test_accuracy")
     if row is None or math.isnan(row.estimate):
-        return (
-            "" if "gap/train_loss" not in rows else "No test data were measured: nothing here is about generalization."
-        )
+        loss = rows.get("gap/test_loss")  # numbers to predict have no accuracy
+        tested = loss is not None and not math.isnan(loss.estimate)
+        if tested or "gap/train_loss" not in rows:
+            return ""
+        return "No test data were measured: nothing here is about generalization."
     samples = sides[0][0].results["gap"].quantities["test_accuracy"].samples
     on = "" if samples is None else f" on {samples.size:,} test samples"
     shown, between = spread(row.estimate, row.interval)

@@ -126,7 +126,7 @@ def _run(name: str, quantity: Quantity, record: Record) -> Note:
     """Return numbers one after the other, each with its entry."""
     places = list(np.ndindex(quantity.value.shape))
     shown = places if len(places) <= MOST else places[:PART]
-    said = [f"{_cell(quantity, place, record.status)} at {', '.join(_entries(quantity, place))}" for place in shown]
+    said = [f"{cell(quantity, place, record.status)} at {', '.join(_entries(quantity, place))}" for place in shown]
     left = [f"{count(len(places) - len(shown))} more of {count(len(places))}: --json"] * (len(shown) < len(places))
     return Note(text=f"{_words(name, quantity, record)}: {'; '.join([*said, *left])}", tone="dim")
 
@@ -185,7 +185,8 @@ def _signed(quantity: Quantity, shown: str, status: Status) -> str:
     return shown if shown == NONE or status in PROVEN else sign + shown
 
 
-def _cell(quantity: Quantity, index: tuple[int, ...], status: Status) -> str:
+def cell(quantity: Quantity, index: tuple[int, ...], status: Status) -> str:
+    """Return one value with its error, or as the bound or interval that it is."""
     value, sampling, numerical = _at(quantity, index)
     between = "" if sampling > 0 else _between(quantity, value, numerical, status)
     return between or _signed(quantity, figure(value, _error(sampling, numerical)), status)
@@ -206,7 +207,7 @@ def _layers(layered: Sequence[Named], record: Record, verbose: bool) -> list[Ite
             entries = [quantity.labels[dim][i] for dim, i in zip(quantity.dims[1:], index, strict=True)]
             headers.append(" ".join([_words(name, quantity, record), *entries]))
             layers = range(len(columns[0]))
-            columns.append(tuple(_cell(quantity, (layer, *index), record.status) for layer in layers))
+            columns.append(tuple(cell(quantity, (layer, *index), record.status) for layer in layers))
     lines = [Line(cells=cells) for cells in zip(*columns, strict=True)]
     if len(lines) > LAYERS and not verbose:
         rest = f"{count(len(lines) - LAYERS)} more layers: --verbose"
@@ -295,7 +296,7 @@ def _tables(name: str, quantity: Quantity, record: Record) -> Iterator[Table | N
         yield Table(
             columns=_headed((" \\ ".join(dims[::-1] if turned else dims), *across)),
             lines=tuple(
-                Line(cells=(label, *(_cell(quantity, (*index, *place), record.status) for place in row)))
+                Line(cells=(label, *(cell(quantity, (*index, *place), record.status) for place in row)))
                 for label, row in zip(down, places, strict=True)
             ),
             overflow="split",

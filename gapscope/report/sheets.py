@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from gapscope.report import citations
 from gapscope.report.comparison_figures import compared, quantity_of
 from gapscope.report.document import Note
-from gapscope.report.figures import figure
 from gapscope.report.illustrations import figures
 from gapscope.report.reading import whole_reading
-from gapscope.report.record_view import PROVEN
-from gapscope.report.records import Comparison, Record, Report, combined
+from gapscope.report.record_view import PROVEN, cell
+from gapscope.report.records import Comparison, Record, Report
 from gapscope.report.sheet import Headline, Sheet, about, brief, defined, docs_of, origin, tables
 from gapscope.report.titles import place, title
 from gapscope.report.view import comparison_document, report_document
@@ -68,7 +67,7 @@ def report_sheet(report: Report) -> Sheet:
 def _lead(records: list[Record], firsts: list[First], *, sure: bool) -> str:
     """Say the first two numbers of the whole network."""
     whole = [(record, name, quantity) for record, name, quantity in firsts if not quantity.dims][:2]
-    said = ", ".join(f"{_titled(record, name)} {_shown(quantity)}" for record, name, quantity in whole)
+    said = ", ".join(f"{_titled(record, name)} {_shown(quantity, record)}" for record, name, quantity in whole)
     rest = "Every measurement reached what was asked of it." if sure else "Mind what follows."
     rest = rest if records else "Nothing was measured."
     return f"{said[:1].upper()}{said[1:]}. {rest}" if said else rest
@@ -83,7 +82,7 @@ def _first(record: Record) -> Iterator[First]:
 
 def _headline(record: Record, name: str, quantity: Quantity) -> Headline:
     status = record.status.name.lower().replace("_", " ")
-    return Headline(title=_titled(record, name), shown=_shown(quantity), status=status)
+    return Headline(title=_titled(record, name), shown=_shown(quantity, record), status=status)
 
 
 def _titled(record: Record, name: str) -> str:
@@ -92,5 +91,5 @@ def _titled(record: Record, name: str) -> str:
     return ", ".join((title(record.analyzer, name), *entries))
 
 
-def _shown(quantity: Quantity) -> str:
-    return f"{figure(float(quantity.value.flat[0]), float(combined(quantity).flat[0]))} {quantity.unit}".strip()
+def _shown(quantity: Quantity, record: Record) -> str:
+    return f"{cell(quantity, (0,) * quantity.value.ndim, record.status)} {quantity.unit}".strip()

@@ -128,7 +128,8 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> tuple[float, fl
     """Return Spearman's rho, ties at their mean rank, and its two-sided p under exchange of the regimes.
 
     Up to `EXACT` regimes p is the share of all n! orders with |rho| as large; beyond, rho sqrt((n-2)/(1-rho^2)) has
-    nearly Student's t with n - 2 degrees of freedom.  NaN where a value is NaN or all are one.
+    nearly Student's t with n - 2 degrees of freedom, but p is no smaller than 2/n!, the share of the given order and
+    its reverse (ties reach no less).  NaN where a value is NaN or all are one.
     """
     a, b = (_ranks(np.asarray(side, dtype=np.float64)) for side in (first, second))
     scale = math.sqrt(float(a @ a) * float(b @ b))
@@ -140,7 +141,8 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> tuple[float, fl
     from scipy.special import stdtr
 
     freedom = size - 2
-    return rho, 2 * float(stdtr(freedom, -abs(rho) * math.sqrt(freedom / max(1 - rho * rho, 1e-300))))
+    p = 2 * float(stdtr(freedom, -abs(rho) * math.sqrt(freedom / max(1 - rho * rho, 1e-300))))
+    return rho, max(p, 2 / math.factorial(size))
 
 
 def _ranks(values: Array) -> Array:

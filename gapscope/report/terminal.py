@@ -241,6 +241,8 @@ def _grid(columns: Sequence[Column], lines: Sequence[Line], available: int) -> I
 
 def _widths(columns: Sequence[Column], lines: Sequence[Line], available: int) -> tuple[list[int], int]:
     """Give every column its least width, what is left to those that wrap, and the gap; no widths if it does not fit."""
+    if not lines:  # titles and notes alone
+        return [], GAP
     least, most = [], []
     for position, column in enumerate(columns):
         header, *cells = [" " * line.level * (position == 0) + line.cells[position] for line in lines]

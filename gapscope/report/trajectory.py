@@ -308,8 +308,8 @@ def trajectory_json(trajectory: Trajectory, failures: Mapping[str, str]) -> dict
                 "title": each.title,
                 "unit": each.unit,
                 "values": _plain(each.values),
-                "errors": _plain(each.errors),
-                "numerical_errors": _plain(np.nan_to_num(each.numerical)),
+                "errors": _plain(np.where(np.isnan(each.data) & np.isnan(each.numerical), math.nan, each.errors)),
+                "numerical_errors": _plain(each.numerical),
             }
             for each in measures(trajectory).values()
         ],

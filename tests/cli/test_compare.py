@@ -94,6 +94,25 @@ def test_two_checkpoints_of_one_name_get_two_reports(run, small, large, tmp_path
     assert "reports: best.report.h5, b-best.report.h5" in outcome.out
 
 
+def test_a_shared_output_is_no_place_for_a_comparison(run, reports, tmp_path):
+    (tmp_path / "gapscope.toml").write_text('output = "all.h5"')
+    assert run("compare", *reports).code == 0
+    assert not (tmp_path / "all.h5").exists()
+    (tmp_path / "gapscope.toml").write_text('output = "all.h5"\n[compare]\noutput = "pair.h5"')
+    assert run("compare", *reports).code == 0
+    assert isinstance(read(tmp_path / "pair.h5"), Comparison)
+
+
+def test_a_comparison_is_never_written_over_a_report_of_the_same_command(run, small, large, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "SHARPNESS", ("gap",))
+    for name in ("digits-small-batch.report.h5", "./digits-large-batch.report.h5"):
+        refused = run("compare", small, large, "--pair", "none", "-o", name)
+        assert refused.code == 2
+        assert ".report.h5 is where the report of " in refused.err
+        assert "measuring" not in refused.err
+    assert not list(tmp_path.glob("*.h5"))
+
+
 def test_folders_are_checkpoints_too(run, small, large, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "SHARPNESS", ("gap",))
     for step, source in ((9, small), (40, large)):

@@ -3,6 +3,8 @@ import os
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from gapscope.measure.analyzers import names
 from gapscope.report.atomic import replace
@@ -58,6 +60,12 @@ def test_command_line_over_environment_over_gapscope_toml_over_pyproject(run, sm
     assert conditions(run(*words, "--limit", "104"))["limit"] == 104
 
 
+def test_it_is_said_which_file_gives_trust(run, small, tmp_path):
+    (tmp_path / "gapscope.toml").write_text('trusted = ["net:*"]')
+    assert "trusted as if typed: trusted of gapscope.toml" in run("gap", small).err.splitlines()
+    assert run("gap", small, "-q").err == ""
+
+
 def test_the_checkpoint_s_record_comes_last(run, small, tmp_path):
     (tmp_path / "gapscope.toml").write_text("model-arg = { hidden = [32] }")
     outcome = run("gap", small)
@@ -104,6 +112,19 @@ def test_another_checkpoint_of_the_same_name_is_named_by_its_folder(run, small, 
         shutil.copy(source, tmp_path / folder / "best.pt")
     assert "report: best.report.h5" in run("gap", "a/best.pt", "-q").out
     assert "report: b-best.report.h5" in run("gap", "b/best.pt", "-q").out
+
+
+def test_the_report_of_a_folder_has_its_whole_name_wherever_one_stands(run, small, tmp_path, monkeypatch):
+    inside = tmp_path / "run-1.5" / "inside"
+    inside.mkdir(parents=True)
+    weights = torch.load(small, weights_only=True)["model"]
+    save_file(weights, tmp_path / "run-1.5" / "model.safetensors")
+    arguments = ("-a", "inputs=64", "-a", "hidden=[64]", "-a", "outputs=10")
+    how = ("-m", "mlp", *arguments, "-d", "digits", "--loss", "cross-entropy", "-q")
+    for place, name in ((tmp_path, "run-1.5"), (inside.parent, "."), (inside, "..")):
+        monkeypatch.chdir(place)
+        assert "report: run-1.5.report.h5" in run("gap", name, *how).out
+        assert (place / "run-1.5.report.h5").exists()
 
 
 def test_a_named_report_of_another_subject_is_left_alone(run, small, large, tmp_path):

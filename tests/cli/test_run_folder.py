@@ -75,3 +75,9 @@ def test_progress_tells_no_runs_apart(keep, tmp_path):
     for steps in (20, 3):
         keep(f"{steps}.pt", **RECIPE, steps=steps, train_loss=1 / steps, stopped="steps", last_lr=0.1 / steps)
     assert order(tmp_path) == ("steps", ["3.pt", "20.pt"])
+
+
+def test_names_that_begin_with_nothing_in_common_have_a_pattern_within_the_folder(keep, tmp_path):
+    for name, seed in (("first.pt", 0), ("second.pt", 0), ("third.ckpt", 1), ("other.ckpt", 1)):
+        keep(name, **{**RECIPE, "seed": seed, "steps": len(name)})
+    assert refusal(tmp_path).endswith("Name its checkpoints: `gapscope track runs/*.pt`.")

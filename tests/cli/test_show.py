@@ -52,6 +52,10 @@ def test_a_page_and_a_table_are_written_and_named(run, small, tmp_path):
     assert (tmp_path / "out.csv").read_text().startswith("path,")
     assert run("show", "digits-small-batch.report.h5", "--csv", "-").out == (tmp_path / "out.csv").read_text()
     assert run("show", "digits-small-batch.report.h5", "--html", "out.html").code == 0
+    assert run("show", "digits-small-batch.report.h5", "--csv", "out.csv").code == 0
+    (tmp_path / "out.csv").write_text("image_path,label\n1,2\n")
+    assert run("show", "digits-small-batch.report.h5", "--csv", "out.csv").code == 2
+    assert (tmp_path / "out.csv").read_text() == "image_path,label\n1,2\n"
     (tmp_path / "out.html").write_text("<p>mine</p>")
     refused = run("show", "digits-small-batch.report.h5", "--html", "out.html")
     assert refused.code == 2

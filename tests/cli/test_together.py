@@ -1,6 +1,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from gapscope.measure import resume
 from gapscope.measure.landscape import Landscape
@@ -26,6 +28,16 @@ def test_results_join_in_one_file_and_compare_may_write_it_too(run, small, large
     assert outcome.code == 0
     assert set(read(tmp_path / "pair.h5").results) == {"path", "plane"}
     assert "\npath\n" not in outcome.out  # only what was asked for is printed
+
+
+def test_a_comparison_of_folders_has_their_whole_names(run, small, large, tmp_path, monkeypatch):
+    for name, source in (("run-1.5", small), ("run-1.7", large)):
+        (tmp_path / name).mkdir()
+        save_file(torch.load(source, weights_only=True)["model"], tmp_path / name / "model.safetensors")
+    arguments = ("-a", "inputs=64", "-a", "hidden=[64]", "-a", "outputs=10")
+    how = ("-m", "mlp", *arguments, "-d", "digits", "--loss", "cross-entropy", "--points", "5", "-q")
+    monkeypatch.chdir(tmp_path / "run-1.5")
+    assert run("path", ".", "../run-1.7", *how).out.endswith("comparison: run-1.5-vs-run-1.7.comparison.h5\n")
 
 
 def test_a_plane_of_one_checkpoint_belongs_to_its_report(run, small, tmp_path):

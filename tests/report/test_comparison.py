@@ -243,6 +243,16 @@ def test_the_reading_says_whether_accuracies_differ():
     )
     blind = with_quantity(gap(), train_loss=gap().quantities["train_loss"])
     assert "No test data were measured" in reading(report(blind), large(blind))
+    untested = replace(gap().quantities["test_loss"], value=scalar(math.nan))
+    blind = with_quantity(gap(), train_loss=gap().quantities["train_loss"], test_loss=untested)
+    assert "No test data were measured" in reading(report(blind), large(blind))
+
+
+def test_numbers_to_predict_have_test_data_though_no_accuracy():
+    losses = {name: gap().quantities[name] for name in ("train_loss", "test_loss")}
+    gapped = replace(losses["test_loss"], doc="test loss - training loss", contrast="difference")
+    both = with_quantity(gap(), **losses, loss_gap=gapped)
+    assert "No test data" not in reading(report(both), large(both))
 
 
 def test_the_reading_says_what_the_numbers_cannot():

@@ -9,7 +9,7 @@ from example_reports import eigenvalues, large, near_rank, path, plane, report, 
 
 from gapscope.errors import ReportError
 from gapscope.report.comparison import compare
-from gapscope.report.export import comparison_json, dumps, report_json, save, tabled
+from gapscope.report.export import TABLE, comparison_json, dumps, report_json, save, tabled
 from gapscope.results import Quantity, Status
 
 
@@ -128,3 +128,23 @@ def test_only_an_earlier_output_is_replaced(tmp_path):
     with pytest.raises(ReportError, match=r"exists and was not written by `--csv`. Expected a new name .*place"):
         save(place, "path,value\n", mark="path,", option="--csv")
     assert place.read_text() == "dear diary"
+
+
+def test_no_name_of_a_column_is_a_formula_or_reaches_the_terminal():
+    quantity = eigenvalues().quantities["values"]
+    for dim, shown in (("\x1b[31m=x", "[31m=x"), ("=x", "'=x"), ("##[error]", "## [error]")):
+        evil = replace(quantity, dims=(dim,), labels={dim: ("1", "2")})
+        text = tabled(report(with_quantity(eigenvalues(), values=evil)))
+        assert text.splitlines()[0].split(",")[:2] == ["path", shown]
+        assert "\x1b" not in text
+
+
+def test_what_begins_like_a_table_and_is_none_is_left_alone(tmp_path):
+    place = tmp_path / "out.csv"
+    for content in (report(), compare([report(), large()]), report(near_rank())):
+        save(place, tabled(content), mark=TABLE, option="--csv")
+    for other in ("image_path,label\n1,2\n", "path,label\n1,2\n", "a,b\npath,value,unit,status\n"):
+        place.write_text(other)
+        with pytest.raises(ReportError, match="was not written by `--csv`"):
+            save(place, tabled(report()), mark=TABLE, option="--csv")
+        assert place.read_text() == other

@@ -7,6 +7,8 @@ from test_groups import groups
 from gapscope.report.comparison import compare
 from gapscope.report.document import Note, Table
 from gapscope.report.row_view import row_tables
+from gapscope.report.terminal import text
+from gapscope.report.view import comparison_document
 from gapscope.results import Quantity
 
 
@@ -191,6 +193,8 @@ def test_long_arrays_are_listed_in_part_or_not_at_all():
     assert (len(further.lines), names(further)[-1]) == (10, "gap q: 57 more of 65: --json")
     further = tables(report(side(drawn="line", unit="%")), large(side(drawn="line", unit="%")), verbose=True)[1]
     assert names(further) == ["gap q %: 65 numbers: --json"]
+    pair = compare([report(side(drawn="line", unit="%")), large(side(drawn="line", unit="%"))])
+    assert "gap q %: 65 numbers: --json" in text(comparison_document(pair, verbose=True)).splitlines()
 
 
 def test_the_letters_of_long_verdicts_may_part():

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from example_reports import eigenvalues, epsilon_sharpness, gap, report, together
+from example_reports import eigenvalues, epsilon_sharpness, gap, report, together, with_quantity
 
 from gapscope.report.reading import whole_reading
 from gapscope.report.records import Comparison
@@ -44,3 +44,13 @@ def test_what_did_not_finish_is_a_warning():
     assert shown.lead.endswith("Mind what follows.")
     ((note,), said) = shown.said, f"eigenvalues: {Status.BUDGET_SPENT.value}"
     assert (note.text, note.tone) == (said, "warning")
+
+
+def test_a_bound_is_said_to_be_one_as_in_the_table():
+    top = replace(eigenvalues().quantities["top"], value=1.72, sampling_error=0.2)
+    shown = sheet(report(with_quantity(eigenvalues(status=Status.BUDGET_SPENT), top=top)))
+    assert shown.lead.startswith("Top eigenvalue ≥ 1.72 ± 0.20. ")
+    assert shown.headlines[0].shown == "≥ 1.72 ± 0.20"
+    vague = replace(top, sampling_error=None, numerical_error=4.0)
+    shown = sheet(report(with_quantity(eigenvalues(status=Status.BUDGET_SPENT), top=vague)))
+    assert shown.headlines[0].shown == "1.7 to 5.7"

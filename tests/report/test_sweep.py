@@ -138,7 +138,8 @@ def test_beyond_nine_regimes_p_is_student_s():
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(2, 14))
     assert spearman(a, b)[1] == pytest.approx(spearmanr(a, b).pvalue)
-    assert spearman(range(12), range(12)) == (1.0, pytest.approx(0, abs=1e-12))
+    assert spearman(range(12), range(12)) == (1.0, 2 / math.factorial(12))
+    assert spearman(range(12), range(0, -12, -1)) == (-1.0, 2 / math.factorial(12))
 
 
 def test_ranks_of_what_does_not_vary_or_is_unknown_say_nothing():

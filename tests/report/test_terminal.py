@@ -250,3 +250,11 @@ def test_a_stream_without_unicode_gets_plain_signs():
     stream.flush()
     assert b"0.154 +- 0.011" in raw.getvalue()
     assert rb"* \u03bb >= 1" + b"\n" in raw.getvalue()
+
+
+@pytest.mark.parametrize("overflow", ["stack", "split", "drop"])
+def test_a_table_of_titles_alone_has_no_columns_to_lay_out(overflow):
+    titles = (Line(cells=("gap q: 65 numbers: --json",)), Line(cells=("gap r: 70 numbers: --json",)))
+    table = Table(columns=(Column(header="", numeric=False, wraps=True),), lines=titles, overflow=overflow)
+    shown = drawn(Document(blocks=((table,),)))
+    assert shown.splitlines() == ["gap q: 65 numbers: --json", "gap r: 70 numbers: --json"]

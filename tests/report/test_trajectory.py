@@ -257,6 +257,10 @@ def test_the_json_has_a_row_per_number_and_no_nan():
     assert (content["format"], content["format_version"], content["axis"]) == ("gapscope-trajectory", 1, "steps")
     rows = {row["path"]: row for row in content["rows"]}
     assert rows["eigenvalues/top"]["values"] == [1.0, None]
+    assert rows["eigenvalues/top"]["errors"] == [pytest.approx(0.07), None]
+    assert rows["eigenvalues/top"]["numerical_errors"] == [1e-6, None]
+    assert rows["gap/test_loss"]["errors"] == [None, 0.03]
+    assert rows["gap/test_loss"]["numerical_errors"] == rows["limit"]["errors"] == [None, None]
     assert set(rows["limit"]) == {"path", "title", "unit", "values", "errors", "numerical_errors"}
     assert content["points"][1]["report"] == "x/step-2.report.h5"
     assert content["failures"] == {"x.pt": "It is empty."}
