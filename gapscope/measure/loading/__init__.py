@@ -20,7 +20,7 @@ from gapscope.measure.loading.losses import Loss, build_loss, infer_loss
 from gapscope.measure.loading.models import all_arguments, build_model, find_factory, parse_args
 from gapscope.measure.loading.networks import NETWORKS
 from gapscope.measure.loading.sources import completed, holds_config, in_own_names, own_settings, unwrapped
-from gapscope.measure.loading.targets import as_classes, own_criterion
+from gapscope.measure.loading.targets import as_classes, is_sum, own_criterion
 from gapscope.measure.loading.trial import check_fit, compare_loss
 from gapscope.measure.loading.trust import Trust
 
@@ -203,5 +203,6 @@ def _loss_of(request: Request, checkpoint: Checkpoint, train: Data, model: nn.Mo
     loss = infer_loss(train.targets, model, train.inputs)
     kind = "real" if train.targets.is_floating_point() else "integer"
     of = f" of a {type(model).__name__}" if loss.name.endswith("-lm") else ""
-    source = f"the criterion that {type(model).__name__} holds" if own_criterion(model) else f"{kind} targets{of}"
+    held = f"the criterion that {type(model).__name__} holds{' (the mean of what it sums)' * is_sum(model)}"
+    source = held if own_criterion(model) else f"{kind} targets{of}"
     return loss, (f"loss: {loss.name}, inferred from {source}",)

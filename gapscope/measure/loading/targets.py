@@ -1,6 +1,7 @@
 """What targets mean beside the outputs of a model, where their type alone does not say it."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +24,11 @@ _UNSET = {"ignore_index": -100, "label_smoothing": 0.0, "weight": None, "pos_wei
 def own_criterion(model: nn.Module) -> str:
     """Return the loss that a model holds as its only criterion, as `--loss` spells it; "" where there is none.
 
-    A sum over entries is as good as none: the mean would be another number, and be announced as that criterion.
+    Of one that sums over the batch this is the mean, which `is_sum` tells.
     """
-    found = [module for module in model.modules() if type(module) in _CRITERIA]
+    found = _criteria(model)
     weighted = any(isinstance(one, nn.BCELoss | nn.BCEWithLogitsLoss) and one.weight is not None for one in found)
-    summed = any(getattr(one, "reduction", "mean") == "sum" for one in found)  # every loss here is a mean
-    if len(found) != 1 or weighted or summed:
+    if len(found) != 1 or weighted:
         return ""
     options = {key: getattr(found[0], key, unset) for key, unset in _UNSET.items()}
     several = [value for value in options.values() if isinstance(value, Tensor) and value.ndim > 1]
@@ -40,6 +40,15 @@ def own_criterion(model: nn.Module) -> str:
         if value is not None and value != _UNSET[key]
     ]
     return _CRITERIA[type(found[0])] + (f":{','.join(given)}" if given else "")
+
+
+def is_sum(model: nn.Module) -> bool:
+    """Return whether the only criterion that a model holds sums over the batch: every loss here is a mean."""
+    return [one.reduction for one in _criteria(model)] == ["sum"]
+
+
+def _criteria(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if type(module) in _CRITERIA]
 
 
 def is_ambiguous(targets: Tensor, output: tuple[int, ...] | None) -> bool:

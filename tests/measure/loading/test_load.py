@@ -72,6 +72,10 @@ def test_the_criterion_of_the_model_and_the_recorded_settings_are_used_and_said(
     loaded = ask(model="held.py:Held", data="digits", path=Path("held.pt"))
     assert loaded.loss.name == "cross-entropy:label_smoothing=0.1"
     assert "loss: cross-entropy:label_smoothing=0.1, inferred from the criterion that Held holds" in loaded.notes
+    held = Path("held.py").read_text()
+    Path("summing.py").write_text(held.replace("smoothing=0.1", 'smoothing=0.1, reduction="sum"'))
+    notes = ask(model="summing.py:Held", data="digits", path=Path("held.pt")).notes
+    assert any(note.endswith("the criterion that Held holds (the mean of what it sums)") for note in notes)
     assert "model: config={'inputs': 64} as the checkpoint recorded; change them with `-a`" in loaded.notes
 
 

@@ -9,7 +9,7 @@ from torch.nn.functional import one_hot
 
 from gapscope.errors import LoadError
 from gapscope.measure.loading import Data, Trust, build_loss, infer_loss
-from gapscope.measure.loading.targets import as_classes, is_ambiguous, own_criterion
+from gapscope.measure.loading.targets import as_classes, is_ambiguous, is_sum, own_criterion
 
 X, LABELS = torch.randn(12, 3), torch.arange(12) % 4
 
@@ -101,9 +101,7 @@ def test_a_criterion_that_the_model_holds_is_the_loss(criterion, name):
 SUMMED = nn.CrossEntropyLoss(reduction="sum", label_smoothing=0.1)
 
 
-@pytest.mark.parametrize(
-    "held", [(nn.MSELoss(), nn.MSELoss()), (nn.HuberLoss(),), (nn.BCELoss(torch.ones(2)),), (SUMMED,)]
-)
+@pytest.mark.parametrize("held", [(nn.MSELoss(), nn.MSELoss()), (nn.HuberLoss(),), (nn.BCELoss(torch.ones(2)),)])
 def test_criteria_that_do_not_say_one_loss_are_left_alone(held):
     assert own_criterion(nn.ModuleList(held)) == ""
 
@@ -118,9 +116,11 @@ def test_weights_of_channels_are_not_taken_for_those_of_the_last_dimension():
     assert own_criterion(nn.BCEWithLogitsLoss(pos_weight=weights[1].view(1, 1))) == "bce-with-logits:pos_weight=[5.0]"
 
 
-def test_a_criterion_that_sums_is_not_the_loss():
-    assert infer_loss(LABELS, nn.ModuleDict({"net": nn.Linear(3, 4), "criterion": SUMMED}), X).name == "cross-entropy"
+def test_of_a_criterion_that_sums_the_mean_is_the_loss():
+    summing = nn.ModuleDict({"net": nn.Linear(3, 4), "criterion": SUMMED})
+    assert infer_loss(LABELS, summing, X).name == "cross-entropy:label_smoothing=0.1"
+    assert is_sum(summing)
     binary = nn.Linear(3, 1)
     binary.criterion = nn.BCEWithLogitsLoss(reduction="sum")
-    with pytest.raises(LoadError, match=r"Name it: `--loss bce-with-logits` or `--loss mse`"):
-        infer_loss(LABELS % 2, binary, X)
+    assert infer_loss(LABELS % 2, binary, X).name == "bce-with-logits"
+    assert not is_sum(nn.Sequential(nn.Linear(3, 1), nn.MSELoss()))
