@@ -1,6 +1,7 @@
 """Parquet, Arrow, and folders written by Hugging Face's `datasets`, all read with pyarrow alone."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gapscope.measure.loading.datasets.images import decoded
 from gapscope.measure.loading.trust import one_line
 
 ARROW_FILE, PARQUET, ARROW_STREAM = b"ARROW1\0\0", b"PAR1", b"\xff\xff\xff\xff"
+_ROWS = 1024  # of a parquet file at a time
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4}  # bytes of a value in memory, of a text its place
 
 
@@ -116,10 +118,13 @@ def _table(path: Path) -> Any:
         if head.startswith(PARQUET):
             with arrow.parquet.ParquetFile(path) as file:
                 check_size(_unpacked(file.metadata), str(path))
-                table = file.read()
+                # texts that are repeated take no room in the file: rows are counted as they come
+                table = _held(file.iter_batches(_ROWS), file.schema_arrow, str(path))
         else:
             with arrow.memory_map(str(path)) as source:
-                table = _batches(source, head == ARROW_FILE, str(path))
+                opened = arrow.ipc.open_file(source) if head == ARROW_FILE else arrow.ipc.open_stream(source)
+                every = map(opened.get_batch, range(opened.num_record_batches)) if head == ARROW_FILE else opened
+                table = _held(every, opened.schema, str(path))
         table.validate(full=True)  # offsets that lead out of the buffers would read foreign memory
         return table.rename_columns([str(name) for name in table.column_names])  # names that are no text raise here
     except LoadError:
@@ -129,7 +134,7 @@ def _table(path: Path) -> Any:
 
 
 def _unpacked(about: Any) -> int:
-    """Return the bytes that the values of a parquet file take: in the file, a run of equal ones takes none.
+    """Return the bytes that the values of a parquet file take, but texts: in the file, a run of equal ones takes none.
 
     Texts are counted as they lie in the file, where one that is repeated lies once.
     """
@@ -144,15 +149,14 @@ def _unpacked(about: Any) -> int:
     return total
 
 
-def _batches(source: Any, is_file: bool, where: str) -> Any:
-    """Return the table of an Arrow file or stream, unpacked batch by batch, and no further than fits into memory."""
-    ipc, held, used = _pyarrow().ipc, [], 0
-    opened = ipc.open_file(source) if is_file else ipc.open_stream(source)
-    for batch in map(opened.get_batch, range(opened.num_record_batches)) if is_file else opened:
+def _held(batches: Iterable[Any], schema: Any, where: str) -> Any:
+    """Return the table of batches, unpacked one by one, and no further than fits into memory."""
+    held, used = [], 0
+    for batch in batches:
         used += batch.get_total_buffer_size()
         check_size(used, where)
         held.append(batch)
-    return _pyarrow().Table.from_batches(held, opened.schema)
+    return _pyarrow().Table.from_batches(held, schema)
 
 
 def _pair(table: Any, keys: Keys, where: str) -> Pair:

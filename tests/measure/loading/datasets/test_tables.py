@@ -144,6 +144,15 @@ def test_runs_inside_of_lists_are_counted_too(tmp_path, monkeypatch):
         read_table(path, NONE)
 
 
+def test_texts_that_are_repeated_are_counted_as_they_are_unpacked(tmp_path, monkeypatch):
+    path = write(tmp_path / "t.parquet", {"a": ["x" * 10_000] * 5000, "y": [0] * 5000})
+    assert path.stat().st_size < 20_000
+    assert len(read_table(path, Keys(("y",), "y")).targets) == 5000
+    monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", 1_000_000)
+    with pytest.raises(LoadError, match=r"takes 0.0095\d GiB. Expected at most"):  # the first 1,024
+        read_table(path, NONE)
+
+
 @pytest.mark.parametrize("name", ["t.arrow", "t.feather"])
 def test_packed_batches_are_unpacked_no_further_than_memory_holds_them(tmp_path, monkeypatch, name):
     path, table = tmp_path / name, pa.table({"a": [0] * 10_000, "y": [0] * 10_000})
