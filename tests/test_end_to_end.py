@@ -37,6 +37,7 @@ for words in json.loads(sys.stdin.read()):
     print(json.dumps([code, out.getvalue(), err.getvalue()]))
 """
 NETS = """
+import os
 import time
 import torch
 from torch import nn
@@ -57,6 +58,19 @@ class Drop(nn.Module):
 class Log(Drop):
     def forward(self, x):
         return torch.log(self.inner(x) - 1e9)
+
+class Sender:
+    def __init__(self, number):
+        self.number = number
+    def __del__(self):
+        os.kill(os.getpid(), self.number)
+        time.sleep(0.01)  # what is raised here goes nowhere
+
+class Stopped(Drop):
+    def forward(self, x):
+        Sender(int(os.environ["NUMBER"]))
+        time.sleep(0.2)
+        return self.inner(x)
 
 class Slow(Drop):
     def forward(self, x):
@@ -361,6 +375,16 @@ def test_a_signal_in_the_middle_leaves_the_old_report(folder, slow, number, code
     assert "Traceback" not in err
     assert (folder / "slow.h5").read_bytes() == before
     assert not list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_python_would_drop_still_ends_the_work(folder, slow, number, code):
+    words = ("gap", "drop.pt", "-m", "nets.py:Stopped", "-d", "ok.npz", "-o", "stopped.h5")
+    done = gapscope(*words, cwd=folder, env=environment(NUMBER=str(int(number))), start_new_session=True)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert not (folder / "stopped.h5").exists()
 
 
 def test_a_terminal_gets_colour_and_a_bar_that_goes_away(folder):
