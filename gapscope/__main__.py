@@ -116,7 +116,7 @@ class _Forgiving(io.FileIO):
 
 
 def _keep_signals() -> None:
-    """Send a signal again that came in a `__del__` or a weak reference's callback, as of imports: Python drops it there.
+    """Send a signal again that came in a `__del__` or a weak reference's callback, as imports have: Python drops it.
 
     Of interrupts on a busy machine, while much is imported, one in fourteen was lost, and the work went on to its end.
     """
