@@ -62,6 +62,16 @@ def test_one_hot_targets_are_measured_as_the_labels_that_they_are():
     assert "data: hot.npz: targets: one-hot rows taken as class numbers" in hot.notes
 
 
+def test_classes_that_are_numbered_differently_in_the_test_data_are_refused():
+    Path("train.csv").write_text("a,label\n1,cat\n2,dog\n")
+    Path("test.csv").write_text("a,label\n1,dog\n2,cow\n")
+    sizes = {"in_features": 1, "out_features": 2}
+    path = save(model=nn.Linear(1, 2))
+    assert ask(path, model="torch.nn:Linear", model_args=sizes, data="train.csv", test_data="train.csv").test
+    with pytest.raises(LoadError, match=r"test\.csv and train\.csv number their classes differently"):
+        ask(path, model="torch.nn:Linear", model_args=sizes, data="train.csv", test_data="test.csv")
+
+
 def test_the_criterion_of_the_model_and_the_recorded_settings_are_used_and_said():
     Path("held.py").write_text(
         "import torch\n\nclass Held(torch.nn.Linear):\n    def __init__(self, config):\n"

@@ -128,6 +128,17 @@ def test_binary_cross_entropy_is_torchs(options):
     assert torch.allclose(loss.correct(outputs, targets), ((outputs > 0) == targets.bool()).double().mean(1))
 
 
+def test_weights_of_ones_belong_to_the_last_dimension_of_outputs():
+    outputs, targets = torch.randn(4, 5, 3, dtype=torch.float64), torch.randint(0, 2, (4, 5, 3))
+    weight = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    losses = build("bce-with-logits:pos_weight=[1, 2, 0.5]").per_sample(outputs, targets)
+    assert torch.allclose(
+        losses.mean(), F.binary_cross_entropy_with_logits(outputs, targets.double(), pos_weight=weight)
+    )
+    with pytest.raises(LoadError, match=r"has 5 weights for outputs \(4, 5, 3\)"):
+        build("bce-with-logits:pos_weight=[1, 1, 1, 1, 1]").per_sample(outputs, targets)
+
+
 def test_a_column_of_outputs_takes_a_row_of_zeros_and_ones():
     outputs = torch.tensor([[2.0], [-1.0]])
     loss = LOSSES["bce-with-logits"]

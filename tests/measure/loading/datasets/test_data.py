@@ -242,6 +242,17 @@ def test_names_of_classes_must_agree_between_train_and_test(tmp_path):
         same_classes(train, test)
 
 
+def test_names_of_inputs_are_part_of_the_fingerprint_and_their_order_is_not():
+    a, b, y = torch.ones(3, 2), torch.zeros(3, 2), torch.arange(3)
+    assert fingerprint({"a": a, "b": b}, y) == fingerprint({"b": b, "a": a}, y)
+    assert len({fingerprint(inputs, y) for inputs in ({"a": a, "b": b}, {"a": a, "c": b}, (a, b))}) == 3
+
+
+def test_a_limit_of_one_leaves_one_sample(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.ones((3, 2)), y=np.arange(3))
+    assert len(load(str(tmp_path / "a.npz")).limited(1, seed=0)) == 1
+
+
 def test_inputs_of_differing_number_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", a=np.ones((3, 2)), b=np.ones((2, 2)), y=np.arange(3))
     with pytest.raises(LoadError, match=r"3 and 2 inputs and 3 targets. Expected one target for each input."):

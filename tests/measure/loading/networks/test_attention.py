@@ -76,3 +76,10 @@ def test_sizes_that_do_not_divide_are_named(make, message):
 def test_inputs_of_another_size_are_refused(model, x, message):
     with pytest.raises(LoadError, match=message):
         model(x)
+
+
+def test_tokens_and_places_of_a_language_model_start_small():
+    """Its tokens give the scores, too: at a standard deviation of 1 the first loss would be far above log(outputs)."""
+    torch.manual_seed(0)
+    tokens = gpt(outputs=500).state_dict()["tokens.weight"]
+    assert float(tokens.std()) == pytest.approx(0.02, rel=0.05)
