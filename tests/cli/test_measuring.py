@@ -66,6 +66,13 @@ def test_it_is_said_which_file_gives_trust(run, small, tmp_path):
     assert run("gap", small, "-q").err == ""
 
 
+def test_what_a_configuration_file_names_is_run(run, small, tmp_path):
+    (tmp_path / "own.py").write_text('def ready(problem=None):\n    open("ran", "w").close()\n')
+    (tmp_path / "gapscope.toml").write_text('setup = "own.py:ready"')
+    assert "trusted as if typed: setup of gapscope.toml" in run("gap", small).err.splitlines()
+    assert (tmp_path / "ran").exists()
+
+
 def test_the_checkpoint_s_record_comes_last(run, small, tmp_path):
     (tmp_path / "gapscope.toml").write_text("model-arg = { hidden = [32] }")
     outcome = run("gap", small)

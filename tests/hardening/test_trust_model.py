@@ -38,6 +38,8 @@ CLAIMS = {
         f"{TRUST}::test_a_trusted_name_for_another_modules_object_is_refused",
     ],
     "What you type yourself": [f"{TRUST}::test_a_user_may_name_a_module_a_file_and_a_dotted_attribute"],
+    "So is what `gapscope.toml`": ["tests/cli/test_measuring.py::test_what_a_configuration_file_names_is_run"],
+    "Commands that measure say": ["tests/cli/test_measuring.py::test_it_is_said_which_file_gives_trust"],
     "Code beside a Hugging": [f"{HERE}::test_code_beside_a_hugging_face_model_is_not_run"],
     "An installed package that": [
         f"{HERE}::test_an_analyzer_of_another_package_is_imported_when_its_class_is_asked_for",
