@@ -4,6 +4,7 @@
 cannot tell; 130 interrupted.  An uncaught exception must not look like a violated threshold.
 """
 
+import contextlib
 import io
 import os
 import signal
@@ -123,16 +124,18 @@ def _keep_signals() -> None:
     own = sys.unraisablehook
 
     def hook(dropped: Any) -> None:
-        number = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}.get(dropped.exc_type)
-        if number is None:
+        terminated = getattr(dropped.exc_value, "code", None) == 128 + signal.SIGTERM  # and no exit of others
+        if dropped.exc_type is not KeyboardInterrupt and not terminated:
             own(dropped)
             return
         import threading
 
+        number = signal.SIGTERM if terminated else signal.SIGINT
         # by another thread: raised here it would be dropped again
         again = threading.Timer(0.01, os.kill, (os.getpid(), number))
         again.daemon = True
-        again.start()
+        with contextlib.suppress(RuntimeError):  # the interpreter is ending, and takes no more threads
+            again.start()
 
     sys.unraisablehook = hook
 

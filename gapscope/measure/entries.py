@@ -106,7 +106,8 @@ def exact(problem: "Problem") -> Entries:
     if found.chunks is not None and problem.samples >= 2 * CHUNKS and bool(found.mean.isfinite().all()):
         # the mean of a half is over its own weight
         weights = np.bincount(problem.chunk_of.numpy(), relative_weights(problem), minlength=CHUNKS).astype(float)
-        spread, trace_spread = halved(found.mean, found.chunks, weights, blocks)
+        if np.count_nonzero(weights) > CHUNKS // 2:  # else a half may hold nothing that counts
+            spread, trace_spread = halved(found.mean, found.chunks, weights, blocks)
     rounding = ROUNDING * torch.finfo(problem.dtype).eps + found.unsure
     errors = "numerical error: rounding; sampling error: from balanced halves of 32 chunks of samples"
     return Entries(

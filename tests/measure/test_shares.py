@@ -108,6 +108,18 @@ def test_errors_of_layers_curvature_are_the_spread_over_draws_of_weighted_classe
     assert errors.mean(0) == pytest.approx(values.std(0, ddof=1), rel=0.3)
 
 
+def test_few_samples_that_count_have_curvature_without_an_error_over_the_data():
+    """A half of the data without any weight has no mean."""
+    torch.manual_seed(0)
+    labels = torch.full((128,), -100)
+    labels[:3] = torch.tensor([0, 1, 1])
+    problem = gapscope.problem(nn.Linear(3, 2), (torch.randn(128, 3), labels), loss="cross-entropy")
+    found = gapscope.measure(problem, [gapscope.Curvature(top_matvecs=0)]).results["curvature"].quantities
+    assert found["median"].sampling_error is None
+    assert found["trace"].sampling_error is None
+    assert (found["trace"].value > 0).all()
+
+
 def test_samples_of_equal_weight_are_left_as_they_are():
     problem = gapscope.problem(nn.Linear(2, 3), (torch.randn(8, 2), torch.arange(8) % 3))
     values = np.arange(8.0)

@@ -203,6 +203,6 @@ def _loss_of(request: Request, checkpoint: Checkpoint, train: Data, model: nn.Mo
     loss = infer_loss(train.targets, model, train.inputs)
     kind = "real" if train.targets.is_floating_point() else "integer"
     of = f" of a {type(model).__name__}" if loss.name.endswith("-lm") else ""
-    held = f"the criterion that {type(model).__name__} holds{' (the mean of what it sums)' * is_sum(model)}"
-    source = held if own_criterion(model) else f"{kind} targets{of}"
+    own = f"the criterion that {type(model).__name__} holds{' (the mean of what it sums)' * is_sum(model)}"
+    source = own if own_criterion(model) else f"{kind} targets{of}"
     return loss, (f"loss: {loss.name}, inferred from {source}",)

@@ -48,9 +48,9 @@ def _sample(source: Any, i: int, spec: str) -> tuple[Tensor, int]:
                 "number: make it in a factory, `-d path/file.py:factory`."
             )
         return pixels_of(parts[0], f"`{spec}`, sample {i}"), parts[1]
-    except LoadError:
+    except (LoadError, MemoryError):
         raise
-    except Exception as error:  # a damaged picture, or one that is missing
+    except Exception as error:  # what a library raises for a damaged picture, or one that is missing, is not told
         raise LoadError(
             f"`{spec}`: reading sample {i} raised {one_line(error)}. Expected an image. Copy its file again, or leave "
             "it out in a factory: `-d path/file.py:factory`."
