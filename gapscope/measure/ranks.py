@@ -1,10 +1,11 @@
 """How many directions a matrix of activations uses: ranks of a spectrum at a stated cut, and ranks without one.
 
-A spectrum comes with its noise floor: what the float64 Gram matrix of the smaller side k (sqrt(k eps) sigma_1, about
-1e-8 sigma_1 for few units: squaring halves the digits) or, for columns in float64, a QR factorization
-(max(m, n) eps sigma_1) cannot tell from zero.  Values under it are 0 here.  Of float32 activations the Gram matrix
-loses nothing: the smaller side times their own eps lies above its floor.  The factor in front of eps is gapscope's own
-choice: LAPACK's bound for eigenvalues of k x k matrices.
+A spectrum comes with its noise floor: what the float64 Gram matrix of the smaller side k or, for columns in float64, a
+QR factorization (max(m, n) eps sigma_1) cannot tell from zero.  Values under it are 0 here.  A Gram matrix has
+sqrt((k + 4 + s / 8) eps) sigma_1, 3e-8 to 1e-7 sigma_1 of most layers (squaring halves the digits): k eps is LAPACK's
+bound for the eigenvalues, s is how many numbers are added one after another, each sum of which is rounded.  Sums are
+cut into short ones, which are added in pairs, so that s stays small.  The factors are gapscope's own choice: a matrix
+of one constant column leaves s / 26 eps.
 """
 
 import contextlib
@@ -30,12 +31,17 @@ TALL = 8
 PIECE = 1_000_000
 # rows of a Gram matrix that are multiplied at once, from the diagonal on: 5/8 of its products at 512 units
 _STRIP = 128
+# columns whose products are added one after another; the sums of such runs are added in pairs
+_RUN = 256
 EPS = float(np.finfo(np.float64).eps)
 
 
-def gram_floor(units: int) -> float:
-    """Return the smallest sigma / sigma_1 that a float64 Gram matrix of this many units can tell from zero."""
-    return math.sqrt(max(units, 1) * EPS)
+def gram_floor(units: int, columns: int, additions: int = 1) -> float:
+    """Return the smallest sigma / sigma_1 that a float64 Gram matrix of this many units can tell from zero.
+
+    It is the sum of `additions` matrices, which together are the products of so many columns.
+    """
+    return math.sqrt((max(units, 1) + 4 + (min(columns, _RUN) + additions) / 8) * EPS)
 
 
 def gram_multiply_adds(small: int, large: int) -> int:
@@ -174,6 +180,7 @@ class Gram:
     def __init__(self) -> None:
         self.gram: Tensor | None = None  # (1 + units, 1 + units)
         self.columns = 0
+        self.additions = 0
 
     def add(self, matrix: Tensor) -> None:
         """Add columns, given as rows (columns, units)."""
@@ -188,6 +195,7 @@ class Gram:
             block = piece.to(self.gram.device).double()  # of mps the CPU
             _add_square(self.gram, block)
             self.gram[0, 1:] += block.sum(0)
+            self.additions += 1
         self.columns += len(matrix)
 
     def joined(self, device: torch.device) -> "Gram":
@@ -196,17 +204,20 @@ class Gram:
         if group.count == 1:
             return self
         self.gram = group.summed(lambda: self.gram, device)
-        seen = group.gathered((self.columns, *((self.first.cpu(), self.still.cpu()) if self.columns else ())))
-        firsts, still = (torch.stack([one[i] for one in seen if one[0]]) for i in (1, 2))
+        own = (self.first.cpu(), self.still.cpu()) if self.columns else ()
+        seen = group.gathered((self.columns, self.additions, *own))
+        firsts, still = (torch.stack([one[i] for one in seen if one[0]]) for i in (2, 3))
         self.still = still.all(0) & (firsts == firsts[0]).all(0)
         self.columns = sum(one[0] for one in seen)
+        self.additions = max(one[1] for one in seen) + len(seen)
         return self
 
     def spectra(self) -> Spectra:
         """Take both spectra from the one Gram matrix: A P A' = A A' - s s' / columns."""
         assert self.gram is not None
-        dead = float(self.still.cpu().double().mean())
-        return _from_gram(self.gram, min(len(self.gram) - 1, self.columns), self.columns, dead, streamed=True)
+        dead, units = float(self.still.cpu().double().mean()), len(self.gram) - 1
+        floor = gram_floor(units, self.columns, self.additions)
+        return _from_gram(self.gram, min(units, self.columns), self.columns, floor, dead, streamed=True)
 
 
 class Columns:
@@ -246,9 +257,11 @@ class Columns:
         if not exact:
             gram = _bordered(columns, first)
             gram[0, 1:] = 1
+            additions = 0
             for block in self._blocks(-(-PIECE // columns)):
                 _add_square(gram, block)
-            return _from_gram(gram, rank, columns, dead, streamed=False)
+                additions += 1
+            return _from_gram(gram, rank, columns, gram_floor(columns, units, additions), dead, streamed=False)
         if not all(bool(part.isfinite().all()) for part in self.parts):
             return _spectra(np.full(rank, np.nan), np.full(rank, np.nan), math.nan, columns, dead)
         factor = _triangle(self._blocks(TALL * columns))
@@ -292,13 +305,22 @@ def _bordered(size: int, like: Tensor) -> Tensor:
 
 
 def _add_square(gram: Tensor, block: Tensor) -> None:
-    """Add B'B to the upper triangle of a bordered Gram matrix, for a block of rows."""
-    inner = gram[1:, 1:]
+    """Add B'B to the upper triangle of a bordered Gram matrix, for a block of rows.
+
+    BLAS adds all rows of one product one after another, and, where it is asked to add it, to what is there: of 10,000
+    equal ones, rounding leaves 400 eps.
+    """
+    inner, whole = gram[1:, 1:], len(block) // _RUN * _RUN
+    runs, rest = block[:whole].view(-1, _RUN, block.shape[1]) if whole else None, block[whole:]
     for start in range(0, len(inner), _STRIP):
-        inner[start : start + _STRIP, start:].addmm_(block[:, start : start + _STRIP].T, block[:, start:])
+        strip, rows = inner[start : start + _STRIP, start:], slice(start, start + _STRIP)
+        if runs is not None:
+            strip += torch.bmm(runs[:, :, rows].mT, runs[:, :, start:]).sum(0)
+        if len(rest):
+            strip += rest[:, rows].T @ rest[:, start:]
 
 
-def _from_gram(gram: Tensor, rank: int, columns: int, dead: float, *, streamed: bool) -> Spectra:
+def _from_gram(gram: Tensor, rank: int, columns: int, floor: float, dead: float, *, streamed: bool) -> Spectra:
     """Return the spectra of a matrix from [0 g'; g G], of which the upper triangle is given, and written over.
 
     Centring takes s s' / columns from G = A A', with g = s; or projects G = A'A on what is orthogonal to g = (1 .. 1).
@@ -308,9 +330,8 @@ def _from_gram(gram: Tensor, rank: int, columns: int, dead: float, *, streamed: 
     """
     if not bool(gram.diagonal().isfinite().all()):  # sums of squares: they bound all else
         return _spectra(np.full(rank, np.nan), np.full(rank, np.nan), math.nan, columns, dead)
-    size = len(gram) - 1
     if gram.device.type == "cpu":
-        work = int(lapack.dsytrd_lwork(size + 1, lower=1)[0])
+        work = int(lapack.dsytrd_lwork(len(gram), lower=1)[0])
         with _as_many_threads_as_torch():
             _, diagonal, beside, _, _ = lapack.dsytrd(gram.numpy().T, lower=1, lwork=work, overwrite_a=1)
         plain = _tridiagonal(diagonal[1:], beside[1:])
@@ -322,7 +343,7 @@ def _from_gram(gram: Tensor, rank: int, columns: int, dead: float, *, streamed: 
     else:
         plain, centred = _on_device(gram, columns, streamed=streamed)
     plain, centred = (np.sqrt(np.sort(values)[::-1][:rank].clip(min=0)) for values in (plain, centred))
-    return _spectra(plain, centred, gram_floor(size), columns, dead)
+    return _spectra(plain, centred, floor, columns, dead)
 
 
 @contextlib.contextmanager

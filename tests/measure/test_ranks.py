@@ -61,6 +61,21 @@ def test_what_rounding_leaves_of_a_singular_gram_matrix_lies_under_the_floor(uni
     assert (spectra(Gram, column @ matrix(1, 50, 3)).plain.values[1:] == 0).all()
 
 
+@pytest.mark.parametrize("step", [100, 20_000])
+@pytest.mark.parametrize("columns", [300, 20_000])
+@pytest.mark.parametrize("units", [2, 4, 16, 150])
+@pytest.mark.parametrize("kind", [Gram, Columns])
+def test_what_rounding_leaves_of_long_sums_lies_under_the_floor(kind, units, columns, step):
+    """Of equal columns every sum is rounded the same way: one sum of all left 300 to 500 eps, with a floor of k eps."""
+    for seed in range(10):
+        value = float(matrix(1, 1, seed + 50).abs())
+        a = matrix(units, 1, seed) @ torch.full((1, columns), value, dtype=torch.float64)
+        found = spectra(kind, a if kind is Gram else a.T.float(), step)
+        assert (found.plain.values[1:] == 0).all()
+        if kind is Gram:
+            assert (found.centred.values == 0).all()
+
+
 def test_scipys_blas_takes_the_threads_of_torch_and_has_its_own_back():
     library = ctypes.CDLL(lapack._flapack.__file__)
     told, asked = (getattr(library, f"scipy_openblas_{verb}_num_threads", None) for verb in ("set", "get"))
@@ -80,7 +95,7 @@ def test_scipys_blas_takes_the_threads_of_torch_and_has_its_own_back():
 def test_columns_in_float32_have_the_floor_of_the_smaller_side():
     """sqrt(k eps64) of a Gram matrix lies under k eps32, so that no numerical rank of float32 activations changes."""
     found = spectra(Columns, matrix(60, 12, dtype=torch.float32)).plain
-    assert found.floor == pytest.approx(ranks.gram_floor(12) * found.top)
+    assert found.floor == pytest.approx(ranks.gram_floor(12, 60) * found.top)
     assert found.floor < 12 * np.finfo(np.float32).eps * found.top
 
 
@@ -92,7 +107,7 @@ def test_one_tridiagonal_matrix_has_both_spectra_that_two_eigenvalue_problems_ha
     ranks._add_square(gram, a.T)
     gram[0, 1:] = a.sum(1) if streamed else 1
     pair = ranks._on_device(gram.clone(), a.shape[1], streamed=streamed)
-    one = ranks._from_gram(gram, size, a.shape[1], 0.0, streamed=streamed)
+    one = ranks._from_gram(gram, size, a.shape[1], ranks.gram_floor(size, size + 5), 0.0, streamed=streamed)
     for got, squares in zip((one.plain, one.centred), pair, strict=True):
         true = np.sqrt(squares[::-1].clip(min=0))
         assert got.values**2 == pytest.approx(true**2, abs=2 * one.plain.floor**2)  # each of the two has its own

@@ -103,7 +103,7 @@ class NearRank:
         chosen = activations.chosen_samples(problem.samples, size, self.sample_seed)
         plan = activations.Plan.of(problem, wanted, self.view, chosen, only_chosen=self.own_batch)
         sized = [layer for group in plan.passes for layer in group if not layer.flat]
-        self._refuse_under_the_floor(cuts, {x.name: ranks.gram_floor(min(x.units, x.columns)) for x in sized})
+        self._refuse_under_the_floor(cuts, {x.name: ranks.gram_floor(*sorted((x.units, x.columns))) for x in sized})
         context.monitor.begin("near-rank", len(plan.passes))
         if plan.multiply_adds > LONG_WORK:
             context.monitor.plan(
@@ -177,7 +177,7 @@ class NearRank:
         from gapscope.measure.ranks import gram_floor
 
         widest = max(floors, key=lambda name: floors[name], default="")
-        floor = floors.get(widest, gram_floor(1))
+        floor = floors.get(widest, gram_floor(1, 1))
         for text, cut in zip(self.cuts, cuts, strict=True):
             if cut.kind == "rel" and cut.value < floor:
                 of = f" of `{widest}`" if widest else ""
