@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from gapscope.errors import ProblemError
+from gapscope.errors import ProblemError, out_of_memory
 from gapscope.measure import products
 from gapscope.measure.culprits import without_second_derivative
 from gapscope.measure.differences import Differences
-from gapscope.measure.probe import Probe, Slopes, Tried
+from gapscope.measure.distributed import ranks
+from gapscope.measure.probe import UNKNOWN, Probe, Slopes, Tried
 
 if TYPE_CHECKING:
     from gapscope.measure.problem import Problem
 
 APART = 1e12  # of one weight over the median: differences, in float64, then say nothing of the others
+UNSEEN = "second derivatives were checked in float32 alone, as float64 did not run: how they round is not known"
 WORST = 0.1  # relative error of products beyond which nothing is measured with them
 
 
@@ -73,7 +75,8 @@ def examine(problem: "Problem") -> Derivatives:
         )
     if not fault and problem.hvp_method != "differences":
         with problem.measuring():
-            return Derivatives(error=probe.rounding())
+            narrow = probe.theta.dtype != torch.float64
+            return Derivatives(error=probe.rounding(), note=UNSEEN if narrow else "")
 
     def product(v: Tensor, step: float) -> Tensor:
         ways, cut = Differences(step, probe.theta.dtype), problem.parameters.split(v.to(problem.dtype))
@@ -86,13 +89,25 @@ def examine(problem: "Problem") -> Derivatives:
 
 
 def _widest(problem: "Problem") -> Probe:
-    """Return the probe in float64 where the model runs in it, else in the problem's dtype."""
-    if problem.device.type != "mps":  # no float64 there
-        wide = Probe.of(problem, torch.float64)
-        with Tried(), problem.measuring():  # the model may hold float32 constants of its own
-            _ = wide.slope
-            return wide
-    return Probe.of(problem, problem.dtype)
+    """Return the probe in float64 where the model runs in it, and memory holds it, else in the problem's dtype."""
+    wide = None if problem.device.type == "mps" else Probe.of(problem, torch.float64)  # no float64 there
+    able = wide is not None and _able(problem, wide)
+    # the same in every process: differences, which one of them may need, are of the data of all
+    return wide if wide is not None and all(ranks().gathered(able)) else Probe.of(problem, problem.dtype)
+
+
+def _able(problem: "Problem", wide: Probe) -> bool:
+    """Return whether a probe has its gradient and, of products that are asked for, has memory for their graph."""
+    try:
+        with problem.measuring():
+            _ = wide.slope  # the model may hold float32 constants of its own
+            with Tried():  # what else fails of the product is told later
+                _ = problem.hvp_method == "differences" or wide.product
+    except (*UNKNOWN, MemoryError) as error:
+        if out_of_memory(error) and problem.dtype == torch.float64:
+            raise
+        return False
+    return True
 
 
 def refuse_wrong_slope(probe: Slopes) -> None:

@@ -164,7 +164,7 @@ class Probe(Slopes):
         """Return what is wrong with the exact second derivative, or an empty string."""
         u, v = self.directions
         try:
-            product = self._product
+            product = self.product
             hu, hv = (_flat(product(self._cut(w))) for w in (u, v))
             narrow = self._in_own_dtype(v)
         except UNKNOWN as error:
@@ -200,18 +200,19 @@ class Probe(Slopes):
 
         A layer norm on few samples, trained: 3.9e-4, where A was off by 4.3e-4 and 10 epsilons of |A| are 2.2e-4.
         """
-        image = _flat(self._product(self._cut(self.directions[1])))
+        image = _flat(self.product(self._cut(self.directions[1])))
         length = float(image.norm())
         if self.own_dtype is None or not length > 0:
             return 0.0
         sharp = image / length
         narrow = self._in_own_dtype(sharp)
         assert narrow is not None
-        gap = float((narrow.to(sharp) - _flat(self._product(self._cut(sharp)))).norm()) / self.samples
+        gap = float((narrow.to(sharp) - _flat(self.product(self._cut(sharp)))).norm()) / self.samples
         return gap if math.isfinite(gap) else 0.0  # what overflows shows wherever it is measured
 
     @cached_property
-    def _product(self) -> Callable[[list[Tensor]], list[Tensor]]:
+    def product(self) -> Callable[[list[Tensor]], list[Tensor]]:
+        """Return the product with the Hessian, of one graph that is kept."""
         return products.hessian(self.micro, self.leaves)
 
     def _in_own_dtype(self, v: Tensor) -> Tensor | None:

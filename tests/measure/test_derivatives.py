@@ -247,6 +247,42 @@ def test_a_model_that_is_float32_inside_is_measured_by_differences_of_float32(dt
     assert 1e-6 < given.derivatives.relative_error < 0.05
 
 
+class Wasteful(nn.Module):
+    """Asks for more memory than there is, in float64 alone, at the first call or at that of the second derivative."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.inner, self.calls = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), calls
+
+    def forward(self, x):
+        if self.inner[0].weight.dtype == torch.float64:
+            self.calls -= 1
+            if self.calls < 0:
+                x.new_empty(10**15)
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+def test_a_model_whose_float64_copy_does_not_fit_is_checked_in_float32(calls):
+    torch.manual_seed(0)
+    model, data = Wasteful(calls), (torch.randn(40, 4), torch.randint(3, (40,)))
+    found = gapscope.measure(gapscope.problem(model, data), [gapscope.Eigenvalues()]).results["eigenvalues"]
+    true = gapscope.measure(gapscope.problem(model.inner, data), [gapscope.Eigenvalues()]).results["eigenvalues"]
+    assert found.status == true.status
+    assert found.quantities["top"].value == pytest.approx(true.quantities["top"].value, rel=1e-5)
+    assert any("checked in float32 alone" in note for note in found.notes)
+    assert not any("checked in float32 alone" in note for note in true.notes)
+
+
+def test_a_float64_model_that_does_not_fit_says_so():
+    data = (torch.randn(40, 4).double(), torch.randint(3, (40,)))
+    model = Wasteful(100).double()
+    given = gapscope.problem(model, data)
+    model.calls = 0
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        _ = given.derivatives
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_differences_of_kinked_networks_give_the_top_eigenvalue_within_its_error(seed):
     torch.manual_seed(seed)

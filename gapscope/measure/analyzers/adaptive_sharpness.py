@@ -96,10 +96,10 @@ class AdaptiveSharpness:
         views = 1 + self.normalize_logits
         maxima = views * (len(self.rhos_l2) + len(self.rhos_linf)) + len(self.rhos_sam)
         return {
-            "gradient": maxima * self.steps + views,
+            "gradient": maxima * self.steps + views * (1 + (self.rhos_average != ())) + 1,
             "outcomes": maxima + views * 2 * (1 + self.draws * len(self.rhos_average)),
             "slopes_along": 1,
-            "product": self.probes if _layers(problem) else 0,
+            "product": 1 + (self.probes if _layers(problem) else 0),
         }
 
     def _notes(self, problem: "Problem", found: "_Search", layers: int) -> Iterator[str]:
@@ -215,6 +215,7 @@ class _Search:
 
     def average(self) -> dict[str, Quantity]:
         """Average the rise over antithetic pairs: odd terms of the loss, the gradient first, drop out exactly."""
+        from gapscope.measure.operators import rounded
         from gapscope.measure.solvers.hutchinson import error_of_mean
 
         settings, problem, rhos = self.settings, self.problem, self.settings.rhos_average
@@ -238,7 +239,7 @@ class _Search:
             "numerical error: of the mean over the pairs, few and skewed, and rounding"
         )
         rounding = self._rounding(float((base**2).mean()) + (rises**2).mean(1))
-        error = np.hypot(errors, rounding)
+        error = np.hypot(errors, rounding + 2 * rounded(problem.gradient(), theta))
         return {"average" + self.suffix: self._quantity("average", rhos, rises, doc, numerical_error=error)}
 
     def _peak(
@@ -251,15 +252,14 @@ class _Search:
         *,
         adaptive: bool,
     ) -> "tuple[Peak, Array, float]":
-        """Return the maximum over one ball, the loss of every sample there, and what rounding of theta + d does."""
+        """Return the maximum over one ball, the loss of every sample there, and what rounding of theta does at both."""
         from gapscope.measure.operators import rounded
         from gapscope.measure.solvers.apgd import Ball, apgd
 
         theta, (value, slope) = part.theta, origin
         scale = theta.abs() if adaptive else theta.new_ones(())
         # in u = d / |theta| a rescaled layer looks like itself: start, steps and projections cannot tell them apart
-
-        moved = {value: 0.0}  # by the loss there
+        moved = {value: (here := rounded(slope, theta))}  # by the loss there
 
         def objective(u: "Tensor") -> "tuple[float, Tensor]":
             loss, gradient = part.loss_and_gradient(there := theta + scale * u)
@@ -271,7 +271,7 @@ class _Search:
         peak = apgd(objective, Ball(norm, rho), (value, scale * slope), draw, steps=self.settings.steps)
         there = part.losses(theta + scale * peak.point)
         there = there if peak.status is not Status.NONFINITE else np.full_like(there, np.nan)
-        return peak, there, moved.get(peak.value, 0.0)
+        return peak, there, here + moved.get(peak.value, 0.0)
 
     def _draw(self, purpose: str, problem: "Problem", *, adaptive: bool = True) -> Any:
         """Return a source of N(0, 1) vectors (n,) that depend on the seed alone; 0 where an adaptive ball is flat."""
@@ -377,12 +377,15 @@ def _relative_flatness(problem: "Problem", layers: Any, probes: int, context: "C
 def _fisher_rao(problem: "Problem") -> Quantity:
     import torch
 
+    from gapscope.measure.operators import rounded
     from gapscope.measure.shares import evened
 
     slopes, how = problem.slopes_along(problem.theta), problem.derivatives
     squares, eps = slopes**2, float(torch.finfo(problem.dtype).eps)
     spread = evened(problem, squares, power=2)  # for errors over the data
-    off = 10 * eps * (1 + np.abs(slopes))  # a slope is good to that of the terms it sums, at least of order one
+    # a slope is good to that of the terms it sums, at least of order one, and moves with theta by H theta + g
+    bend = problem.hvp(problem.theta) + problem.gradient()
+    off = 10 * eps * (1 + np.abs(slopes)) + rounded(bend, problem.theta)
     if how.method == "differences":  # of losses on either side, each good to some eps
         eps = float(torch.finfo(how.dtype).eps) * float(problem.theta.norm()) / how.step
         off = off + 4 * eps * (1 + np.abs(problem.losses()))

@@ -258,7 +258,7 @@ class _Search:
         from gapscope.measure.solvers import ascent
 
         eps = float(torch.finfo(self.problem.dtype).eps)
-        moved = dict[float, float]()  # by the value there: what rounding of theta + y does to it
+        moved = dict[float, float]()  # by the value there: what rounding of theta + y, or inside the model, does to it
 
         def objective(y: "Tensor") -> "tuple[float, Tensor]":
             there = self.problem.theta + lift(y)
@@ -282,7 +282,7 @@ class _Search:
                         objective, radius, self.start, starts, slope=slope, known=known
                     )
         # a loss is good to some ten eps of its size, at random over the samples
-        squares = float((self.base**2).mean()) + 1
+        squares, here = float((self.base**2).mean()) + 1, rounded(self.problem.gradient(), self.problem.theta)
         maxima, value, error, sampling, chunks = [], [], [], [], []
         for solver, epsilon in itertools.product(self.settings.solvers, self.settings.epsilons):
             maximum = found[solver, epsilon]
@@ -294,7 +294,7 @@ class _Search:
             value.append(phi)
             sampling.append(spread)
             missing = 0.0 if solver == "keskar" else max(maximum.gap, 0.0)
-            lost = math.hypot(rounding, moved.get(maximum.value, 0.0))
+            lost = math.hypot(rounding, here + moved.get(maximum.value, 0.0))
             error.append(100 * (missing + lost) / (1 + self.base.mean()))
             chunks.append(parts)
         shape = (len(self.settings.solvers), len(self.settings.epsilons))

@@ -85,7 +85,7 @@ class Noise:
             "gradient_squares": 1,
             "slopes_along": probes + 1,
             "weighted_gradient": probes,
-            "product": probes + spread,
+            "product": probes + spread + 1,
             "curvature_along": 1,
             "curvature_squares": spread,
         }
@@ -108,6 +108,7 @@ class Noise:
         found = _gradients(problem)
         monitor.begin("noise", 2 * min(self.probes, problem.samples, 30) + 40 * self._spread_wanted(problem))
         hessian = problem.hessian()
+        found = replace(found, rounding=max(found.rounding, _worn(context, problem, hessian, found)))
         trace = self._curvature_noise(context, problem, hessian)
         size = math.sqrt(found.square)
         pulled, curvature = problem.curvature_along(found.mean / (size or 1.0))
@@ -283,6 +284,20 @@ def _gradients(problem: "Problem") -> _Gradients:
     squares, along = evened(problem, problem.gradient_squares(mean)[0], power=2), 2 * evened(problem, slopes)
     along = along - along.mean()
     return _Gradients(mean, squares, squares.sum(1), along, size**2, _ROUNDING * torch.finfo(problem.dtype).eps)
+
+
+def _worn(context: "Context", problem: "Problem", hessian: "Operator", found: _Gradients) -> float:
+    """Return what rounding of theta, or as much inside the model, does to the mean gradient, relative to it.
+
+    eps/2 |H (z * theta)| for random signs z: of data far from zero, 100 epsilons and more.
+    """
+    import torch
+
+    from gapscope.measure.operators import gaussian, length
+
+    signs = gaussian(problem.size, context.generator("noise/rounding"), problem.dtype, problem.share).sign()
+    moved = torch.finfo(problem.dtype).eps / 2 * float(length(hessian.matvec(signs.to(problem.theta) * problem.theta)))
+    return moved / math.sqrt(found.square) if found.square > 0 and math.isfinite(moved) else 0.0
 
 
 def _told(problem: "Problem", found: _Gradients, covariance: float) -> bool:

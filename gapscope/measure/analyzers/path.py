@@ -57,7 +57,8 @@ class Path:
         """Return how many passes over the data this takes; re-estimated statistics take another for each."""
         from gapscope.measure import landscape
 
-        return landscape.passes(problem, (self.points + 12) * (1 + self.curved) + 12, self.statistics)
+        found = landscape.passes(problem, (self.points + 12) * (1 + self.curved) + 12, self.statistics)
+        return {**found, "gradient": 4.0 + 3 * self.curved}
 
     def __call__(self, context: "Context") -> PathResult:
         """Evaluate both splits at every point."""
@@ -164,13 +165,15 @@ class Path:
             height(over.place)
             difference = evened(problem, each[over.place] - (1 - over.place) * each[0.0] - over.place * each[1.0])
         level(top.place)
+        moved = {a: _moved(scape, shape, a) for a in (0.0, 1.0, over.place, top.place)}
+        both = max(moved[0.0], moved[1.0])
         return _Barrier(
             barrier,
             over.place,
-            over.missed + rounding,
+            over.missed + rounding + moved[over.place] + both,
             ends,
             top.height,
-            top.missed + rounding,
+            top.missed + rounding + moved[top.place] + both,
             None if difference is None else _standard_error(difference),
             None if difference is None else problem.chunk_means(difference),
             _rise_errors(problem, each),
@@ -219,6 +222,19 @@ def _place(scape: "Landscape", shape: str, a: float) -> tuple[Any, tuple[float, 
 def _losses(scape: "Landscape", shape: str, a: float) -> Array:
     """Return the loss of every sample at a, on the split that is measured."""
     return next(iter(scape.at(*_place(scape, shape, a)).values())).losses()
+
+
+def _moved(scape: "Landscape", shape: str, a: float) -> float:
+    """Return what rounding theta at a, each of its two terms and their sum, does to the loss there.
+
+    And about what rounding inside the model does, of the products with theta: all there is of it at a checkpoint.
+    """
+    from gapscope.measure.operators import rounded
+
+    theta, mixed = _place(scape, shape, a)
+    squares = sum(((weight * end) ** 2 for weight, end in zip(mixed, scape.ends, strict=True)), theta**2)
+    found = rounded(next(iter(scape.at(theta, mixed).values())).gradient(), squares.sqrt())
+    return found if np.isfinite(found) else 0.0  # where it has no slope nothing is known of that
 
 
 def _rise_errors(problem: "Problem", each: dict[float, Array]) -> Array | None:

@@ -56,6 +56,7 @@ class SpectralDensity:
     coupling: float  # rho, of what was taken out to the rest; 0 where it is rounding
     matvecs: int
     rounding: float  # of a node
+    closed: bool = False  # every Krylov space: the rules are those of the whole operator
 
     @property
     def finite(self) -> bool:
@@ -77,13 +78,15 @@ class SpectralDensity:
 
         At an edge inside a dense bulk the error of m steps falls as 1/m and swings from step to step: what is left is
         the standard deviation over the last third of them.  The deflation adds up to one eigenvalue at each edge that
-        is within rho of the Ritz values' range.
+        is within rho of the Ritz values' range.  Nothing is known better than to one eigenvalue, where no node lies in
+        the range either, unless every Krylov space closed.
         """
         inside = (self.nodes >= low) & (self.nodes <= high)
         masses = (self.weights * inside).sum(2)  # (p, rules)
         full = masses.mean(1)
         edges = [self.smallest - self.coupling <= edge <= self.largest + self.coupling for edge in (low, high)]
         moved = float(masses.mean(0).std()) + self.one * sum(edges) * (self.coupling > 0)
+        moved = moved if self.closed else max(moved, self.one)
         return float(full.mean()), float(full.std(ddof=1)) / math.sqrt(len(full)), moved
 
     def broadened(self, grid: Array, width: float) -> tuple[Array, Array, Array]:
@@ -134,7 +137,7 @@ def spectral_density(
     rules = range(steps - steps // 3, steps + 1)  # by their steps
     nodes, weights = np.zeros((2, probes, len(rules), taken + steps))
     nodes[..., :taken], weights[..., :taken] = known, 1 / size
-    eps = torch.finfo(operator.dtype).eps
+    eps, closed = torch.finfo(operator.dtype).eps, True
     for i in range(probes):
         if left > 0:
             # orthogonal to them at every step: a PAP alone has them at 0, and grows what rounding leaves of them there
@@ -144,12 +147,13 @@ def spectral_density(
             if not _finite(run):
                 return _lost(spent)
             whole = run.matvecs < steps or steps == left
+            closed = closed and whole
             for j, m in enumerate(rules):
                 nodes[i, j, taken:], weights[i, j, taken:] = _gauss(run, run.matvecs if whole else m, steps)
             weights[i, :, taken:] *= left / size
         rounding = _ROUNDING * eps * float(np.abs(nodes[: i + 1]).max())
         coupling = rho if rho > rounding else 0.0
-        found = SpectralDensity(nodes[: i + 1], weights[: i + 1], 1 / size, coupling, spent, rounding)
+        found = SpectralDensity(nodes[: i + 1], weights[: i + 1], 1 / size, coupling, spent, rounding, closed)
         watch(spent, found.largest, 0.0)
         if i + 1 >= FEWEST and (left == 0 or enough(found)):
             break

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -64,11 +66,16 @@ def test_a_mass_is_the_mean_over_rules_and_probes_with_what_differs_among_them(c
     full = inside.mean(1)
     assert (value, error) == pytest.approx((full.mean(), full.std(ddof=1) / np.sqrt(3)))
     both = 2 * 0.25 if coupling else 0  # one eigenvalue at each edge
-    assert moved == pytest.approx(inside.mean(0).std() + both)
-    assert found.mass(0.0, 2.0) == pytest.approx((1, 0, both))  # edges belong to it
-    assert found.mass(-0.5, 2.5) == pytest.approx((1, 0, both))  # as far as the coupling reaches
-    assert found.mass(-0.51, 2.51) == pytest.approx((1, 0, 0))
-    assert found.mass(-np.inf, 1.5)[2] == pytest.approx(both / 2)
+    assert moved == pytest.approx(max(inside.mean(0).std() + both, 0.25))
+    assert found.mass(0.0, 2.0) == pytest.approx((1, 0, both or 0.25))  # edges belong to it
+    assert found.mass(-0.5, 2.5) == pytest.approx((1, 0, both or 0.25))  # as far as the coupling reaches
+    assert found.mass(-0.51, 2.51) == pytest.approx((1, 0, 0.25))  # nothing is known better than to one eigenvalue
+    assert found.mass(-np.inf, 1.5)[2] == pytest.approx(0.25)
+    assert found.mass(-9.0, -8.0) == pytest.approx((0, 0, 0.25))
+    closed = dataclasses.replace(found, closed=True)
+    assert closed.mass(-0.51, 2.51) == pytest.approx((1, 0, 0))
+    assert closed.mass(-np.inf, 1.5)[2] == pytest.approx(both / 2)
+    assert closed.mass(0.1, 0.5)[2] == pytest.approx(inside.mean(0).std() + both)
     found.nodes[1, 0, 0] = np.nan
     assert not found.finite
 
