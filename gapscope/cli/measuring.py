@@ -100,8 +100,7 @@ def common_of(values: Mapping[str, Any], configuration: Configuration) -> Common
     """Build the common options; the model's arguments add up key by key: files, environment, command line."""
     common: Common = fields.build(Common, values)
     environment = os.environ.get("GAPSCOPE_MODEL_ARG", "").split()
-    for source, keys in () if common.quiet else configuration.trusted.items():  # the folder may be anybody's
-        tell(f"trusted as if typed: {', '.join(keys)} of {source}")
+    configuration.tell_trust(quiet=common.quiet)
     return replace(common, model_arg=(*configuration.common.get("model_arg", ()), *environment, *common.model_arg))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from gapscope.cli import fields
+from gapscope.cli.stderr import tell
 from gapscope.errors import UsageError, did_you_mean
 
 BUDGET = ("time_budget",)  # of commands that measure one thing
@@ -76,7 +77,13 @@ class Configuration:
     measure: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     commands: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     thresholds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by selector
-    trusted: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by file, the keys that may run code
+    trusted: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)  # by table and file, may run code
+
+    def tell_trust(self, table: str = "", *, quiet: bool) -> None:
+        """Say which keys of the files may run code: the folder may be anybody's."""
+        for (of, source), keys in () if quiet else self.trusted.items():
+            if of in ("", table):
+                tell(f"trusted as if typed: {', '.join(keys)} of {of and f'[{of}] in '}{source}")
 
 
 def read_configuration(folder: Path, tables: Callable[[], Mapping[str, type[Any]]] = dict) -> Configuration:
@@ -91,7 +98,7 @@ def read_configuration(folder: Path, tables: Callable[[], Mapping[str, type[Any]
     measure: dict[str, dict[str, Any]] = {}
     own: dict[str, dict[str, Any]] = {}
     thresholds: dict[str, dict[str, Any]] = {}
-    trusted: dict[str, list[str]] = {}
+    trusted: dict[tuple[str, str], list[str]] = {}
     for source, table in (
         ("[tool.gapscope] of pyproject.toml", project),
         ("gapscope.toml", nearer),
@@ -106,18 +113,25 @@ def read_configuration(folder: Path, tables: Callable[[], Mapping[str, type[Any]
         for name, cls in commands.items():
             checked = _checked(_as_table(plain.pop(name, {}), f"[{name}]", source), cls, f"[{name}] in {source}")
             own[name] = own.get(name, {}) | checked
+            if keys := _that_may_run(checked):
+                trusted[name, source] = keys
         checked = _checked(plain, Common, source, tables=["measure", *commands])
         if "model_arg" in checked:  # arguments go by key: a later source adds to them
             checked["model_arg"] = [*common.get("model_arg", []), *checked["model_arg"]]
-        if keys := [key.replace("_", "-") for key, value in checked.items() if _may_run(key, value)]:
-            trusted[source] = keys
+        if keys := _that_may_run(checked):
+            trusted["", source] = keys
         common |= checked
     return Configuration(common, measure, own, thresholds, trusted)
 
 
-def _may_run(key: str, value: Any) -> bool:
-    """Say whether a value gives trust, or may name code, as pkg.mod:attr does and `digits:size=32` does not."""
-    return bool(value) and (key in TRUST or (key in NAMING and ":" in value and "=" not in value))
+def _that_may_run(checked: Mapping[str, Any]) -> list[str]:
+    """Return the keys that give trust, or may name code, as pkg.mod:attr does and `digits:size=32` does not."""
+
+    def may(key: str, value: Any) -> bool:
+        names = (key in NAMING and ":" in value and "=" not in value) or (key == "plan" and value.endswith(".toml"))
+        return bool(value) and (key in TRUST or names)
+
+    return [key.replace("_", "-") for key, value in checked.items() if may(key, value)]
 
 
 def _thresholds(plain: dict[str, Any], source: str) -> Mapping[str, Mapping[str, Any]]:

@@ -62,11 +62,13 @@ def names() -> list[str]:
     return sorted(path.parent.name.replace("_", "-") for path in STUDIES.glob("*/plan.toml"))
 
 
-def command(_: Configuration) -> Callable[..., int | None]:
+def command(configuration: Configuration) -> Callable[..., int | None]:
     """Return the command."""
 
     def study(name: str, **values: Any) -> None:
-        study_and_print(name, fields.build(StudyOptions, values))
+        options: StudyOptions = fields.build(StudyOptions, values)
+        configuration.tell_trust("study", quiet=options.quiet)
+        study_and_print(name, options)
 
     return fields.command(
         "study",

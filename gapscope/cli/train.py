@@ -81,12 +81,14 @@ class TrainOptions:
     debug: Annotated[bool, "show the traceback of an error"] = False
 
 
-def command(_: Configuration) -> Callable[..., int | None]:
+def command(configuration: Configuration) -> Callable[..., int | None]:
     """Return the command."""
     parameters: list[inspect.Parameter] = fields.options(TrainOptions, prefix="GAPSCOPE_TRAIN")
 
     def train(**values: Any) -> int:
-        return train_and_save(fields.build(TrainOptions, values))
+        options: TrainOptions = fields.build(TrainOptions, values)
+        configuration.tell_trust("train", quiet=options.quiet)
+        return train_and_save(options)
 
     summary = """Train a network and save it, with all that measuring it later needs.
 

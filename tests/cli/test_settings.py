@@ -34,7 +34,10 @@ def test_gapscope_toml_wins_over_pyproject_key_by_key(read):
 def test_what_may_run_code_is_known_by_its_file(read):
     own = 'model = "net.py:Net"\ndata = "digits:size=32"\nloss = "mse"\ntrust-file = true\ntrust-embedded = false'
     found = read(own, '[tool.gapscope]\ntrusted = ["net:*"]')
-    assert found.trusted == {"[tool.gapscope] of pyproject.toml": ["trusted"], "gapscope.toml": ["model", "trust-file"]}
+    assert found.trusted == {
+        ("", "[tool.gapscope] of pyproject.toml"): ["trusted"],
+        ("", "gapscope.toml"): ["model", "trust-file"],
+    }
     assert read('data = "data.npz"\nmodel = "mlp"').trusted == {}
 
 

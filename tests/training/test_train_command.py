@@ -50,6 +50,21 @@ def test_train_reads_its_own_table_and_the_keys_that_mean_the_same(run, tmp_path
     assert content["gapscope"]["model_args"] == {"hidden": [4]}
 
 
+def test_it_is_said_which_file_names_the_code_that_a_training_runs(run, tmp_path):
+    (tmp_path / "net.py").write_text("from torch import nn\n\n\ndef net():\n    return nn.Linear(64, 10)\n")
+    (tmp_path / "gapscope.toml").write_text(
+        'loss = "net.py:loss"\n[train]\nmodel = "net.py:net"\nloss = "mse"\n[study]\nplan = "own.toml"\nmodel = "mlp"'
+    )
+    said = run("train", "--steps", "1", "--loss", "cross-entropy", "-o", "z.pt").err.splitlines()
+    assert said[:2] == [
+        "trusted as if typed: model of [train] in gapscope.toml",
+        "trusted as if typed: loss of gapscope.toml",
+    ]
+    assert run("train", "--steps", "1", "--loss", "cross-entropy", "-o", "q.pt", "-q").err == ""
+    study = run("study", "keskar", "--show-plan").err.splitlines()
+    assert "trusted as if typed: plan of [study] in gapscope.toml" in study
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

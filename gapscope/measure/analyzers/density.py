@@ -126,7 +126,8 @@ class Density:
                 dims=("grid",),
                 labels={"grid": tuple(f"{t:.12g}" for t in grid)},
                 doc=f"spectral density at each lambda, Gaussians of width {width:.4g}; error: standard error over "
-                f"{len(found.nodes)} probes, and deviation over the last third of their steps",
+                f"{len(found.nodes)} probes, and deviation over the last third of their steps; not how far the "
+                "bells of the single largest eigenvalues may lie from their places: 1 % of the largest at most",
             ),
             mass_near_zero=Quantity(
                 value=scalar(masses.near),
