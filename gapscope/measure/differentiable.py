@@ -96,8 +96,10 @@ def plain(model: nn.Module, repaired: set[str]) -> Iterator[None]:
         run = type("Run", (), {"apply": staticmethod(noted("checkpoint", _run))})
         held.enter_context(_swapped(checkpoint, "CheckpointFunction", run))
         generator = noted("checkpoint", _nothing)
-        for name in _GENERATORS & vars(checkpoint).keys():
-            held.enter_context(_swapped(checkpoint, name, generator))
+        composable = sys.modules.get("torch.distributed._composable.checkpoint_activation")  # keeps a name of its own
+        for owner in filter(None, (checkpoint, composable)):
+            for name in _GENERATORS & vars(owner).keys():
+                held.enter_context(_swapped(owner, name, generator))
         held.enter_context(_fast_path_off())
         held.enter_context(_factors_in("ieee"))
         if any(isinstance(module, nn.RNNBase) for module in modules):
