@@ -384,8 +384,8 @@ def _fisher_rao(problem: "Problem") -> Quantity:
     squares, eps = slopes**2, float(torch.finfo(problem.dtype).eps)
     spread = evened(problem, squares, power=2)  # for errors over the data
     # a slope is good to that of the terms it sums, at least of order one, and moves with theta by H theta + g
-    bend = problem.hvp(problem.theta) + problem.gradient()
-    off = 10 * eps * (1 + np.abs(slopes)) + rounded(bend, problem.theta)
+    moved = rounded(problem.hvp(problem.theta) + problem.gradient(), problem.theta)
+    off = 10 * eps * (1 + np.abs(slopes)) + (moved if math.isfinite(moved) else 0.0)
     if how.method == "differences":  # of losses on either side, each good to some eps
         eps = float(torch.finfo(how.dtype).eps) * float(problem.theta.norm()) / how.step
         off = off + 4 * eps * (1 + np.abs(problem.losses()))

@@ -287,7 +287,7 @@ def _gradients(problem: "Problem") -> _Gradients:
 
 
 def _worn(context: "Context", problem: "Problem", hessian: "Operator", found: _Gradients) -> float:
-    """Return what rounding of theta, or as much inside the model, does to the mean gradient, relative to it.
+    """Return what rounding of theta, or as much inside the model, does to a gradient, relative to a sample's.
 
     eps/2 |H (z * theta)| for random signs z: of data far from zero, 100 epsilons and more.
     """
@@ -297,7 +297,8 @@ def _worn(context: "Context", problem: "Problem", hessian: "Operator", found: _G
 
     signs = gaussian(problem.size, context.generator("noise/rounding"), problem.dtype, problem.share).sign()
     moved = torch.finfo(problem.dtype).eps / 2 * float(length(hessian.matvec(signs.to(problem.theta) * problem.theta)))
-    return moved / math.sqrt(found.square) if found.square > 0 and math.isfinite(moved) else 0.0
+    single = math.sqrt(found.square + float(found.apart.mean()))
+    return moved / single if single > 0 and math.isfinite(moved) else 0.0
 
 
 def _told(problem: "Problem", found: _Gradients, covariance: float) -> bool:
