@@ -66,7 +66,7 @@ def fit(
     state = model.state_dict()
     twins = _twins(model)
     options = [option for at, tensors in checkpoint.tensors.items() for option in _options(at, tensors, state, twins)]
-    options += [shadow for at in checkpoint.tensors if (shadow := _shadow(at, checkpoint, model, options))]
+    options += [shadow for at in checkpoint.tensors if (shadow := _shadow(at, checkpoint, model, options, twins))]
     options = [_with_buffers(option, model, options) for option in options]
     options = sorted(_asked(checkpoint, options, weights), key=lambda option: option.rank)
     fitting = [option for option in options if option.fits]
@@ -160,17 +160,21 @@ def _refuse_untied(
             )
 
 
-def _shadow(at: str, checkpoint: Checkpoint, model: nn.Module, options: Sequence[_Option]) -> _Option | None:
+def _shadow(
+    at: str, checkpoint: Checkpoint, model: nn.Module, options: Sequence[_Option], twins: Mapping[str, Sequence[str]]
+) -> _Option | None:
     """Return a list of averaged parameters under the names that they have by their order; buffers are the raw ones."""
     if at.rpartition(".")[2] != SHADOW:
         return None
-    listed = list(checkpoint.tensors[at].values())
+    listed, state = list(checkpoint.tensors[at].values()), model.state_dict()
     raw = next((option for option in options if option.fits and not option.averaged), None)
     for trainable in (False, True):
         named = {name: p for name, p in model.named_parameters() if p.requires_grad or not trainable}
         if [p.shape for p in named.values()] == [tensor.shape for tensor in listed]:
-            tensors = {**(raw.tensors if raw else {}), **dict(zip(named, listed, strict=True))}
-            missing = [name for name in model.state_dict() if name not in tensors]
+            averages = dict(zip(named, listed, strict=True))
+            tied = {twin: averages[name] for name in named for twin in twins.get(name, ()) if twin in state}
+            tensors = {**(raw.tensors if raw else {}), **averages, **tied}
+            missing = [name for name in state if name not in tensors]
             return _Option(at, at, tensors, missing, [], [], 0, True, ("weights: named by their order in the model",))
     return None
 
@@ -220,9 +224,7 @@ def _options(
                 missing=[
                     n for n in state if n not in matched and n not in tied and not n.endswith("num_batches_tracked")
                 ],
-                unexpected=[
-                    n for n in inside if n[len(prefix) :] not in names and not (others and n.startswith(others))
-                ],
+                unexpected=[n for n in inside if n[len(prefix) :] not in names and not n.startswith(others)],
                 mismatched=[n for n, tensor in matched.items() if not _same_shape(tensor, state[n])],
                 outside=len(clean) - len(inside),
                 averaged=averaged or bool(_AVERAGED.search(prefix)),

@@ -115,8 +115,9 @@ def record_of(name: str) -> type[Record]:
 
 def dtype_of(name: str) -> torch.dtype | None:
     """Return `torch.float32` and the like."""
-    found = getattr(torch, name.removeprefix("torch."), None) if name.count(".") == 1 else None
-    return found if name.startswith("torch.") and isinstance(found, torch.dtype) else None
+    module, _, attribute = name.partition(".")
+    found = getattr(torch, attribute, None) if module == "torch" else None
+    return found if isinstance(found, torch.dtype) else None
 
 
 def load_plain(file: IO[bytes], trust: Trust) -> object:

@@ -41,7 +41,7 @@ def run_exported(file: BufferedReader) -> nn.Module:
     """Load an exported program: runs its maker's code.  It has one mode, that of its export."""
     program: Any = torch.export.load(file)
     module: nn.Module = program.module()
-    module.train = types.MethodType(lambda self, _mode=True: self, module)  # type: ignore[method-assign]
+    module.train = types.MethodType(lambda self, *_: self, module)  # type: ignore[method-assign]
     module.eval = types.MethodType(lambda self: self, module)  # type: ignore[method-assign]
     return module
 

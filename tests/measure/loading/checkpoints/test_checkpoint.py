@@ -40,6 +40,13 @@ def save_all(path):
     return model
 
 
+class Extra(nn.Linear):
+    """A layer with something beside its tensors."""
+
+    def get_extra_state(self):
+        return object()
+
+
 def test_everything_saved_is_read_back(tmp_path):
     model = save_all(tmp_path / "a.pt")
     checkpoint = read(tmp_path / "a.pt")
@@ -67,6 +74,25 @@ def test_a_view_does_not_drag_its_storage_into_the_file(tmp_path):
     assert (tmp_path / "a.pt").stat().st_size < 5000
 
 
+def test_weights_that_share_memory_are_in_the_file_once(tmp_path):
+    model = nn.Sequential(nn.Linear(100, 100, bias=False), nn.Linear(100, 100, bias=False))
+    model[1].weight = model[0].weight
+    save_checkpoint(tmp_path / "a.pt", model)
+    assert (tmp_path / "a.pt").stat().st_size < 60_000
+
+
+def test_what_was_not_given_is_not_in_the_file(tmp_path):
+    save_checkpoint(tmp_path / "a.pt", nn.Linear(2, 2))
+    assert set(torch.load(tmp_path / "a.pt", weights_only=True)) == {"gapscope", "model"}
+
+
+def test_tensors_in_the_lists_of_an_optimizer_are_kept(tmp_path):
+    model = nn.Linear(2, 2)
+    adam = torch.optim.Adam(model.parameters(), lr=torch.tensor(0.25))
+    save_checkpoint(tmp_path / "a.pt", model, optimizer=adam)
+    assert torch.equal(read(tmp_path / "a.pt").optimizer["param_groups"][0]["lr"], torch.tensor(0.25))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -80,14 +106,19 @@ def test_a_view_does_not_drag_its_storage_into_the_file(tmp_path):
         ({"training": {"seed": 1 << 60_000}}, "`training.seed` is an integer of 60,001 bits. Expected at most 2,000"),
         ({"model_args": {"name": "a\ud800"}}, "`model_args.name` holds half of a letter: 'a\\ud800'. Expected text"),
         ({"training": {"\udfff": 1}}, "`training` holds half of a letter: '\\udfff'. Expected text that UTF-8 can"),
+        ({"data": "a\udfff"}, "`data` holds half of a letter: 'a\\udfff'. Expected text"),
+        ({"model": Extra(2, 2)}, "`model._extra_state` is an object of class builtins.object"),
+        ({"initial": {"w": object()}}, "`initial.w` is an object of class builtins.object"),
         ({"factory": lambda: None}, "<lambda>`, which a later run cannot import. Expected a module-level function"),
         ({"factory": mlp()}, "which a later run cannot import"),
+        ({"factory": [].append}, "`factory` is `None:list.append`, which a later run cannot import"),
+        ({"factory": type("Net", (), {"__module__": "__main__"})}, "`__main__:Net`, which a later run cannot import"),
         ({"loss": nn.CrossEntropyLoss()}, "`loss` is `an object of class torch.nn.modules.loss.CrossEntropyLoss`"),
     ],
 )
 def test_what_is_not_plain_is_refused_and_named(tmp_path, arguments, message):
     with pytest.raises(LoadError, match=re.escape(message)):
-        save_checkpoint(tmp_path / "a.pt", mlp(), **arguments)
+        save_checkpoint(tmp_path / "a.pt", **{"model": mlp(), **arguments})
     assert not list(tmp_path.iterdir())
 
 
@@ -107,6 +138,13 @@ def test_a_failed_write_says_so_and_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    def failed(*_):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nframe #0: c10::Error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.save", failed)  # as torch says it of a full disk
+        with pytest.raises(UsageError, match=r"a\.pt: PytorchStreamWriter .* file write failed\. Choose a folder"):
+            save_checkpoint(tmp_path / "a.pt", mlp())
     monkeypatch.setattr("gapscope.measure.loading.checkpoints.checkpoint.os.fsync", full)
     with pytest.raises(UsageError, match="No space left on device"):
         save_checkpoint(tmp_path / "a.pt", mlp())
@@ -153,6 +191,14 @@ def test_learning_rates_that_differ_by_group_are_not_one_rate(tmp_path):
     assert checkpoint.optimizer["state"]
 
 
+@pytest.mark.parametrize("key", ["nesterov", "dampening"])
+def test_an_optimizer_with_one_setting_of_sgd_is_not_sgd(tmp_path, key):
+    """Muon has `nesterov`, too."""
+    optimizer = {"state": {}, "param_groups": [{"lr": 0.1, key: 0, "params": [0]}]}
+    torch.save({"model": nn.Linear(2, 2).state_dict(), "optimizer": optimizer}, tmp_path / "a.pt")
+    assert read(tmp_path / "a.pt").training == {"lr": 0.1, key: 0}
+
+
 def test_weights_are_found_beside_loose_tensors_and_schedulers(tmp_path):
     content = {
         "upscaler": nn.Linear(2, 2).state_dict(),
@@ -192,6 +238,7 @@ def test_weights_in_a_list_or_as_arrays_are_found(tmp_path, content, key):
         ),
         ({"epoch": 3, "lr": 0.1}, "holds no weights (its keys: `epoch`, `lr`)"),
         ({}, "holds no weights (its keys: none)"),
+        ({f"k{i}": i for i in range(9)}, "`k4`, `k5`, `k6`, `k7`). Expected a state_dict"),
         (
             {"gapscope": {"format_version": 2}},
             "has checkpoint format 2; this gapscope reads up to 1. Upgrade gapscope.",

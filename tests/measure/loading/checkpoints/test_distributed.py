@@ -1,5 +1,6 @@
 """Distributed folders are put together exactly, by whomever they were written, and never run."""
 
+import io
 import os
 import pickle
 import re
@@ -146,6 +147,51 @@ def test_genuine_metadata_names_only_what_is_admitted(folder):
     assert {name for name in named if not re.fullmatch(r"torch\.(Size|\w+\d+)", name)} <= ADMITTED
 
 
+PATHS = ("pathlib PosixPath", "pathlib WindowsPath", "pathlib PurePosixPath", "pathlib PureWindowsPath")
+
+
+@pytest.mark.parametrize("name", [*PATHS, "pathlib._local PosixPath", "pathlib._local WindowsPath"])
+def test_where_it_was_saved_may_be_a_path_of_any_system_and_python(folder, model, name):
+    with (folder / ".metadata").open("rb") as file:
+        content = pickle.dumps(pickle.load(file), 2)
+    content, found = re.subn(rb"cpathlib(\._local)?\n\w+Path\n", b"c%s\n" % name.replace(" ", "\n").encode(), content)
+    assert found
+    (folder / ".metadata").write_bytes(content)
+    assert torch.equal(read_distributed(folder).content["model"]["0.weight"], model[0].weight)
+
+
+def place(folder, metadata, content, at):
+    """Let a file of its own be the piece of a tensor that begins at a place."""
+    (folder / "__0_1.distcp").write_bytes(content)
+    info = type(next(iter(metadata.storage_data.values())))("__0_1.distcp", 0, len(content))
+    metadata.storage_data[MetadataIndex("model.0.weight", torch.Size(at))] = info
+
+
+def saved(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def test_an_empty_piece_overlaps_with_none(folder, model):
+    def add(metadata):
+        chunks = metadata.state_dict_metadata["model.0.weight"].chunks
+        chunks.append(type(chunks[0])(torch.Size([2, 0]), torch.Size([0, 3])))
+        place(folder, metadata, saved(torch.empty(0, 3)), [2, 0])
+
+    rewrite(folder, add)
+    assert torch.equal(read_distributed(folder).content["model"]["0.weight"], model[0].weight)
+
+
+def test_a_piece_that_would_unpack_to_far_more_is_refused_by_its_file(folder):
+    content = bytearray(saved(torch.ones(4, 3)))
+    at = content.index(b"PK\1\2") + 24  # the size of the first entry in the table of the archive
+    content[at : at + 4] = (2**31).to_bytes(4, "little")
+    rewrite(folder, lambda metadata: place(folder, metadata, content, [0, 0]))
+    with pytest.raises(LoadError, match=r"__0_1\.distcp has [\d,]+ bytes and declares 2,147,48\d,\d+ of content"):
+        read_distributed(folder)
+
+
 def drop_piece(metadata):
     index = next(index for index in metadata.storage_data if index.fqn == "model.0.weight")
     del metadata.storage_data[index]
@@ -159,6 +205,21 @@ def elsewhere(metadata):
 def beyond(metadata):
     for info in metadata.storage_data.values():
         info.length = 10**9
+
+
+def before(metadata):
+    for info in metadata.storage_data.values():
+        info.offset = -1
+
+
+def backwards(metadata):
+    for info in metadata.storage_data.values():
+        info.length = -1
+
+
+def twice(metadata):
+    index = next(index for index in metadata.storage_data if index.fqn == "model.0.weight")
+    metadata.storage_data[MetadataIndex("model.0.weight", torch.Size([]))] = metadata.storage_data[index]
 
 
 def grow(metadata):
@@ -196,10 +257,13 @@ def compressed(metadata):
     ("change", "message"),
     [
         (drop_piece, "`model.0.weight` has 1 pieces of 12 numbers in `.metadata` and 0 on the disk, for 12 numbers"),
+        (twice, "`model.0.weight` has 1 pieces of 12 numbers in `.metadata` and 2 on the disk, for 12 numbers"),
         (repeat, "`model.0.weight` has 1 pieces of 12 numbers in `.metadata` and 1 on the disk, for 24 numbers"),
         (overlap, "`model.0.weight` has 2 pieces of 24 numbers in `.metadata` and 2 on the disk, for 24 numbers"),
         (elsewhere, "names the shard '../secret'. Expected the plain name of a file in that folder"),
         (beyond, "ends before the piece of `model.0."),
+        (before, "ends before the piece of `model.0."),
+        (backwards, "ends before the piece of `model.0."),
         (grow, "`model.0.weight` is declared as 1,000,000,000,000 numbers, more than its files hold"),
         (cut, "a piece of `model.0.weight` has the shape (4, 3), not (3, 3)"),
         (compressed, "is compressed by an extension of torch.distributed.checkpoint"),

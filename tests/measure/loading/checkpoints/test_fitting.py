@@ -1,6 +1,7 @@
 """Weights are found whatever wrapped them, and never chosen in silence."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from gapscope.errors import LoadError
 from gapscope.measure.loading.checkpoints.checkpoint import Checkpoint
-from gapscope.measure.loading.checkpoints.fitting import fit
+from gapscope.measure.loading.checkpoints.fitting import fit, held
 from gapscope.measure.loading.networks import mlp
 
 ARGS = {"inputs": 64, "hidden": [8], "outputs": 10, "activation": "relu"}
@@ -69,6 +70,22 @@ def test_a_model_with_a_part_called_module_keeps_its_names():
     assert fit(checkpoint(file=dict(model.state_dict())), model, "m", {}).key == "(file)"
 
 
+class Wrapping(nn.Module):
+    """A part called `module` whose weight has the name of one of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.module = nn.Linear(2, 2)
+
+
+def test_names_that_are_one_without_the_words_of_wrappers_are_kept_apart():
+    model, stored = Wrapping(), Wrapping()
+    stored.weight.data += 1
+    assert fit(checkpoint(file=dict(stored.state_dict())), model, "m", {}).notes == ()
+    assert all(torch.equal(tensor, stored.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("tensors", "key"),
     [
@@ -76,6 +93,7 @@ def test_a_model_with_a_part_called_module_keeps_its_names():
         ({"model_ema": weights(1), "weights": weights()}, "weights"),
         ({"state_dict": prefixed("ema_model.", weights(1)) | prefixed("model.", weights())}, "state_dict.model"),
         ({"file": prefixed("ema.", weights(1)) | weights()}, "(file)"),
+        ({"file": weights() | prefixed("module.", weights(1))}, "(file)"),
         ({"zeta": weights(), "net": weights(1)}, "net"),
     ],
 )
@@ -83,6 +101,7 @@ def test_a_choice_between_two_sets_is_said(tensors, key):
     result, _ = fitted(**tensors)
     assert result.key == key
     assert any("would fit too and differ" in note for note in result.notes)
+    assert not any("were left out" in note for note in result.notes)
 
 
 def test_two_equal_sets_are_no_choice():
@@ -129,9 +148,9 @@ def test_complex_weights_are_not_cut_to_their_real_part():
 @pytest.mark.parametrize(
     ("made", "guess"),
     [
-        ({"hidden": [32]}, "Try `-a hidden=[32]`."),
-        ({"hidden": [8], "inputs": 100}, "Try `-a inputs=100`."),
-        ({"hidden": [8], "outputs": 3}, "Try `-a outputs=3`."),
+        ({"hidden": [32]}, " in the model (and 2 more). Try `-a hidden=[32]`."),
+        ({"hidden": [8], "inputs": 100}, " in the model. Try `-a inputs=100`."),
+        ({"hidden": [8], "outputs": 3}, " in the model (and 1 more). Try `-a outputs=3`."),
         ({"hidden": [8], "inputs": 100, "outputs": 3}, "Try `-a outputs=3 -a inputs=100`."),
         ({"hidden": [32], "inputs": 100}, "Try `-a hidden=[32] -a inputs=100`."),
     ],
@@ -149,9 +168,16 @@ def test_another_number_of_layers_is_said_and_no_argument_guessed(hidden, extra)
     assert "Expected the arguments it was trained with" in str(error.value)
 
 
-def test_a_mismatch_without_a_guess_asks_for_the_arguments():
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 5)])
+def test_a_mismatch_without_a_guess_asks_for_the_arguments(shape):
     with pytest.raises(LoadError, match="Expected the arguments it was trained with"):
-        fit(checkpoint(file={"weight": torch.ones(2, 3)}), nn.Linear(2, 2, bias=False), "linear", {"flag": True})
+        fit(checkpoint(file={"weight": torch.ones(shape)}), nn.Linear(1, 2, bias=False), "linear", {"flag": True})
+
+
+def test_an_argument_is_guessed_once():
+    model, stored = mlp(hidden=[8, 8]), dict(mlp(hidden=[16, 32]).state_dict())
+    with pytest.raises(LoadError, match=re.escape("(and 4 more). Try `-a hidden=[16,8]`.")):
+        fit(checkpoint(file=stored), model, "mlp", {**ARGS, "hidden": [8, 8]})
 
 
 def test_missing_unexpected_and_foreign_names_are_errors():
@@ -159,13 +185,15 @@ def test_missing_unexpected_and_foreign_names_are_errors():
     del tensors["fc2.bias"]
     with pytest.raises(LoadError, match=r"it lacks 1 tensor \(`fc2.bias`\). Expected exactly the names"):
         fitted(model=tensors)
-    extra = weights() | {f"fc{i}.weight": torch.ones(1) for i in range(3, 10)}
-    with pytest.raises(LoadError, match=r"it also has 7 tensors \(`fc3.weight`, .*`fc7.weight`, ...\)"):
-        fitted(model=extra)
-    with pytest.raises(
-        LoadError, match=r"no name agrees. Under `model` it holds `conv.w` \(1,\), ...; the model has `fc1.weight`"
-    ):
-        fitted(model={"conv.w": torch.ones(1)})
+    for count, shown in ((5, r"`fc7.weight`\)"), (6, r"`fc7.weight`, ...\)"), (7, r"`fc7.weight`, ...\)")):
+        extra = weights() | {f"fc{i}.weight": torch.ones(1) for i in range(3, 3 + count)}
+        with pytest.raises(LoadError, match=rf"it also has {count} tensors \(`fc3.weight`, .*{shown}"):
+            fitted(model=extra)
+    with pytest.raises(LoadError, match=r"it also has 1 tensor \(`other.fc1.weight`\)"):
+        fitted(model=weights() | {"other.fc1.weight": weights()["fc1.weight"]})
+    message = "no name agrees. Under `model` it holds `a.w` (1,), `b.w` (1,), `c.w` (1,), ...; the model has "
+    with pytest.raises(LoadError, match=re.escape(message + "`fc1.weight`, `fc1.bias`, `fc2.weight`, ....")):
+        fitted(model={f"{name}.w": torch.ones(1) for name in "abcd"})
 
 
 def test_weights_that_torch_cannot_copy_are_an_error_with_the_location(monkeypatch):
@@ -223,6 +251,23 @@ def test_a_choice_that_is_not_there_is_an_error(asked, message):
         chosen(asked, **tensors)
 
 
+@pytest.mark.parametrize(("count", "more"), [(7, "`a6`"), (8, "`a6`, `a7`"), (9, "`a6`, `a7`, ...")])
+def test_at_most_eight_keys_are_offered(count, more):
+    with pytest.raises(LoadError, match=re.escape(f"one of `a0`, `a1`, `a2`, `a3`, `a4`, `a5`, {more}. Mend")):
+        chosen("best", **{f"a{i}": weights() for i in range(count)})
+
+
+def test_two_equal_modules_of_a_trusted_file_are_no_choice():
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    for second, notes in (
+        (one, ()),
+        (other, ("weights: `model`; the file also holds `ema`: choose with `--weights KEY`",)),
+    ):
+        modules = {"model": one, "ema": second}
+        file = replace(checkpoint(**{at: dict(m.state_dict()) for at, m in modules.items()}), modules=modules)
+        assert held(file).notes == notes
+
+
 def test_a_chosen_key_whose_names_do_not_fit_is_shown():
     with pytest.raises(LoadError, match=r"no name agrees. Under `other` it holds `conv.w`"):
         chosen("other", model=weights(), other={"conv.w": torch.ones(1)})
@@ -244,6 +289,22 @@ def test_a_tied_weight_may_be_absent_and_that_is_said():
     assert torch.equal(model.head.weight, tensor)
     assert result.notes == ("weights: `head.weight` is not in the file; the model ties it to `embed.weight`",)
     assert fit(checkpoint(file=dict.fromkeys(("embed.weight", "head.weight"), tensor)), model, "tied", {}).notes == ()
+
+
+class Saving(Tied):
+    """One that leaves the second name out of what it saves."""
+
+    def state_dict(self, *args, **kwargs):
+        return {name: t for name, t in super().state_dict(*args, **kwargs).items() if name != "head.weight"}
+
+    def load_state_dict(self, state, **_):
+        (self.embed.weight.data,) = state.values()
+
+
+def test_a_model_may_save_a_tied_weight_once():
+    tensor, model = torch.randn(5, 3), Saving()
+    assert fit(checkpoint(file={"embed.weight": tensor}), model, "saving", {}).notes == ()
+    assert torch.equal(model.head.weight, tensor)
 
 
 def test_what_the_model_does_not_tie_must_be_there():
@@ -319,6 +380,9 @@ def test_averages_of_the_parameters_alone_are_completed_by_the_raw_buffers():
     assert found.notes[0].startswith("weights: `1.running_mean` and other buffers are those of `model`: not in the av")
     assert torch.equal(model[1].running_mean, raw["1.running_mean"])
     assert torch.equal(model[0].weight, raw["0.weight"] + 1)
+    other = raw | {"1.running_mean": torch.full((3,), 7.0)}
+    fit(checkpoint(swa=other, model=raw, ema__shadow=averages), model, "net", {}, "ema.shadow")
+    assert torch.equal(model[1].running_mean, raw["1.running_mean"])
     with pytest.raises(LoadError, match=r"it lacks 2 tensors \(`1.running_mean`"):
         fit(checkpoint(ema__shadow=averages), model, "net", {}, "ema")
 
@@ -331,6 +395,14 @@ def test_a_list_of_averages_may_leave_frozen_parameters_out():
     fit(checkpoint(model=raw, shadow_params=averaged), model, "m", {}, "shadow_params")
     assert torch.equal(model[0].weight, raw["0.weight"])
     assert torch.equal(model[1].weight, raw["1.weight"] + 1)
+
+
+@pytest.mark.parametrize("raw", [{}, {"model": {name: torch.zeros(5, 3) for name in ("embed.weight", "head.weight")}}])
+@pytest.mark.parametrize("kind", [Tied, Saving])
+def test_a_list_of_averages_holds_a_tied_weight_once(raw, kind):
+    tensor, model = torch.randn(5, 3), kind()
+    fit(checkpoint(**raw, ema__shadow_params={"0": tensor}), model, "tied", {}, "ema")
+    assert torch.equal(model.head.weight, tensor)
 
 
 def test_a_list_of_averages_of_other_shapes_is_refused():

@@ -95,6 +95,9 @@ def test_the_links_of_the_hub_cache_are_followed(tmp_path):
     safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / "blobs" / "123")
     (tmp_path / "snapshots" / "abc" / "model.safetensors").symlink_to("../../blobs/123")
     assert set(read(tmp_path / "snapshots" / "abc").tensors) == {"w"}
+    (tmp_path / "snapshots").rename(tmp_path / "other")  # no such cache
+    with pytest.raises(LoadError, match=r"model.safetensors is a link to .*blobs.*, outside its folder"):
+        read(tmp_path / "other" / "abc")
 
 
 @pytest.mark.parametrize(
@@ -109,6 +112,16 @@ def test_the_links_of_the_hub_cache_are_followed(tmp_path):
 def test_an_index_that_does_not_agree_with_its_shards_is_an_error(sharded, places, message):
     write(sharded, places)
     with pytest.raises(LoadError, match=re.escape(message)):
+        read(sharded)
+
+
+def test_a_config_is_read_up_to_a_length(sharded, monkeypatch):
+    size = (sharded / "model.safetensors.index.json").stat().st_size
+    assert size > (sharded / "config.json").stat().st_size
+    monkeypatch.setattr("gapscope.measure.loading.checkpoints.folders._LONGEST", size)
+    assert set(read(sharded).tensors) == {"fc1.weight", "fc2.weight"}
+    monkeypatch.setattr("gapscope.measure.loading.checkpoints.folders._LONGEST", size - 1)
+    with pytest.raises(LoadError, match=r"index.json is no readable JSON \(ValueError: it is too long\)"):
         read(sharded)
 
 

@@ -64,6 +64,8 @@ def test_a_format_is_told_whatever_the_suffix(tmp_path, write, found):
         (lambda p: archive(p, "a/readme"), "zip of something else", "Expected a file made by `torch.save`"),
         (b"GGUF\3\0\0\0", "GGUF file", "PyTorch or safetensors original"),
         (b"\x08\x07\x12\x07pytorch", "ONNX graph", "torch.save(model.state_dict()"),
+        (b"\x08\x07\x3a\x07graph..", "ONNX graph", "torch.save(model.state_dict()"),
+        (b"\x08\x07\x42\x02\x10\x0d", "ONNX graph", "torch.save(model.state_dict()"),
         (b"\x1c\0\0\0TFL3", "TensorFlow model", "np.savez(path, **weights)"),
         (b"\x93NUMPY", "NumPy array", "weights need names"),
         (b"\x1f\x8b\x08", "gzip-compressed file", "gunzip"),
@@ -94,7 +96,10 @@ def test_a_format_without_weights_names_what_to_use(tmp_path, write, name, inste
         (("latest_checkpointed_iteration.txt", "iter_0000100"), "Megatron folder", "tools/checkpoint/convert.py"),
         (("saved_model.pb",), "TensorFlow model", "np.savez"),
         (("checkpoint", "model.data-00000-of-00001"), "TensorFlow model", "np.savez"),
-        (("best.pt",), "folder", "Expected a file, such as "),
+        *(
+            ((f"best{suffix}",), "folder", "Expected a file, such as ")
+            for suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz")
+        ),
         ((), "folder", "Expected a file, or a folder with `model.safetensors`"),
     ],
 )
@@ -103,6 +108,12 @@ def test_a_folder_is_told_by_the_names_in_it(tmp_path, names, found, instead):
         (tmp_path / name).touch()
     assert sniff(tmp_path).name == found
     assert instead in sniff(tmp_path).instead
+
+
+def test_a_graph_of_tensorflow_is_told_from_one_of_onnx_by_its_name(tmp_path):
+    for name, found in (("saved_model.pb", "TensorFlow model"), ("a.pb", "ONNX graph")):
+        (tmp_path / name).write_bytes(b"\x08\x01\x12\x07pytorch")
+        assert sniff(tmp_path / name).name == found
 
 
 def test_where_there_is_nothing_to_read_it_is_said(tmp_path):

@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 import pickle
+import tracemalloc
 
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from gapscope.errors import LoadError
@@ -19,6 +21,10 @@ from gapscope.measure.loading.networks import c3, f1, gpt, lenet5, mlp, resnet18
 
 class Own:
     """A class of the user's own."""
+
+
+class Other:
+    """And another."""
 
 
 class Evil:
@@ -45,6 +51,7 @@ def test_everything_about_a_checkpoint(tmp_path):
 def test_settings_wrappers_and_averages_are_found(tmp_path):
     raw = {f"module.{name}": tensor.half() for name, tensor in nn.Linear(2, 2).state_dict().items()}
     both = {f"{part}.{name}": torch.ones(2) for part in ("net", "ema_net", "also") for name in ("a", "b")}
+    both |= {f"ema_alone.{name}": torch.ones(4) for name in ("a", "b")}  # of nothing else here
     both |= {"other.a": torch.ones(2), "other.b": torch.ones(3), "third.a": torch.ones(2), "third.b": torch.ones(3)}
     content = {
         "pytorch-lightning_version": "2.5",
@@ -126,6 +133,11 @@ def test_a_hugging_face_folder(tmp_path):
     [
         (nn.Linear(2, 2), "--trust-file: it runs code of its maker", "--trust-file -d DATA"),
         ({"w": torch.ones(2), "c": Own()}, f"--allow-global {__name__}.Own: classes of its maker", "-d DATA"),
+        (
+            {"w": torch.ones(2), "c": [Own(), Other()]},
+            f"--allow-global {__name__}.Other --allow-global {__name__}.Own: classes of its maker",
+            "-d DATA",
+        ),
         ({"w": torch.ones(2), "c": Evil()}, "none is enough: it names what runs commands", ""),
     ],
 )
@@ -143,6 +155,17 @@ def test_what_would_have_to_be_trusted_is_said(tmp_path, monkeypatch, thing, tru
     assert found.next.endswith(following)
     assert bool(found.next) == bool(following)
     assert not (tmp_path / "sang").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_distributed_folder_names_nothing_unless_it_is_an_attack(tmp_path):
+    dcp.save({"model": nn.Linear(2, 3).state_dict(), "lr": 0.1}, checkpoint_id=tmp_path / "a")
+    found = inspect(tmp_path / "a")
+    assert (found.format, found.names, found.weights[0].numbers) == ("torch distributed checkpoint", (), 9)
+    (tmp_path / "a" / ".metadata").write_bytes(pickle.dumps(Evil()))
+    found = inspect(tmp_path / "a")
+    assert (found.names, found.next) == ((f"{os.system.__module__}.system",), "")
+    assert found.trust == "none is enough: it names what runs commands"
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
@@ -171,5 +194,10 @@ def test_a_large_file_is_looked_at_without_its_numbers(tmp_path):
         header = json.dumps({"w": {"dtype": "F32", "shape": [25_000_000], "data_offsets": [0, 100_000_000]}}).encode()
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + 100_000_000)
-    found = inspect(tmp_path / "a.safetensors")
+    tracemalloc.start()
+    try:
+        found = inspect(tmp_path / "a.safetensors")
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
     assert found.weights == (Weights("(file)", 1, 25_000_000, {"float32": 25_000_000}, False, ()),)

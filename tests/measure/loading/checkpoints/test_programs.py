@@ -15,8 +15,14 @@ from gapscope.measure.loading.trust import Trust
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit|No complete tensor")
 
 
+KINDS = (
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+)
+
+
 class Net(nn.Module):
-    """Two kinds of numbers, a buffer, a part in a part, and weights that are no whole storage."""
+    """Every kind of numbers, a buffer, a part in a part, and weights that are no whole storage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,6 +30,8 @@ class Net(nn.Module):
         self.out = nn.Linear(4, 2).double()
         self.out.weight = nn.Parameter(torch.randn(4, 2, dtype=torch.float64).t())
         self.register_buffer("empty", torch.empty(0, 2))
+        for kind in KINDS:
+            self.register_buffer(f"kind_{str(kind)[6:]}", torch.tensor([0, 1]).to(kind))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.out(self.inner(x).double())
@@ -63,6 +71,28 @@ def test_weights_are_read_without_trust_and_the_module_with_it(tmp_path, net, wr
     assert torch.equal(module(x), net(x))
     assert module.eval() is module
     assert module.train() is module
+
+
+class Listed(nn.Linear):
+    """Lists and a table beside the weights."""
+
+    whole: list[int]
+    real: list[float]
+    said: list[bool]
+    more: list[torch.Tensor]
+    table: dict[str, int]
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.whole, self.real, self.said, self.more, self.table = [1, 2], [0.5], [True], [torch.ones(2)], {"a": 1}
+
+
+def test_lists_and_tables_of_a_script_do_not_stand_in_the_way(tmp_path):
+    net = Listed()
+    script(net, tmp_path / "a.pt")
+    found = read_checkpoint(tmp_path / "a.pt", Trust()).tensors["(file)"]
+    assert found.keys() == net.state_dict().keys()
+    assert torch.equal(found["weight"], net.weight)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import re
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -197,6 +198,9 @@ def test_a_format_without_weights_is_refused_with_what_to_do(tmp_path):
         LoadError, match=r"a.pt is a GGUF file of quantized weights. Expected the PyTorch or safetensors"
     ):
         read(tmp_path / "a.pt")
+    (tmp_path / "a.pt").write_bytes(b"\x89HDF\r\n\x1a\n")
+    with pytest.raises(LoadError, match=r"a.pt is an HDF5 file. If it is a gapscope report: "):
+        read(tmp_path / "a.pt")
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(LoadError, match=r"is a folder \(Hugging Face folder\). Expected a file"):
         read(tmp_path)
@@ -223,7 +227,8 @@ def test_what_had_to_be_trusted_is_returned(tmp_path):
     torch.save({"w": torch.ones(2), "config": Config()}, tmp_path / "a.pt")
     name = f"{__name__}.Config"
     assert read(tmp_path / "a.pt", name).trust == f"allowed globals: {name}"
-    assert read_torch_file(tmp_path / "a.pt", Trust(file=True)).trust == "the whole file was trusted"
+    trusted = read_torch_file(tmp_path / "a.pt", Trust(file=True))
+    assert (trusted.trust, trusted.format.name) == ("the whole file was trusted", "torch checkpoint")
     content = {"w": torch.ones(2), "config": Config()}
     torch.save(content, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
@@ -232,6 +237,18 @@ def test_what_had_to_be_trusted_is_returned(tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / "plain.pt")
     for trust in (Trust(file=True), Trust(allowed_globals=(name,))):
         assert read_torch_file(tmp_path / "plain.pt", trust).trust == "nothing from the file runs"
+    # what lies behind the pickle that is read needs none
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"w": torch.ones(2)}) + pickle.dumps(Config()))
+    assert read(tmp_path / "a.pkl", name).trust == "nothing from the file runs"
+
+
+def test_what_had_to_be_trusted_is_returned_wherever_the_pickle_is_in_the_archive(tmp_path):
+    torch.save({"w": torch.ones(2), "config": Config()}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(tmp_path / "b.pt", "w") as new:
+        for name in reversed(old.namelist()):
+            new.writestr(name, old.read(name))
+    name = f"{__name__}.Config"
+    assert read(tmp_path / "b.pt", name).trust == f"allowed globals: {name}"
 
 
 @pytest.mark.parametrize("dump", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
