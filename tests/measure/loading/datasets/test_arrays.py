@@ -64,7 +64,9 @@ def test_wrong_names_are_listed():
 
 @pytest.mark.parametrize("keys", [Keys(inputs=("featurs",)), Keys(target="featurs"), Keys(("y",), "featurs")])
 def test_a_name_that_is_not_there_is_said_with_the_nearest(keys):
-    with pytest.raises(LoadError, match=r"Did you mean `features`\? Expected inputs and targets under (`y` and )?`featurs`"):
+    with pytest.raises(
+        LoadError, match=r"Did you mean `features`\? Expected inputs and targets under (`y` and )?`featurs`"
+    ):
         pick_pair({"features": torch.ones(2), "y": torch.ones(2)}, "train", "file", keys=keys)
 
 

@@ -57,7 +57,9 @@ def test_resized_digits_are_images_with_the_same_mean():
     assert abs(float(small.inputs.mean() - large.inputs.mean())) < 0.01
 
 
-@pytest.mark.parametrize("spec", ["digits:", "digits:size=0", "digits:size=257", "digits:size=x", "digits:sise=32", "digits:size=-3"])
+@pytest.mark.parametrize(
+    "spec", ["digits:", "digits:size=0", "digits:size=257", "digits:size=x", "digits:sise=32", "digits:size=-3"]
+)
 def test_an_unknown_option_of_digits_is_an_error(spec):
     with pytest.raises(LoadError, match=re.escape(f"`{spec}`: unknown option. Expected `digits` or `digits:size=32`")):
         load(spec)
