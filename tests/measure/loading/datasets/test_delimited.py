@@ -56,7 +56,7 @@ def test_names_given_choose_columns(tmp_path):
     assert (pair.targets.tolist(), pair.targets.dtype) == ([1, 3], torch.int64)
 
 
-@pytest.mark.parametrize("cells", [["4.0", "8.0"], ["2"] * 60 + ["2.5"]])
+@pytest.mark.parametrize("cells", [["4.0", "8.0"], ["2"] * 60 + ["2.5"], ["2"] * 60 + ["-inf"]])
 def test_a_target_is_of_classes_only_where_all_of_it_is_written_as_whole_numbers(tmp_path, cells):
     pair = read(tmp_path / "a.csv", "a,y\n" + "".join(f"1,{cell}\n" for cell in cells))
     assert (pair.targets.tolist(), pair.targets.dtype) == ([float(cell) for cell in cells], torch.float64)
@@ -125,6 +125,11 @@ def test_gaps_in_columns_that_are_not_asked_for_are_no_matter(tmp_path):
         ("a,price\n1,2.5\n2,\n3,N/A\n" + "4,NA\n", "`price` has 3 missing values. Expected none: fill or remove them."),
         ("a,b,y\n1,2.5,0\n2,?,1\n", "`b` has 1 missing values"),
         ("5.1,NA,setosa\n4.9,3.0,virginica\n", "`1` has 1 missing values"),
+        (
+            "a,b,\n1,3,10\n2,4,9\n",
+            "its last column has no name. Expected one, since no other is named as a target. Wri",
+        ),
+        ("a,b,\n1,0,\n2,1,\n", "its last column has no name"),
         (",3.5,setosa\n4.9,3.0,virginica\n", "`0` has 1 missing values"),
         ("a,y\n" + "1,cat\n" * 60 + "2, \n", "`y` has 1 missing values"),
         ('a,b\n"1,2\n' + "x" * 140_000, "cannot be read as a table (Error: field larger than field limit"),
