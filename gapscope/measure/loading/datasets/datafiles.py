@@ -47,7 +47,7 @@ def find_place(spec: str) -> Place | None:
     path, _, rest = spec.partition("::")
     if rest:
         return Place((Path(path),), members=tuple(name.strip() for name in rest.split(",")))
-    if "," in spec and not os.path.exists(spec) and all(part.endswith(".npy") for part in spec.split(",")):
+    if not os.path.exists(spec) and all(part.endswith(".npy") for part in spec.split(",")):
         return Place(tuple(Path(part) for part in spec.split(",")))
     if os.path.exists(spec) and not spec.endswith(".py"):
         return Place((Path(spec),))

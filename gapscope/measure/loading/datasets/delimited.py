@@ -28,6 +28,11 @@ def read_delimited(path: Path, keys: Keys) -> Pair:
         if len(set(names)) < len(names):
             raise LoadError(f"{path} has two columns of one name: {', '.join(names[:12])}. Expected different names.")
         target = keys.target or target_name(dict.fromkeys(names)) or names[-1]
+        if not target:  # columns without a name are left out
+            raise LoadError(
+                f"{path}: its last column has no name. Expected one, since no other is named as a target. Write it "
+                "into the first line, or choose the target: `--y-key NAME`."
+            )
         columns = _columns(path, names, sample[header:], header, target)
         wanted = {*keys.inputs, target} if keys.inputs else set(columns)
         for i, name in enumerate(names):
@@ -109,7 +114,8 @@ def _columns(path: Path, names: list[str], sample: list[list[str]], header: bool
         if i in numbers:
             column = torch.from_numpy(table[:, numbers.index(i)])
             whole = name == target and all(cell.strip().lstrip("+-").isdigit() for cell in cells[name])
-            columns[name] = [column.long() if whole and bool((column == column.round()).all()) else column]
+            # below the lines that were looked at may be fractions, or infinity, which is no whole number
+            columns[name] = [column.long() if whole and torch.equal(column, column.long().double()) else column]
         elif name == target:
             columns[name] = [row[i].strip() for row in islice(_rows(path), int(header), None)]
         elif name:

@@ -45,14 +45,14 @@ def read_image_folder(root: Path, split: Split, *, whole: bool) -> Pair | None:
     )
 
 
-def pixels_of(image: Any, where: str, *, gray: bool | None = None) -> Tensor:
-    """Return a Pillow image as bytes (channels, height, width); `gray`: one channel, else red, green and blue."""
+def pixels_of(image: Any, where: str) -> Tensor:
+    """Return a Pillow image as bytes (channels, height, width): one channel of a gray one, else three."""
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
         raise LoadError(
             f"{where} has pixels of the kind {image.mode}, not bytes. Expected 8-bit images: convert them, or read "
             "them in a factory: `path/file.py:factory`."
         )
-    gray = is_gray(image) if gray is None else gray
+    gray = is_gray(image)
     array = np.array(image.convert("L" if gray else "RGB"))
     return torch.from_numpy(array[None] if gray else np.ascontiguousarray(array.transpose(2, 0, 1)))
 
@@ -89,13 +89,12 @@ def _stacked(files: list[Path]) -> Tensor:
             f"{first} has {a[0]} x {a[1]} pixels, {second} {b[0]} x {b[1]}. Expected one size for all: resize them as "
             "the network saw them, in a factory that returns a Dataset: `-d path/file.py:factory`."
         )
-    gray = all(map(is_gray, images))
     width, height = next(iter(sizes))
-    shape = (len(files), 1 if gray else 3, height, width)
+    shape = (len(files), 1 if all(map(is_gray, images)) else 3, height, width)
     check_size(4 * int(np.prod(shape, dtype=object)), str(files[0].parent.parent))
     pixels = torch.empty(shape, dtype=torch.uint8)
     for i, file in enumerate(files):
-        pixels[i] = pixels_of(_opened(file, str(file)), str(file), gray=gray)
+        pixels[i] = pixels_of(_opened(file, str(file)), str(file))  # beside colors, a gray one fills all three channels
     return pixels
 
 

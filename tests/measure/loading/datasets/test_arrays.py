@@ -62,9 +62,11 @@ def test_wrong_names_are_listed():
         pick_pair({}, "test", "file", whole=True)
 
 
-@pytest.mark.parametrize("keys", [Keys(inputs=("featurs",)), Keys(target="featurs")])
+@pytest.mark.parametrize("keys", [Keys(inputs=("featurs",)), Keys(target="featurs"), Keys(("y",), "featurs")])
 def test_a_name_that_is_not_there_is_said_with_the_nearest(keys):
-    with pytest.raises(LoadError, match=r"Did you mean `features`\? Expected inputs and targets under `featurs`"):
+    with pytest.raises(
+        LoadError, match=r"Did you mean `features`\? Expected inputs and targets under (`y` and )?`featurs`"
+    ):
         pick_pair({"features": torch.ones(2), "y": torch.ones(2)}, "train", "file", keys=keys)
 
 
@@ -94,6 +96,7 @@ def test_inputs_under_the_names_of_hugging_face_are_given_by_name():
 
 def test_an_array_that_is_left_out_is_said():
     held = {"x": torch.ones(2), "y": torch.ones(2), "weights": torch.ones(2), "x_test": torch.ones(1)}
+    held["/test/y"] = torch.ones(1)  # of an HDF5 file
     assert pick_pair(held, "train", "file").notes == ("data: file: not used: `weights`",)
 
 
@@ -152,6 +155,10 @@ def test_a_packing_whose_promises_cannot_be_checked_is_refused(tmp_path):
 def test_one_array_alone_is_read_and_checked(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(3))
     assert read_npy(tmp_path / "x.npy").tolist() == [0, 1, 2]
+    for version in ((2, 0), (3, 0)):  # for headers that are long, or have names in other scripts
+        with (tmp_path / "x.npy").open("wb") as file:
+            np.lib.format.write_array(file, np.arange(3), version=version)
+        assert read_npy(tmp_path / "x.npy").tolist() == [0, 1, 2]
     np.save(tmp_path / "objects.npy", np.array([object()], dtype=object))
     (tmp_path / "bomb.npy").write_bytes(header((2**40,)))
     (tmp_path / "short.npy").write_bytes(header((3,)) + bytes(16))

@@ -50,6 +50,17 @@ class Three(Colour):
         return (*super().__getitem__(i), "a.png")
 
 
+class Clips(Colour):
+    def __getitem__(self, i):
+        return np.zeros((4, 4), np.uint8), i
+
+
+class Compiled(dict):
+    """Takes what it is given, and Python knows no signature of it."""
+
+    __getitem__ = Gray.__getitem__
+
+
 class Damaged(Colour):
     def __getitem__(self, i):
         return Image.open(io.BytesIO(b"no picture")), i
@@ -67,6 +78,7 @@ def stub(monkeypatch):
     module, datasets = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
     datasets.Gray, datasets.Colour, datasets.Boxes, module.datasets = Gray, Colour, Boxes, datasets
     datasets.Three, datasets.Damaged, datasets.Truncated = Three, Damaged, Truncated
+    datasets.Clips, datasets.Compiled = Clips, Compiled
     monkeypatch.setitem(sys.modules, "torchvision", module)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
 
@@ -78,6 +90,7 @@ def test_train_and_test_are_the_data_sets_own():
     for name in ("Gray", "Colour"):
         assert len(read_catalogue(f"torchvision:{name}:root=here", "test", whole=False).targets) == 2
     assert read_catalogue("torchvision:Colour:root=here", "train", whole=False).inputs.shape == (3, 3, 4, 4)
+    assert read_catalogue("torchvision:Compiled:root=here", "train", whole=False).inputs.shape == (1, 1, 4, 4)
 
 
 def test_a_split_that_is_named_is_all_there_is():
@@ -102,6 +115,7 @@ def test_a_split_that_is_named_is_all_there_is():
         ("Colour:root=here,split=none", "has no samples. Expected at least one: check its folder."),
         ("Boxes:root=here", "gives Image and dict. Expected an image and a class number: make it in a factory"),
         ("Three:root=here", "gives Image and int and str. Expected an image and a class number: make it in a factory"),
+        ("Clips:root=here", "gives ndarray and int. Expected an image and a class number: make it in a factory"),
         ("Damaged:root=here", "reading sample 0 raised UnidentifiedImageError: cannot identify image file"),
         ("Truncated:root=here", "reading sample 0 raised OSError: "),
     ],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gapscope.errors import LoadError
+from gapscope.measure.loading.datasets import arrays
 from gapscope.measure.loading.datasets.classic import find_cifar, find_idx, read_cifar, read_idx
 from tests.measure.loading.conftest import Evil
 
@@ -38,6 +39,16 @@ def test_idx_files_hold_images_and_labels(mnist):
     assert pairs[0].targets.tolist() == [0, 1, 2, 3, 4]
     assert len(pairs[1].targets) == 2
     assert pairs[0].pixels
+
+
+def test_labels_are_found_beside_packed_images_whether_they_are_packed_or_not(mnist):
+    images, labels = mnist / "train-images-idx3-ubyte", mnist / "train-labels-idx1-ubyte.gz"
+    (mnist / f"{images.name}.gz").write_bytes(gzip.compress(images.read_bytes()))
+    images.unlink()
+    assert read_idx(find_idx(mnist, "train")).targets.tolist() == [0, 1, 2, 3, 4]
+    labels.with_suffix("").write_bytes(gzip.decompress(labels.read_bytes()))
+    labels.unlink()
+    assert read_idx(find_idx(mnist, "train")).targets.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_idx_files_are_found_where_torchvision_keeps_them(mnist):
@@ -76,6 +87,7 @@ def test_damaged_idx_files_say_so(mnist):
     huge = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**32 - 1, 2**31, 2**31)
     for content, message in [
         (good[:-1], "declares 3,920 bytes and holds fewer. It is damaged"),
+        (good[:-100], "declares 3,920 bytes, but the file is too short to hold them"),
         (good + b"x", "declares 3,920 bytes and holds more"),
         (huge, "bytes, but the file is too short to hold them"),
         (gzip.compress(huge), "bytes, but the file is too short to hold them"),
@@ -83,6 +95,7 @@ def test_damaged_idx_files_say_so(mnist):
         (b"\x1f\x8b\x07" + gzip.compress(good)[3:], "is a damaged gzip file"),  # packed in a way that nobody knows
         (gzip.compress(good + bytes(2**22)), "declares 3,920 bytes and holds more"),
         (b"\0\0\x0d\x03", "is no IDX file of bytes (it starts with b'\\x00\\x00\\r\\x03')"),
+        (b"\0\0\x08\0x", "is no IDX file of bytes (it starts with b'\\x00\\x00\\x08\\x00')"),  # of no dimension
         (b"", "is no IDX file of bytes (it starts with b'')"),
         (good[:10], "bytes, but the file is too short to hold them"),
         (idx(LABELS), "has 1 dimensions and train-labels-idx1-ubyte.gz 1. Expected 3 and 1"),
@@ -127,6 +140,11 @@ def test_the_python_version_of_cifar_reads_as_python_2_and_3_write_it(tmp_path):
     assert pair.targets.tolist() == [3, 1, 4, 1, 5, 9, 2, 6]
     assert "CIFAR-10 from data_batch_1, data_batch_2; the original has 5 batches" in pair.notes[0]
     assert read_cifar(*find_cifar(tmp_path, "test")).targets.tolist() == [7]
+    for i in (3, 4, 5):
+        dump(tmp_path / f"data_batch_{i}", {"data": ROWS, "labels": [0] * 4})
+    ends = {"train": "data_batch_4, data_batch_5", "test": "CIFAR-10 from test_batch"}
+    for split, end in ends.items():
+        assert read_cifar(*find_cifar(tmp_path, split)).notes[0].endswith(end)
 
 
 @pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
@@ -188,6 +206,16 @@ def test_damaged_cifar_files_say_so(tmp_path):
     path.write_bytes(pickle.dumps({"data": ROWS}, 2)[:-50])
     with pytest.raises(LoadError, match=r"cannot be read as CIFAR-10 \("):
         read_cifar([path], "10")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("data_batch_1", "10"), ("data_batch_1.bin", "10.bin")])
+def test_a_cifar_file_that_memory_cannot_hold_is_not_read(tmp_path, monkeypatch, name, kind):
+    dump(tmp_path / "data_batch_1", {"data": ROWS, "labels": [1] * 4})
+    (tmp_path / "data_batch_1.bin").write_bytes(bytes(4 * 3073))
+    assert len(read_cifar([tmp_path / name], kind).targets) == 4
+    monkeypatch.setattr(arrays, "MEMORY_BYTES", 10_000)
+    with pytest.raises(LoadError, match=rf"{name} takes \S+ GiB. Expected at most"):
+        read_cifar([tmp_path / name], kind)
 
 
 def test_a_pickle_that_names_anything_else_calls_nothing(folder):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gapscope.errors import LoadError
+from gapscope.measure.loading.datasets import arrays
 from gapscope.measure.loading.datasets.arrays import Keys
 from gapscope.measure.loading.datasets.columns import class_numbers, classes_note, pair_of_columns, target_name
 
@@ -30,6 +31,18 @@ def test_several_entries_are_given_by_name_and_row_numbers_left_out():
     assert pair.notes == ("data: t: left out, as single numbers: `idx`", "data: t: inputs by name: left, right")
     assert pair_of_columns({"x": X, "id": [torch.arange(3)], "y": Y}, Keys(), "t").inputs is X[0]
     assert list(pair_of_columns(columns, Keys(("idx", "left")), "t").inputs) == ["idx", "left"]
+
+
+def test_entries_of_one_number_each_are_all_given_where_none_is_longer():
+    pair = pair_of_columns({"left": Y, "right": Y, "labels": Y}, Keys(), "t")
+    assert list(pair.inputs) == ["left", "right"]
+
+
+def test_parts_that_memory_cannot_hold_are_not_joined(monkeypatch):
+    monkeypatch.setattr(arrays, "MEMORY_BYTES", 30)
+    assert pair_of_columns({"a": X, "y": Y}, Keys(), "t").inputs is X[0]
+    with pytest.raises(LoadError, match=r"t: `a` takes \S+ GiB. Expected at most"):
+        pair_of_columns({"a": X * 2, "y": Y * 2}, Keys(), "t")
 
 
 def test_the_target_is_found_by_name_or_is_last_and_said():
@@ -82,6 +95,13 @@ def test_a_mask_that_is_there_is_kept_and_labels_of_one_number_are_not_padded():
     pair = pair_of_columns(columns, Keys(), "t")
     assert pair.inputs["attention_mask"].tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
     assert pair.targets.tolist() == [0, 1, 1]
+
+
+def test_a_column_of_one_length_beside_rows_of_tokens_is_not_padded():
+    rows, pairs = [torch.tensor([[5, 6]]), torch.tensor([[8]])], [torch.tensor([[1, 2], [3, 4]])]
+    pair = pair_of_columns({"input_ids": rows, "pairs": pairs, "label": [torch.tensor([0, 1])]}, Keys(), "t")
+    assert pair.inputs["input_ids"].tolist() == [[5, 6], [8, 0]]
+    assert pair.inputs["pairs"].tolist() == [[1, 2], [3, 4]]
 
 
 def test_tokens_of_one_length_are_left_as_they_are():

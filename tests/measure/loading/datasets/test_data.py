@@ -52,11 +52,14 @@ def test_resized_digits_are_images_with_the_same_mean():
     small, large = load("digits:size=8"), load("digits:size=32")
     assert small.inputs.shape == (1300, 1, 8, 8)
     assert large.inputs.shape == (1300, 1, 32, 32)
+    assert load("digits:size=1").inputs.shape == (1300, 1, 1, 1)
     assert torch.equal(small.inputs.flatten(1), load("digits").inputs)
     assert abs(float(small.inputs.mean() - large.inputs.mean())) < 0.01
 
 
-@pytest.mark.parametrize("spec", ["digits:", "digits:size=0", "digits:size=x", "digits:sise=32", "digits:size=-3"])
+@pytest.mark.parametrize(
+    "spec", ["digits:", "digits:size=0", "digits:size=257", "digits:size=x", "digits:sise=32", "digits:size=-3"]
+)
 def test_an_unknown_option_of_digits_is_an_error(spec):
     with pytest.raises(LoadError, match=re.escape(f"`{spec}`: unknown option. Expected `digits` or `digits:size=32`")):
         load(spec)
@@ -236,6 +239,10 @@ def test_names_of_classes_must_agree_between_train_and_test(tmp_path):
     train, test = (load(str(tmp_path / f"{name}.csv")) for name in ("train", "test"))
     assert (train.classes, test.targets.tolist()) == (("cat", "dog"), [0, 0])
     same_classes(train, train)
+    (tmp_path / "numbers.csv").write_text("a,label\n1,0\n2,1\n")
+    numbers = load(str(tmp_path / "numbers.csv"))
+    same_classes(train, numbers)  # which has no names to compare
+    same_classes(numbers, train)
     with pytest.raises(
         LoadError, match=r"test.csv and .*train.csv number their classes differently: only one has `cat`"
     ):

@@ -35,11 +35,12 @@ def here(folder):
     lines = "".join(f"1,1,{i}\n" for i in Y)
     (folder / "a.csv").write_text(f"a,b,y\n{lines}")
     (folder / "b.csv").write_text(lines)
+    (folder / "a.tsv").write_text(f"a,b,y\n{lines}".replace(",", "\t"))
     np.arange(10, dtype="u2").tofile("t.bin")
     return folder
 
 
-SPECS = ["a.npz", "x.npy,y.npy", "a.pt", "a.safetensors", "a.h5", "a.h5::/x,/y", "a.csv", "b.csv"]
+SPECS = ["a.npz", "x.npy,y.npy", "a.pt", "a.safetensors", "a.h5", "a.h5::/x,/y", "a.csv", "b.csv", "a.tsv"]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -51,6 +52,7 @@ def test_every_file_gives_the_same_samples(here, spec):
 
 
 def test_what_a_file_is_counts_more_than_its_name(here):
+    np.savez("a.npz", x=X, y=Y, names=np.array(["u"], dtype=object))  # objects that nobody asks for are no matter
     for name in ("a.npz", "a.h5"):
         (here / name).rename(here / "data.dat")
         assert load("data.dat").targets.tolist() == [0, 1, 2]
@@ -131,11 +133,16 @@ def test_tables_and_images_are_folders_too(here):
     (here / "rows").mkdir()
     pq.write_table(table, here / "rows" / "train.parquet")
     pq.write_table(table, here / "alone")
-    assert load("rows").targets.tolist() == load("alone").targets.tolist() == [0, 1]
+    with pa.ipc.new_stream(str(here / "stream.arrow"), table.schema) as sink:
+        sink.write_table(table)
+    for name in ("rows", "alone", "stream.arrow"):
+        assert load(name).targets.tolist() == [0, 1]
     (here / "pictures" / "cat").mkdir(parents=True)
     image.new("L", (2, 2), 51).save(here / "pictures" / "cat" / "0.png")
     assert load("pictures").inputs.tolist() == [[[[pytest.approx(0.2)] * 2] * 2]]
     assert load("pictures", "test") is None
+    with pytest.raises(LoadError, match=r"pictures: `--x-key` and `--y-key` name arrays or columns, and there is not"):
+        load("pictures", y_key="y")
 
 
 def test_an_object_is_no_file():
@@ -147,6 +154,7 @@ def test_an_object_is_no_file():
     ("spec", "message"),
     [
         ("b.npz", "b.npz does not exist. Did you mean `a.npz`? Expected a data file."),
+        ("b.safetensors", "b.safetensors does not exist. Did you mean `a.safetensors`?"),
         ("no/such.h5", "no/such.h5 does not exist. Expected a data file."),
         ("nothere.h5::/x,/y", "nothere.h5 does not exist."),
         ("x.npy", "has the arrays `x`. Expected inputs and targets under `x` and `y`"),
@@ -161,8 +169,9 @@ def test_an_object_is_no_file():
 def test_what_is_no_data_says_why(here, spec, message):
     (here / "empty").mkdir()
     (here / "c.tar.gz").write_bytes(gzip.compress(b"content"))
-    with pytest.raises(LoadError, match=re.escape(message)):
-        load(spec)
+    for split in ("train", "test"):
+        with pytest.raises(LoadError, match=re.escape(message)):
+            load(spec, split, whole=split == "test")
 
 
 def test_names_are_refused_where_nothing_has_any(here):

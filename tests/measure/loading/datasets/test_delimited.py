@@ -52,7 +52,14 @@ def test_names_given_choose_columns(tmp_path):
     pair = read(tmp_path / "a.csv", "a,b,c,d\n1,2,3,4.5\n5,6,7,8.0\n", Keys(("c", "a"), "d"))
     assert pair.inputs.tolist() == [[3, 1], [7, 5]]
     assert pair.targets.dtype == torch.float64
-    assert read(tmp_path / "a.csv", "1,2,0\n3,4,1\n", Keys(target="0")).targets.tolist() == [1, 3]
+    pair = read(tmp_path / "a.csv", "1,2,0\n3,4,1\n", Keys(target="0"))
+    assert (pair.targets.tolist(), pair.targets.dtype) == ([1, 3], torch.int64)
+
+
+@pytest.mark.parametrize("cells", [["4.0", "8.0"], ["2"] * 60 + ["2.5"], ["2"] * 60 + ["-inf"]])
+def test_a_target_is_of_classes_only_where_all_of_it_is_written_as_whole_numbers(tmp_path, cells):
+    pair = read(tmp_path / "a.csv", "a,y\n" + "".join(f"1,{cell}\n" for cell in cells))
+    assert (pair.targets.tolist(), pair.targets.dtype) == ([float(cell) for cell in cells], torch.float64)
 
 
 def test_names_of_classes_become_numbers(tmp_path):
@@ -71,6 +78,8 @@ def test_columns_with_numbers_as_names_have_a_header_above_names_of_classes(tmp_
     assert pair.inputs.tolist() == [[5.1, 3.5], [4.9, 3.0]]
     assert (pair.targets.tolist(), pair.classes) == ([0, 1], ("cat", "dog"))
     assert pair.notes[0] == f"data: {path}: its first line was read as the names of its columns"
+    # the name of one column may stand in the cells of another
+    assert read(path, "0,1,label,remark\n5.1,3.5,cat,label\n4.9,3.0,dog,odd\n").classes == ("cat", "dog")
 
 
 def test_numbers_that_pandas_gives_as_names_are_names_beside_an_unusual_one(tmp_path):
@@ -86,6 +95,7 @@ def test_numbers_that_pandas_gives_as_names_are_names_beside_an_unusual_one(tmp_
         "0,1,2,class\n1,0,0,other\n1,1,0,class\n",
         "0,1,cat\n1,0,dog\n",
         "1,0,2,cat\n1,0,2,dog\n",
+        "0,1,2,cat\n",
     ],
 )
 def test_a_first_line_with_a_class_in_it_is_a_sample(tmp_path, text):
@@ -112,9 +122,14 @@ def test_gaps_in_columns_that_are_not_asked_for_are_no_matter(tmp_path):
         ("a,b\n" + "1,2\n" * 60 + "n/a,2\n", "could not convert string 'n/a' to float64"),
         ("a,b\nx,1\ny,2\n", "`a` holds no numbers. Expected numbers as inputs"),
         ("a,y\nx,z\n", "`a` holds no numbers"),
-        ("a,price\n1,2.5\n2,\n3,4.5\n" + "4,NA\n", "`price` has 2 missing values. Expected none: fill or remove them."),
+        ("a,price\n1,2.5\n2,\n3,N/A\n" + "4,NA\n", "`price` has 3 missing values. Expected none: fill or remove them."),
         ("a,b,y\n1,2.5,0\n2,?,1\n", "`b` has 1 missing values"),
         ("5.1,NA,setosa\n4.9,3.0,virginica\n", "`1` has 1 missing values"),
+        (
+            "a,b,\n1,3,10\n2,4,9\n",
+            "its last column has no name. Expected one, since no other is named as a target. Wri",
+        ),
+        ("a,b,\n1,0,\n2,1,\n", "its last column has no name"),
         (",3.5,setosa\n4.9,3.0,virginica\n", "`0` has 1 missing values"),
         ("a,y\n" + "1,cat\n" * 60 + "2, \n", "`y` has 1 missing values"),
         ('a,b\n"1,2\n' + "x" * 140_000, "cannot be read as a table (Error: field larger than field limit"),

@@ -52,6 +52,7 @@ def test_links_inside_the_file_are_followed(path):
     assert read_dataset(path, "/alias").shape == read_dataset(path, "inner").shape == (5, 2)
     assert read_dataset(path, "empty/near").tolist() == [0, 1, 2]
     assert {"alias", "train/x"} <= set(read_hdf5(path))
+    assert "train" not in read_hdf5(path)  # a group holds arrays and is none
 
 
 def test_what_takes_less_room_in_the_file_than_in_memory_is_read(path):

@@ -63,7 +63,19 @@ def test_gray_images_have_one_channel_unless_others_have_colour(tmp_path):
     assert read_image_folder(tmp_path, "train", whole=False).inputs.shape == (2, 1, 2, 2)
     for mode in ("P", "RGBA", "LA", "RGB"):
         save(tmp_path / "b" / f"{mode}.png", np.full((2, 2, 3), 9), mode)
-    assert read_image_folder(tmp_path, "train", whole=False).inputs.shape == (6, 3, 2, 2)
+    pixels = read_image_folder(tmp_path, "train", whole=False).inputs
+    assert pixels.shape == (6, 3, 2, 2)
+    assert pixels[:2].unique().tolist() == [255]  # the gray ones, in all three channels
+
+
+def test_pictures_of_every_usual_format_are_found(tmp_path):
+    for end in ("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "ppm"):
+        save(tmp_path / "a" / f"0.{end}", np.full((2, 2, 3), 9))
+    save(tmp_path / "a" / "0.pgm", np.full((2, 2), 9))
+    save(tmp_path / "a" / "1.JPG", np.full((2, 2, 3), 9), "CMYK")  # of the press
+    pixels = read_image_folder(tmp_path, "train", whole=False).inputs
+    assert pixels.shape == (11, 3, 2, 2)
+    assert pixels.float().sub(9).abs().max() <= 2  # some formats lose
 
 
 def test_images_of_several_sizes_are_refused(root):

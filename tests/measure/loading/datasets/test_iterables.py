@@ -38,6 +38,25 @@ class Shared(IterableDataset):
             yield X[i], Y[i] + 1000 * os.getpid()
 
 
+class Counted(Stream):
+    """Knows its length, and has no samples by number."""
+
+    def __len__(self):
+        return 10
+
+
+class Called(TensorDataset):
+    """Does something when called, and is the data itself."""
+
+    def __call__(self):
+        raise AssertionError
+
+
+class Drawn(IterableDataset):
+    def __iter__(self):
+        return ((x * torch.randint(0, 2, ()), y) for x, y in zip(X, Y, strict=True))
+
+
 class Augmented(Dataset):
     def __len__(self):
         return 10
@@ -81,7 +100,11 @@ def test_arrays_without_splits_that_were_named_as_test_data_are_all_test():
         lambda: DataLoader(Endless(), sampler=range(10), batch_size=4),
         lambda: DataLoader(TensorDataset(X.view(2, 5, 2), Y.view(2, 5)), batch_size=None),
         lambda: DataLoader(Stream(), batch_size=4),
+        lambda: DataLoader(Counted(), batch_size=4),
         lambda: Stream(),
+        Stream,
+        Called(X, Y),
+        lambda: dict(enumerate(SET)).values(),
         lambda: list(zip(X.tolist(), Y.tolist(), strict=True)),
         lambda: [{"x": x, "y": y} for x, y in zip(X, Y, strict=True)],
         lambda: zip(X, Y, strict=True),
@@ -101,6 +124,9 @@ def test_what_was_inferred_is_noted():
         "data: the loader shuffles; its dataset was read in order",
     )
     assert read(lambda: zip(X, Y, strict=True)).notes == ("data: `mine:data` was read as single samples",)
+    assert read(lambda: DataLoader(SET, batch_sampler=[[0, 1], [2]])).notes == (
+        "data: the loader's batch sampler was set aside; its dataset was read in order",
+    )
     assert read(lambda: iter([(X, Y)])).notes == ("data: `mine:data` was read as batches",)
     assert read(lambda: SET).notes == ()
 
@@ -116,7 +142,13 @@ def test_a_loaders_subset_and_collation_are_kept():
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: DataLoader(s, batch_size=2), lambda s: ((s[i]) for i in range(10))]
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: DataLoader(s, batch_size=2),
+        lambda s: ((s[i]) for i in range(10)),
+        lambda _: DataLoader(Drawn(), batch_size=2),
+    ],
 )
 def test_random_augmentation_is_refused(wrap):
     torch.manual_seed(0)
@@ -170,14 +202,21 @@ def test_samples_that_have_no_copies_are_collated_all_the_same():
 
 def test_random_augmentation_of_dicts_and_texts_is_refused():
     count = itertools.count()
-    for make in (lambda: torch.full((2,), next(count)), lambda: str(next(count))):
+    text_and_number, number_and_text = itertools.cycle(["a", 1]), itertools.cycle([1, "a"])
+    for make in (
+        lambda: {"other": torch.full((2,), next(count))},
+        lambda: {"other": str(next(count))},
+        lambda: {"other": next(text_and_number)},
+        lambda: {"other": next(number_and_text)},
+        itertools.cycle([{}, {"other": 1}]).__next__,
+    ):
 
         class Rows(Dataset):
             def __len__(self):
                 return 10
 
             def __getitem__(self, i, make=make):
-                return {"x": X[i], "other": make(), "y": Y[i]}
+                return {"x": X[i], "y": Y[i]} | make()
 
         with pytest.raises(LoadError, match=r"reading item 0 twice gave two different answers"):
             read(lambda rows=Rows: rows())
@@ -198,6 +237,9 @@ def test_random_augmentation_of_dicts_and_texts_is_refused():
         ([{"a": 1, "y": 2}, {"b": 1, "y": 2}], "item 1 has b, y, the first a, y. Expected the same entries"),
         ([{"a": 1, "y": 2}, {"a": "text", "y": 2}], "item 1 has a, y, the first a, y. Expected the same entries of"),
         ([{"a": 1, "y": 2}, (1, 2)], "item 1 has x, y, the first a, y"),
+        ([{"x": X[0], "y": 2}, (X[0], 2)], "item 1 has x, y, the first x, y. Expected the same entries of the same ki"),
+        ([({"a": X[0]}, X[0], 1)], "x1 is builtins.dict, not numbers"),
+        ((X, 2 * X, Y), "samples differ in shape ((10,), (10, 2))"),
         ([{"a": torch.ones(2), "b": 2}], "has `a`, `b`, and none is called `y`, `label` or `target`"),
         ([{"a": "text", "y": 2}], "`a` holds no numbers"),
         ([("text", 1)], "x is builtins.str, not numbers"),
@@ -278,6 +320,9 @@ def test_several_inputs_are_given_in_order_with_the_target_last():
         assert pair.notes == ("data: `mine:data` gives 2 inputs, model(x1, x2), and the target last",)
     pair = read(lambda: DataLoader(TensorDataset(X, 2 * X, Y + 1), batch_size=3))
     assert torch.equal(pair.inputs[1], 2 * X)
+    pair = read([((x, x), 2 * x, y + 1) for x, y in SET])  # of which one is a list
+    assert pair.inputs[0].shape == (10, 2, 2)
+    assert torch.equal(pair.inputs[1], 2 * X)
 
 
 def test_inputs_alone_are_their_own_targets():
@@ -294,6 +339,8 @@ def test_dicts_are_given_by_name():
         pair = read_object("mine:data", source)
         assert list(pair.inputs) in (["input_ids", "attention_mask"], ["a", "b"])
         assert len(pair.targets) in (4, 10)
+    pair = read_object("mine:data", iter([{"a": X, "b": Y}]), keys=Keys(("a",), "b"))
+    assert torch.equal(pair.inputs, X)
     batch = {"input_ids": torch.ones(4, 2), "attention_mask": torch.ones(4, 2), "labels": torch.ones(4)}
     assert read(lambda: iter([batch, batch])).inputs["input_ids"].shape == (8, 2)
 
@@ -333,6 +380,7 @@ def test_images_of_pillow_in_dicts_are_pixels():
     pair = read(lambda: [{"image": image, "label": 1}] * 2)
     assert pair.inputs[:, :, 0, 0].tolist() == [[9, 8, 7], [9, 8, 7]]
     assert pair.pixels
+    assert not read([{"table": torch.ones(2, dtype=torch.uint8), "label": 1}] * 2).pixels  # bytes that are no picture
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -70,6 +70,16 @@ def test_kinds_of_columns(tmp_path):
     assert "left out, not numbers: `remark`, `day`" in pair.notes[0]
 
 
+def test_the_last_column_is_the_target_where_none_is_named_as_one(tmp_path):
+    pair = read_table(write(tmp_path / "t.parquet", {"a": [1.0, 2.0], "species": ["u", "v"]}), NONE)
+    assert (pair.inputs.tolist(), pair.targets.tolist(), pair.classes) == ([[1], [2]], [0, 1], ("u", "v"))
+
+
+def test_a_table_without_rows_has_no_samples(tmp_path):
+    none = pa.array([], pa.float32())
+    assert read_table(write(tmp_path / "t.parquet", {"a": none, "y": none}), NONE).inputs.shape == (0, 1)
+
+
 def test_encoded_images_are_pixels(tmp_path):
     image = pytest.importorskip("PIL.Image")
     file = io.BytesIO()
@@ -84,6 +94,16 @@ def test_encoded_images_are_pixels(tmp_path):
         read_table(elsewhere, NONE)
 
 
+def test_pictures_are_measured_by_their_pixels_before_all_are_unpacked(tmp_path, monkeypatch):
+    file = io.BytesIO()
+    pytest.importorskip("PIL.Image").new("RGB", (100, 100)).save(file, "PNG")
+    rows = [{"bytes": file.getvalue(), "path": None}] * 2
+    path = write(tmp_path / "t.parquet", {"image": rows, "label": [0, 1]})
+    monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", 200_000)
+    with pytest.raises(LoadError, match=r"`image` takes 0.000224 GiB. Expected at most"):  # as floats
+        read_table(path, NONE)
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -93,6 +113,7 @@ def test_encoded_images_are_pixels(tmp_path):
         ({"a": [[[1], [1, 2]]], "y": [0]}, "`a` has lists of differing lengths inside lists. Expected one shape"),
         ({"a": [[1], [1, 2]], "y": [0, 1]}, "`a`: samples differ in shape ((1,), (2,))"),
         ({"a": ["u"], "y": [0]}, "`a` holds no numbers"),
+        ({"a": [{"bytes": b"u", "size": 1}], "y": [0]}, "`a` holds no numbers"),
     ],
 )
 def test_what_gives_no_samples_says_why(tmp_path, columns, message):
@@ -129,11 +150,23 @@ def test_offsets_that_lead_out_of_the_file_are_refused(tmp_path):
         read_table(path, NONE)
 
 
-def test_a_run_that_memory_cannot_hold_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    path = write(tmp_path / "t.parquet", {"a": [0] * 100_000, "y": [0] * 100_000})
+@pytest.mark.parametrize(
+    ("value", "kind", "taken"),
+    [
+        (0, pa.int64(), "0.00149"),  # two columns of 8 bytes
+        (0, pa.int32(), "0.000745"),
+        (0, pa.float32(), "0.000745"),
+        (False, pa.bool_(), "0.000186"),
+        ("x", pa.string(), "0.000745"),
+        (b"x" * 100, pa.binary(100), "0.0186"),
+    ],
+)
+def test_a_run_that_memory_cannot_hold_is_refused_before_it_is_read(tmp_path, monkeypatch, value, kind, taken):
+    column = pa.array([value] * 100_000, kind)
+    path = write(tmp_path / "t.parquet", {"a": column, "y": column})
     assert path.stat().st_size < 5000
     monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", 100_000)
-    with pytest.raises(LoadError, match=r"takes 0.00149 GiB. Expected at most"):  # two columns of 8 bytes
+    with pytest.raises(LoadError, match=rf"takes {taken} GiB. Expected at most"):
         read_table(path, NONE)
 
 
@@ -206,9 +239,11 @@ def test_the_test_split_of_a_folder_is_one_part_and_the_files_that_were_read_are
     pair = read_table_folder(tmp_path, "test", NONE, whole=False)
     assert pair.targets.tolist() == [2, 3]
     assert pair.notes[0] == f"data: {tmp_path}: read from validation-0.parquet, validation-1.parquet"
+    named = ", ".join(f"train-{i}.parquet" for i in range(4))
     for i in range(6):
         write(tmp_path / f"train-{i}.parquet", {"a": [1.0], "label": [i]})
-    named = ", ".join(f"train-{i}.parquet" for i in range(4))
+        if i == 3:
+            assert read_table_folder(tmp_path, "train", NONE, whole=False).notes[0].endswith(f": read from {named}")
     assert read_table_folder(tmp_path, "train", NONE, whole=False).notes[0].endswith(f": read from {named} and 2 more")
 
 

@@ -31,6 +31,8 @@ def test_the_splits_are_other_samples_of_one_teacher():
     train, test = read("samples=12"), read("samples=12", "test")
     assert (len(train.targets), len(test.targets)) == (12, 3)
     assert not torch.equal(train.inputs[:3], test.inputs)
+    kind = "Gaussian samples labelled by a random network"
+    assert [*train.notes, *test.notes] == [f"data: teacher:samples=12: {n} {kind}" for n in (12, 3)]
     whole = read("samples=20000,outputs=3"), read("samples=20000,outputs=3", "test")
     # least squares on the training data tells the test labels well above chance only if one teacher labelled both
     found = torch.linalg.lstsq(whole[0].inputs, torch.nn.functional.one_hot(whole[0].targets).float()).solution
@@ -44,6 +46,7 @@ def test_the_same_options_give_the_same_data_and_another_seed_others():
     assert torch.equal(one.targets, two.targets)
     assert not torch.equal(one.inputs, other.inputs)
     assert one.inputs.shape == (1000, 64)
+    assert torch.equal(read().inputs, read("seed=0").inputs)
 
 
 def test_no_class_has_a_head_start():
@@ -86,6 +89,7 @@ def test_targets_of_tokens_are_the_next_ones_and_follow_the_table():
     pair = read("samples=4000,outputs=4,tokens=25,seed=3")
     assert pair.inputs.shape == pair.targets.shape == (4000, 25)
     assert torch.equal(pair.inputs[:, 1:], pair.targets[:, :-1])
+    assert pair.notes[0].endswith(": 4,000 rows of a random Markov chain")
     table = (2 * torch.randn(4, 4, generator=rng(9)).double()).softmax(1)
     for state in range(4):
         following = pair.targets[pair.inputs == state]
@@ -107,7 +111,8 @@ def test_targets_of_tokens_are_the_next_ones_and_follow_the_table():
         ("tokens=many", "`tokens` is `many`. Expected a number of tokens in a row"),
         ("inputs=\u0663", "`inputs` is `\u0663`. Expected a number of inputs"),
         ("image=3x8x8,inputs=9", "gives `inputs` and `image`. Expected one, since each says what a sample is. Leave"),
-        ("samples=999999999,inputs=99999", "GiB. Expected at most 16 GiB, which fits into memory"),
+        ("samples=999999999,inputs=99999", "takes 3.73e+05 GiB. Expected at most 16 GiB, which fits into mem"),
+        ("samples=9999999999,tokens=9", "takes 745 GiB. Expected at most"),  # each 10 tokens of 8 bytes
         ("tokens=5,outputs=999999", "GiB. Expected at most 16 GiB, which fits into memory"),
     ],
 )

@@ -14,7 +14,7 @@ def read(path, options):
     return read_tokens(path, options, f"{path.name}:{options}")
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "int64", "uint8"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int32", "int64"])
 def test_targets_are_the_next_tokens(tmp_path, dtype):
     tokens = np.arange(10, dtype=dtype)
     np.save(tmp_path / "t.npy", tokens)

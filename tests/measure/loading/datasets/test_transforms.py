@@ -27,6 +27,9 @@ def test_pictures_with_their_channels_last_are_turned_and_not_cut_anew():
         assert torch.equal(turned, first)
         assert note == f"data: data: the channels of each sample moved first, to {text}"
     assert torch.equal(reshaped(last, "90", "data")[0], last.flatten(1))
+    assert "the channels of each sample moved first" in reshaped(last[..., :1], "1,5,6", "data")[1]
+    two = last[..., :2]  # no picture has two channels
+    assert torch.equal(reshaped(two, "2,5,6", "data")[0], two.reshape(2, 2, 5, 6))
     with pytest.raises(UsageError, match=r"Expected 5, the first size of .* give the shape first, `--reshape 3,5,6`."):
         normalized(last, "0,0,0/1,1,1", "data")
 
@@ -81,6 +84,8 @@ def test_whole_numbers_of_a_table_count_as_bytes_only_where_that_was_asked():
     assert torch.equal(unit, pixels / 255)
     assert note == "data: data: not divided by 255: not bytes"
     assert normalized(torch.tensor([3, 5]), "1/2", "data")[0].tolist() == [1, 2]
+    exact = torch.tensor([1 + 2**-40, 2], dtype=torch.float64)
+    assert torch.equal(normalized(exact, "1/2", "data")[0], (exact - 1) / 2)
 
 
 def test_the_users_own_tensor_is_left_alone():
