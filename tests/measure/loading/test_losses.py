@@ -233,7 +233,10 @@ def test_a_language_model_tells_its_loss_by_its_name_and_targets():
     for targets in (ids, left_out, ids.flip(1)):
         assert infer_loss(targets, NetForCausalLM(), ids) is LOSSES["causal-lm"]
         assert infer_loss(targets, NetForCausalLM(), {"input_ids": ids}) is LOSSES["causal-lm"]
+        assert infer_loss(targets, NetForCausalLM(), (ids, torch.ones_like(ids))) is LOSSES["causal-lm"]
+    assert infer_loss(ids, NetForCausalLM()) is CE  # nothing tells of which tokens
     assert infer_loss(following, NetForCausalLM(), ids) is CE  # the next tokens already
+    assert infer_loss(following, NetForCausalLM(), (ids, torch.ones_like(ids))) is CE
     with pytest.raises(LoadError, match=r"one row of 11 tokens, each .* Save the row .*`-d tokens\.npy:block=128`"):
         infer_loss(torch.arange(1, 12), NetForCausalLM(), torch.arange(11))
     following[0, 1] = -100
