@@ -91,7 +91,7 @@ def test_a_gpt2_folder_is_measured_by_its_own_loss(capsys, shards):
     assert found == pytest.approx(
         top(model, lambda m: m(input_ids=IDS, attention_mask=MASK, labels=labels).loss), rel=2e-3
     )
-    assert "causal-lm" in printed
+    assert "loss: causal-lm, inferred from integer targets of a GPT2LMHeadModel" in " ".join(printed.split())
     assert "not the same" not in " ".join(printed.split())
 
 

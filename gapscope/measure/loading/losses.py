@@ -261,7 +261,8 @@ def infer_loss(targets: Tensor, model: nn.Module | None = None, inputs: Inputs |
     kind = type(model).__name__
     if kind.endswith("ForMaskedLM"):
         return LOSSES["masked-lm"]
-    tokens = inputs.get("input_ids") if isinstance(inputs, dict) else inputs
+    first = inputs[0] if isinstance(inputs, tuple) else inputs
+    tokens = first.get("input_ids") if isinstance(first, dict) else first
     if kind.endswith(("ForCausalLM", "LMHeadModel")) and isinstance(tokens, Tensor) and tokens.shape == targets.shape:
         if tokens.ndim < 2:
             raise LoadError(
@@ -277,9 +278,9 @@ def infer_loss(targets: Tensor, model: nn.Module | None = None, inputs: Inputs |
 
 def build_loss(spec: str, *, recorded: bool, trust: Trust) -> Loss:
     """Return a built-in loss with its options, or the user's callable (outputs, targets) -> (B,)."""
-    name, colon, options = spec.partition(":")
+    name, _, options = spec.partition(":")
     if name in LOSSES:
-        return _with_options(name, options, spec) if colon else LOSSES[name]
+        return _with_options(name, options, spec)
     if recorded:
         found = resolve_recorded(spec, kind="loss", builtins={}, trust=trust)
     elif ":" in spec:

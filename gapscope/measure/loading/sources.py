@@ -39,7 +39,7 @@ def named_source(spec: str, folder: Path | None) -> Factory:
     """
     library, _, name = spec.partition(":")
     if library == "hf":
-        is_folder = os.path.isdir(name) and name
+        is_folder = os.path.isdir(name)
         return partial(_hugging_face, Path(name) if is_folder else folder, "" if is_folder else name)
     if library == "timm":
         timm = _library("timm", "timm", spec)

@@ -72,7 +72,7 @@ def as_classes(data: Data, model: nn.Module) -> Data:
     y, how = data.targets, []
     if y.is_floating_point() and bool((y == y.round()).all()):
         y = y.long()
-        y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
+        y = y.squeeze(1) if y.ndim == 2 else y  # several columns stay
         how.append("real numbers taken as class numbers")
     numbers = not (y.is_floating_point() or y.is_complex())
     if y.ndim > 1 and numbers and tuple(y.shape[1:]) == sizes_of(data.inputs, model):

@@ -1,6 +1,7 @@
 """A request and a checkpoint make a model, data and a loss that fit each other, or one message."""
 
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -165,8 +166,20 @@ def test_what_nobody_named_is_asked_for():
     ) as error:
         ask()
     assert "Built in: mlp, f1, f2, c1, c2, " in str(error.value)
+    assert "--trust-file" not in str(error.value)
     with pytest.raises(LoadError, match=r"does not say what it was trained on. Name it: `-d digits`"):
         ask(model="mlp", model_args={"hidden": [8]})
+
+
+def test_of_an_exported_program_the_program_itself_is_offered():
+    torch.save(mlp(hidden=[8]).state_dict(), "weights.pt")
+    with zipfile.ZipFile("a.pt2", "w") as archive:
+        archive.writestr("serialized_exported_program.json", "{}")
+        archive.write("weights.pt", "serialized_state_dict.pt")
+    with pytest.raises(
+        LoadError, match=r"Built in: .*\. Or run the program that the file itself holds, if you .*`--trust-file`"
+    ):
+        ask(Path("a.pt2"))
 
 
 def test_mode_buffers_weights_and_random_state_are_untouched():

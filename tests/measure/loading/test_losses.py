@@ -166,6 +166,7 @@ def test_the_name_says_the_options_in_one_way():
         ("cross-entropy:0.1", "`cross-entropy` has no option `0.1`."),
         ("mse:x=1", "`mse` has no option `x`. Expected none"),
         ("cross-entropy:weight=2", "`weight` is 2. Expected numbers, 0 or more, as [1, 2.5]. Mend `--loss`."),
+        ("cross-entropy:weight=[]", "`weight` is []. Expected numbers, 0 or more, as [1, 2.5]. Mend `--loss`."),
         ("cross-entropy:label_smoothing=-0.1", "`label_smoothing` is -0.1. Expected a number from 0 to 1."),
         ("cross-entropy:label_smoothing=true", "`label_smoothing` is True. Expected a number from 0 to 1."),
         ("cross-entropy:label_smoothing=2", "`label_smoothing` is 2. Expected a number from 0 to 1."),
@@ -232,7 +233,10 @@ def test_a_language_model_tells_its_loss_by_its_name_and_targets():
     for targets in (ids, left_out, ids.flip(1)):
         assert infer_loss(targets, NetForCausalLM(), ids) is LOSSES["causal-lm"]
         assert infer_loss(targets, NetForCausalLM(), {"input_ids": ids}) is LOSSES["causal-lm"]
+        assert infer_loss(targets, NetForCausalLM(), (ids, torch.ones_like(ids))) is LOSSES["causal-lm"]
+    assert infer_loss(ids, NetForCausalLM()) is CE  # nothing tells of which tokens
     assert infer_loss(following, NetForCausalLM(), ids) is CE  # the next tokens already
+    assert infer_loss(following, NetForCausalLM(), (ids, torch.ones_like(ids))) is CE
     with pytest.raises(LoadError, match=r"one row of 11 tokens, each .* Save the row .*`-d tokens\.npy:block=128`"):
         infer_loss(torch.arange(1, 12), NetForCausalLM(), torch.arange(11))
     following[0, 1] = -100
@@ -255,6 +259,9 @@ def test_a_users_loss_is_used_as_it_is(folder):
     each = build("torch.nn:CrossEntropyLoss").per_sample(outputs, targets)
     assert torch.allclose(each, CE.per_sample(outputs, targets))
     assert build("zoo:l1", recorded=True, trusted=("zoo:*",)).name == "zoo:l1"
+    with (folder / "zoo.py").open("a") as file:
+        file.write("\nclass L1:\n    def __call__(self, outputs, targets): return l1(outputs, targets)\n")
+    assert torch.equal(build("zoo.py:L1").per_sample(outputs, targets), build("zoo:l1").per_sample(outputs, targets))
     assert build("mse", recorded=True) is MSE
 
 

@@ -60,7 +60,8 @@ def test_a_file_that_fails_leaves_no_module_behind(folder):
         ("mpl", {}, "There is no built-in model `mpl`. Did you mean `mlp`? Expected one of mlp, f1, f2, c1, "),
         ("mlp", {"hiden": 3}, "Did you mean `hidden`? It takes inputs: int = 64, hidden"),
         ("zoo:broken", {}, "`zoo:broken` called with () raised ValueError: no such width. Check its arguments"),
-        ("mlp", {"inputs": "x"}, "`mlp` called with (inputs='x') raised TypeError"),
+        ("mlp", {"inputs": "x", "outputs": 3}, "`mlp` called with (inputs='x', outputs=3) raised TypeError"),
+        ("zoo:broken", {"width": 3}, "It takes no arguments. Set them with `-a NAME=VALUE`"),
         ("zoo:not_a_module", {}, "`zoo:not_a_module` returned int. Expected a `torch.nn.Module`"),
         ("zoo:instance", {}, "`zoo:instance` is an object of class Net. Expected a class or function"),
         ("math:pi", {}, "`math:pi` is an object of class float"),
@@ -105,6 +106,10 @@ def test_arguments_are_toml_values_and_bare_words():
 def test_a_malformed_argument_says_what_was_expected(text, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         parse_args([text])
+
+
+def test_a_factory_whose_signature_python_does_not_know_has_the_given_arguments():
+    assert all_arguments(dict, {"hidden": [3]}) == {"hidden": [3]}
 
 
 def test_defaults_count_among_all_arguments():

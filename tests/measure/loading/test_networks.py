@@ -108,6 +108,7 @@ PUBLISHED = [  # where a number stands, it is the published one
         86_567_656,
         (3, 224, 224),
     ),
+    (lambda: gpt(), 64 * 64 + 32 * 64 + blocks(2, 64), None, (32,)),
     # GPT-2: Radford et al. 2019, table 2, with the weights of OpenAI's smallest
     (
         lambda: gpt(outputs=50257, block=1024, dim=768, depth=12, heads=12),

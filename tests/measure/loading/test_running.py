@@ -11,12 +11,20 @@ def test_a_few_samples_come_in_the_models_own_type():
     assert [(t.dtype, len(t)) for t in x] == [(torch.float64, 3), (torch.int64, 3)]
 
 
+def test_the_models_own_type_is_that_of_its_real_numbers():
+    model = nn.Module()
+    model.codes = nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
+    model.weight = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    assert few(torch.ones(2), model, 2).dtype == torch.float64
+
+
 def test_the_sizes_of_the_outputs_are_found_without_a_trace():
     model = nn.Sequential(nn.Linear(2, 5), nn.BatchNorm1d(5), nn.Dropout())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.random.get_rng_state()
     assert sizes_of(torch.ones(4, 2), model) == (5,)
     assert sizes_of(torch.ones(4, 3), model) is None
+    assert sizes_of(torch.ones(4, 2), nn.Sequential(model, nn.Flatten(0))) is None  # no output for each sample
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.random.get_rng_state())
     assert model.training
@@ -30,6 +38,14 @@ def test_a_buffer_that_a_run_moved_is_put_back():
         model.calls += 1
     assert model.calls == 0
     assert model.training
+
+
+def test_a_buffer_that_cannot_be_written_to_is_left_as_it_is():
+    model = nn.Module()
+    model.register_buffer("ones", torch.ones(1).expand(3))  # three numbers in one place
+    with undisturbed(model):
+        assert not model.training
+    assert torch.equal(model.ones, torch.ones(3))
 
 
 def test_a_buffer_in_whose_place_a_run_put_another_tensor_is_the_old_one_again():

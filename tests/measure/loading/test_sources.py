@@ -60,6 +60,7 @@ def test_timm_and_torchvision_build_without_their_weights(libraries):
         ("timm", {}, "timm has no model ``. Expected one of its 2. Name it: `-m timm:NAME`."),
         ("timm:vit_tiny", {"pretrained": True}, "`timm:vit_tiny` was given `-a pretrained=...`. Expected arguments of"),
         ("torchvision:alexnet", {"weights": "DEFAULT"}, "`torchvision:alexnet` was given `-a weights=...`."),
+        ("torchvision:alexnet", {"pretrained": True}, "`torchvision:alexnet` was given `-a pretrained=...`."),
         ("torchvision:alexnet", {"depth": 3}, "called with (depth=3) raised TypeError"),
     ],
 )
@@ -88,6 +89,14 @@ def test_a_library_that_does_not_import_says_why(monkeypatch, folder, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(LoadError, match=rf"`-m {package}:resnet18`: importing {package} raised|is not installed"):
         build(f"{package}:resnet18")
+
+
+def test_without_transformers_its_package_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        LoadError, match=r"`-m hf`: the package transformers is not installed. .*: `pip install transformers`."
+    ):
+        build("hf", tmp_path)
 
 
 @pytest.mark.parametrize("spec", ["timm:resnet10t", "torchvision:squeezenet1_0"])
@@ -139,8 +148,14 @@ def test_the_class_that_config_json_names_is_built_in_full_precision(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "changes", "args", "message"),
     [
-        ("hf:BertForSequenceClasification", {}, {}, "has no model class `BertForSequenceClasification`. Did you mean"),
+        (
+            "hf:BertForSequenceClasification",
+            {},
+            {},
+            "lasification`. Did you mean `BertForSequenceClassification`? Expec",
+        ),
         ("hf:AutoModel", {}, {}, "has no model class `AutoModel`."),
+        ("hf:LlamaConfig", {}, {}, "has no model class `LlamaConfig`. Expected one that it defines itself"),
         ("hf", {"architectures": None}, {}, "names no architecture. Expected its class. Name it: `-m hf:Bert"),
         ("hf", {}, {"num_lables": 3}, "config.json has no setting `num_lables`. Did you mean `num_labels`?"),
         ("hf", {}, {"trust_remote_code": True}, "config.json has no setting `trust_remote_code`."),
@@ -151,6 +166,12 @@ def test_the_class_that_config_json_names_is_built_in_full_precision(tmp_path):
 def test_what_transformers_itself_does_not_define_is_refused(tmp_path, spec, changes, args, message):
     with pytest.raises(LoadError, match=re.escape(message)):
         build(spec, hf(tmp_path, **changes), **args)
+
+
+def test_a_class_that_chooses_among_models_is_not_offered_as_one(tmp_path):
+    with pytest.raises(LoadError) as error:
+        build("hf:AutoModel", hf(tmp_path))
+    assert "Did you mean `Auto" not in str(error.value)
 
 
 def test_stored_names_become_the_models_own_or_none_at_all(tmp_path):
@@ -168,6 +189,8 @@ def test_stored_names_become_the_models_own_or_none_at_all(tmp_path):
     fresh = build("hf", tmp_path)
     found = in_own_names(fresh, stored)
     assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert fresh.eval()(torch.arange(5)[None]).past_key_values is None
     assert in_own_names(fresh, {**stored, "more": torch.zeros(1)}) is None
     assert in_own_names(fresh, dict(list(stored.items())[1:])) is None
     assert in_own_names(fresh, model.state_dict()) is None
@@ -187,6 +210,10 @@ def test_a_folder_without_a_model_is_no_hugging_face_folder(tmp_path):
     assert not holds_config(tmp_path)
     (tmp_path / "config.json").write_text('{"learning_rate": 1}')
     assert not holds_config(tmp_path)
+    for own in ('{"model_type": "bert"}', '{"architectures": ["BertModel"]}'):
+        (tmp_path / "own").mkdir(exist_ok=True)
+        (tmp_path / "own" / "config.json").write_text(own)
+        assert holds_config(tmp_path / "own")
     with pytest.raises(LoadError, match=r"There is no config.json of a Hugging Face model in .*-m hf:path/to/folder"):
         build("hf", tmp_path)
     with pytest.raises(LoadError, match=r"There is no config.json of a Hugging Face model in the folder."):
@@ -227,6 +254,8 @@ def test_a_factory_of_one_settings_object_gets_what_was_recorded():
     assert own_settings(factory, {}) == {}
     assert own_settings(lambda inputs: None, settings) == {}
     assert own_settings(lambda config, other: None, settings) == {}
+    assert own_settings(lambda config, **rest: None, settings) == {"config": settings}
+    assert own_settings(dict, settings) == {}  # Python knows no signature of it
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
@@ -275,6 +304,9 @@ def test_inputs_in_their_order_all_reach_a_sequence_to_sequence_model():
     assert list(found.inputs) == ["input_ids", "attention_mask", "decoder_input_ids"]
     assert found.inputs["input_ids"] is ids
     assert found.inputs["attention_mask"] is mask
+    named = completed(Seq2Seq(1, 1), Data({"attention_mask": mask, "input_ids": ids}, labels, "text", "-", 2)).inputs
+    assert named["input_ids"] is ids
+    assert named["attention_mask"] is mask
     assert torch.equal(found.inputs["decoder_input_ids"], labels.roll(1))
     assert completed(Open(1, 1), data) is data  # it has no names for them
     whole = Data((ids, mask, labels), labels, "text", "-", 2)
@@ -292,6 +324,10 @@ def test_a_speech_models_decoder_starts_with_its_own_token():
     assert found.inputs["decoder_input_ids"].tolist() == [[9, 1, 0], [9, 3, 4]]
     classes = Data(features, torch.ones(2).long(), "speech", "-", 2)
     assert completed(Speech(1, 1), classes) is classes
+    alone = Speech(1, 1)
+    alone.config = types.SimpleNamespace(is_encoder_decoder=False, decoder_start_token_id=9, pad_token_id=0)
+    whole = Data(features, labels, "speech", "-", 2)
+    assert completed(alone, whole) is whole
 
 
 def test_a_decoder_without_a_start_token_is_told_to_have_one():
@@ -331,3 +367,18 @@ def test_a_models_own_loss_is_asked_for_where_it_takes_labels():
     assert own_loss(model, x, y) == own_loss(model, {"x": x}, y) == own_loss(model, (x,), y) == pytest.approx(expected)
     assert own_loss(nn.Linear(3, 2), x, y) is None
     assert own_loss(model, x, torch.zeros(4, 9)) is None  # labels that it cannot take
+
+
+def test_transformers_prints_nothing_while_a_model_computes_its_own_loss():
+    levels = pytest.importorskip("transformers").utils.logging
+    heard = []
+
+    class Loud(Labelled):
+        def forward(self, x, labels=None):
+            heard.append(levels.get_verbosity())
+            return super().forward(x, labels)
+
+    before = levels.get_verbosity()
+    own_loss(Loud(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+    assert heard == [levels.CRITICAL]
+    assert levels.get_verbosity() == before != levels.CRITICAL

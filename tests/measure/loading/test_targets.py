@@ -40,9 +40,32 @@ def test_one_hot_pixels_are_labels_along_the_channels():
     assert torch.equal(as_classes(images, nn.Conv2d(1, 2, 1)).targets, pixels)
 
 
-@pytest.mark.parametrize("targets", [LABELS, torch.rand(12, 4), torch.eye(4).repeat(3, 1) + torch.eye(4)[0]])
+def test_one_hot_tokens_are_labels_along_the_last_dimension():
+    labels = torch.arange(15).view(3, 5) % 4
+    rows, model = torch.rand(3, 5, 6), nn.Linear(6, 4)
+    found = as_classes(Data(rows, one_hot(labels, 4), "tokens", "-", 3), model)
+    assert torch.equal(found.targets, labels)
+    with pytest.raises(LoadError, match="or `--loss cross-entropy`; or"):
+        infer_loss(one_hot(labels, 4), model, rows)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        LABELS,
+        torch.rand(12, 4),
+        torch.eye(4).repeat(3, 1) + torch.eye(4)[0],
+        torch.tensor([[1, 1, 0, 0]]).repeat(12, 1),
+        torch.tensor([[2, -1, 0, 0]]).repeat(12, 1),
+    ],
+)
 def test_other_targets_stay_as_they_are(targets):
     assert as_classes(data(targets), nn.Linear(3, 4)).targets.tolist() == targets.tolist()
+
+
+def test_labels_stay_as_they_are_where_each_has_one_output():
+    flat = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
+    assert torch.equal(as_classes(data(LABELS), flat).targets, LABELS)
 
 
 @pytest.mark.parametrize(

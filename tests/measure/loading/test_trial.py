@@ -3,6 +3,7 @@
 import inspect
 import re
 import types
+from collections import namedtuple
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +45,16 @@ def test_of_several_outputs_the_first_is_used_and_said():
     named = {"x": X, "mask": torch.ones(6, 1)}
     assert check_fit(Two().double(), "two", data(named, Y), loss("cross-entropy")) == FIRST
     assert check_fit(nn.Linear(3, 2), "one", data(X, Y), loss("cross-entropy")) == ()
+
+
+def test_of_outputs_with_names_the_logits_are_used():
+    outputs = namedtuple("outputs", ["hidden", "logits"])
+
+    class Named(nn.Linear):
+        def forward(self, x):
+            return outputs(x, super().forward(x))
+
+    assert check_fit(Named(3, 2), "named", data(X, Y), loss("cross-entropy")) == ()
 
 
 @pytest.mark.parametrize(
@@ -105,6 +116,7 @@ def test_a_model_that_would_swallow_an_input_is_told_from_one_that_uses_it():
         ),
         (torch.full((6,), 0.5), "cross-entropy", "a loss of yours: `--loss path/file.py:function`."),
         (torch.full((6, 2), 3.0), "bce-with-logits", "has targets from 3 to 3. Binary cross-entropy expects 0 to 1."),
+        (torch.full((6, 2), -1.0), "bce-with-logits:pos_weight=2", "has targets from -1 to -1. Binary cross-entropy"),
     ],
 )
 def test_targets_that_the_loss_cannot_judge_are_shown(targets, spec, message):
@@ -136,7 +148,7 @@ def test_one_output_for_labels_is_led_to_the_binary_loss():
         (nn.Softmax(-1), Y, "cross-entropy", "a softmax's; cross-entropy is of the scores before it"),
         (
             nn.Sigmoid(),
-            torch.ones(6, 2),
+            torch.tensor([[0.0, 1.0]] * 6),
             "bce-with-logits",
             "it: `--loss torch.nn:BCELoss` is of these",
         ),
@@ -165,6 +177,12 @@ def test_inputs_that_a_model_cannot_take_are_led_on(x, hint):
     noted = Data(x, Y, "the data", "-", 6, ("data: read so",))
     with pytest.raises(LoadError, match=re.escape(hint)):
         check_fit(nn.Conv2d(3, 2, 3), "m", noted, loss("cross-entropy"))
+
+
+def test_pictures_that_have_a_channel_are_not_asked_for_one():
+    with pytest.raises(LoadError, match="to have 3 channels") as error:
+        check_fit(nn.Conv2d(3, 2, 3), "m", data(torch.ones(6, 1, 8, 9), Y), loss("cross-entropy"))
+    assert "--reshape" not in str(error.value)
 
 
 def test_a_model_that_computes_another_loss_itself_is_noted():

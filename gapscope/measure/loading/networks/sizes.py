@@ -23,5 +23,5 @@ def sizes_for(network: Callable[..., nn.Module], inputs: Any, targets: Tensor) -
     found = {name: value for name, value in wanted.items() if name in known and known[name] != value}
     if targets.ndim == 1 and not targets.is_floating_point() and len(targets):
         classes = int(targets.max()) + 1
-        found |= {"outputs": classes} if "outputs" in known and known["outputs"] != classes > 1 else {}
+        found |= {"outputs": classes} if known["outputs"] != classes > 1 else {}  # every network has these
     return found

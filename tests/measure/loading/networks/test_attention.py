@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch import nn
 
 from gapscope.errors import LoadError
 from gapscope.measure.loading.networks import gpt, vit
@@ -12,14 +13,29 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize(("make", "causal"), [(vit, False), (gpt, True)])
-def test_attention_is_torchs(make, causal):
+@pytest.mark.parametrize(("make", "causal", "heads"), [(vit, False, 3), (gpt, True, 3), (gpt, True, 1)])
+def test_attention_is_torchs(make, causal, heads):
     torch.manual_seed(0)
-    attention = make(dim=24, heads=3).encoder.blocks[0].attention
+    attention = make(dim=24, heads=heads).encoder.blocks[0].attention
     x = torch.randn(5, 7, 24, generator=rng())
-    q, k, v = (part.view(5, 7, 3, 8).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
+    q, k, v = (part.view(5, 7, heads, -1).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
     torch.testing.assert_close(attention(x), attention.out(mixed), rtol=0, atol=100 * EPS)
+
+
+def test_tokens_and_places_go_through_torchs_blocks():
+    torch.manual_seed(0)
+    model = gpt(outputs=11, block=9, dim=24, depth=2, heads=3).eval()
+    tokens = torch.randint(11, (5, 7), generator=rng())
+    x = model.tokens(tokens) + model.encoder.positions[:7]
+    for block in model.encoder.blocks:
+        theirs = nn.TransformerEncoderLayer(24, 3, 96, activation="gelu", batch_first=True, norm_first=True).eval()
+        ours = [*block.attention.parameters(), *block.fc1.parameters(), *block.fc2.parameters()]
+        ours += [*block.norm1.parameters(), *block.norm2.parameters()]
+        theirs.load_state_dict(dict(zip(theirs.state_dict(), ours, strict=True)))
+        x = theirs(x, nn.Transformer.generate_square_subsequent_mask(7), is_causal=True)
+    scores = model.encoder.norm(x) @ model.tokens.weight.T
+    torch.testing.assert_close(model(tokens), scores, rtol=0, atol=100 * EPS)
 
 
 def test_scores_of_a_language_model_do_not_see_later_tokens():
@@ -76,6 +92,11 @@ def test_sizes_that_do_not_divide_are_named(make, message):
 def test_inputs_of_another_size_are_refused(model, x, message):
     with pytest.raises(LoadError, match=message):
         model(x)
+
+
+def test_pictures_without_a_channel_are_not_said_to_be_of_another_size():
+    with pytest.raises(RuntimeError, match="to have 3 channels"):
+        vit(size=8)(torch.zeros(2, 8, 8))
 
 
 def test_tokens_and_places_of_a_language_model_start_small():

@@ -34,6 +34,13 @@ def test_pooling_of_c1_is_that_of_the_padding_same(size):
     assert torch.equal(c1(size=size).pool1(x), F.max_pool2d(padded, 3, stride=2))
 
 
+def test_lenet5_pads_small_images_to_the_large_ones():
+    small, large = lenet5(), lenet5(size=32)
+    large.load_state_dict(small.state_dict())
+    x = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(small(x), large(F.pad(x, (2, 2, 2, 2))))
+
+
 @pytest.mark.parametrize(("make", "least"), [(c1, 4), (c2, 32), (c3, 4), (c4, 32), (vgg16, 32)])
 @pytest.mark.parametrize("more", [0, 1, 19])
 def test_images_of_the_least_size_and_more_fit(make, least, more):

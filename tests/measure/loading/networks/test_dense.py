@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from gapscope.errors import LoadError
@@ -25,6 +26,13 @@ def test_a_single_width_is_one_hidden_layer():
 def test_every_hidden_layer_is_normalized_before_its_relu(model, depth):
     kinds = [type(layer) for layer in model]
     assert kinds == [nn.Flatten, *[nn.Linear, nn.BatchNorm1d, nn.ReLU] * depth, nn.Linear]
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "sigmoid", "silu", "softplus"])
+def test_an_activation_is_torchs_function_of_that_name(activation):
+    model = mlp(inputs=3, hidden=(5,), outputs=2, activation=activation)
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(x), model.fc2(getattr(F, activation)(model.fc1(x))))
 
 
 def test_without_a_non_linearity_it_is_an_affine_map():

@@ -17,7 +17,7 @@ CASES = [
     ("resnet56", {"channels": 1, "outputs": 5}),
     ("resnet18", {"channels": 1, "outputs": 5, "stem": "imagenet"}),
     ("resnet18", {"channels": 3, "outputs": 10, "stem": "cifar"}),
-    ("vit", {"channels": 1, "size": 28, "outputs": 3, "patch": 7, "dim": 24, "depth": 3, "heads": 6}),
+    ("vit", {"channels": 1, "size": 28, "outputs": 3, "patch": 7, "dim": 48, "depth": 3, "heads": 6}),
     ("gpt", {"outputs": 50, "block": 9, "dim": 24, "depth": 1, "heads": 2}),
 ]
 
