@@ -1,9 +1,11 @@
 """What is written is read back; what others wrote is understood; nothing but plain types is recorded."""
 
 import argparse
+import functools
 import pickle
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +62,16 @@ def test_everything_saved_is_read_back(tmp_path):
     assert checkpoint.optimizer["param_groups"][0]["momentum"] == 0.9
 
 
+def test_a_checkpoint_has_the_name_by_which_it_was_given(tmp_path, monkeypatch):
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "epoch9.pt")
+    (tmp_path / "last.pt").symlink_to("epoch9.pt")
+    assert read(tmp_path / "last.pt").name == "last.pt"
+    (tmp_path / "net").mkdir()
+    (tmp_path / "epoch9.pt").rename(tmp_path / "net" / "pytorch_model.bin")
+    monkeypatch.chdir(tmp_path / "net")
+    assert read(Path()).name == "net"
+
+
 def test_the_same_model_gives_the_same_bytes_under_any_name(tmp_path):
     save_all(tmp_path / "a.pt")
     save_all(tmp_path / "other.pt")
@@ -106,6 +118,10 @@ def test_tensors_in_the_lists_of_an_optimizer_are_kept(tmp_path):
         ({"training": {"seed": 1 << 60_000}}, "`training.seed` is an integer of 60,001 bits. Expected at most 2,000"),
         ({"model_args": {"name": "a\ud800"}}, "`model_args.name` holds half of a letter: 'a\\ud800'. Expected text"),
         ({"training": {"\udfff": 1}}, "`training` holds half of a letter: '\\udfff'. Expected text that UTF-8 can"),
+        (
+            {"training": functools.reduce(lambda inner, _: {"a": inner}, range(40), {})},
+            f"`training{'.a' * 26}...` is nested 32 levels deep. Expected lists and tables of few levels",
+        ),
         ({"data": "a\udfff"}, "`data` holds half of a letter: 'a\\udfff'. Expected text"),
         ({"model": Extra(2, 2)}, "`model._extra_state` is an object of class builtins.object"),
         ({"initial": {"w": object()}}, "`initial.w` is an object of class builtins.object"),
@@ -159,12 +175,14 @@ def test_training_is_found_where_scripts_leave_it(tmp_path):
         "state_dict": model.state_dict(),
         "optimizer": sgd.state_dict(),
         "epoch": 7,
+        "iter_num": 900,
         "args": argparse.Namespace(batch_size=64, lr=1.0, extra=None),
     }
     torch.save(content, tmp_path / "a.pt")
     checkpoint = read(tmp_path / "a.pt")
     assert checkpoint.training == {
         "epoch": 7,
+        "iter_num": 900,
         "batch_size": 64,
         "lr": 0.3,
         "momentum": 0.8,
@@ -199,6 +217,46 @@ def test_an_optimizer_with_one_setting_of_sgd_is_not_sgd(tmp_path, key):
     assert read(tmp_path / "a.pt").training == {"lr": 0.1, key: 0}
 
 
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"optimizer_states": []},  # of Lightning, where weights alone were saved
+        {"optimizer": {"state": {}, "param_groups": []}},
+        {"optimizer": {"state": {}, "param_groups": 3}},
+    ],
+)
+def test_an_optimizer_without_settings_says_nothing_of_the_training(tmp_path, found):
+    torch.save({"model": nn.Linear(2, 2).state_dict(), **found}, tmp_path / "a.pt")
+    assert read(tmp_path / "a.pt").training == {}
+
+
+def test_what_others_call_as_gapscope_does_is_theirs(tmp_path):
+    state = nn.Linear(2, 2).state_dict()
+    torch.save({"model": state, "initial": state, "gapscope": {"depth": 3}}, tmp_path / "a.pt")
+    checkpoint = read(tmp_path / "a.pt")
+    assert (list(checkpoint.tensors), checkpoint.initial, checkpoint.recorded) == (["model", "initial"], None, {})
+
+
+def test_weights_are_found_down_to_four_tables_below_the_file(tmp_path):
+    for names, found in (("abcd", ["a.b.c.d"]), ("abcde", [])):
+        content = functools.reduce(lambda inner, name: {name: inner}, reversed(names), {"w": torch.ones(2)})
+        torch.save({"net": {"w": torch.ones(2)}, **content}, tmp_path / "a.pt")
+        assert list(read(tmp_path / "a.pt").tensors) == ["net", *found]
+
+
+def test_an_empty_list_of_averages_is_none(tmp_path):
+    torch.save({"net": {"w": torch.ones(2)}, "ema": {"shadow_params": []}}, tmp_path / "a.pt")
+    assert list(read(tmp_path / "a.pt").tensors) == ["net"]
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+def test_a_tensor_without_a_shape_is_refused(tmp_path):
+    ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    torch.save({"v": torch.ones(2), "w": ragged}, tmp_path / "a.pt")
+    with pytest.raises(LoadError, match=r"`w` is a nested tensor. Expected tensors of one shape each"):
+        read(tmp_path / "a.pt")
+
+
 def test_weights_are_found_beside_loose_tensors_and_schedulers(tmp_path):
     content = {
         "upscaler": nn.Linear(2, 2).state_dict(),
@@ -228,9 +286,19 @@ def test_weights_in_a_list_or_as_arrays_are_found(tmp_path, content, key):
     assert torch.equal(tensors[key]["a"], torch.ones(2))
 
 
+def test_arrays_beside_the_tensors_of_a_checkpoint_are_no_weights(tmp_path):
+    """They are a history, say; of a plain pickle nobody knows which kind its maker meant."""
+    content = {"net": {"a": torch.ones(2)}, "history": {"loss": np.ones(2), "accuracy": np.ones(2)}}
+    torch.save(content, tmp_path / "a.pt")
+    assert list(read(tmp_path / "a.pt").tensors) == ["net"]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
+    assert list(read(tmp_path / "a.pkl").tensors) == ["net", "history"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (3, "holds an object of class builtins.int. Expected a state_dict"),
         ([1, 2], "holds an object of class builtins.list. Expected a state_dict"),
         (
             {"fc._packed_params": 0.1},
@@ -242,6 +310,10 @@ def test_weights_in_a_list_or_as_arrays_are_found(tmp_path, content, key):
         (
             {"gapscope": {"format_version": 2}},
             "has checkpoint format 2; this gapscope reads up to 1. Upgrade gapscope.",
+        ),
+        (
+            {"gapscope": {"format_version": "1.5"}},
+            "has checkpoint format '1.5'; this gapscope reads up to 1. Upgrade gapscope.",
         ),
         (
             {"gapscope": {"format_version": 1, "factory": 3}},
@@ -309,6 +381,12 @@ def test_tables_that_are_shared_over_and_over_are_refused(tmp_path, monkeypatch)
     monkeypatch.setattr("gapscope.measure.loading.checkpoints.checkpoint.MOST_NAMES", 30**3)
     with pytest.raises(LoadError, match=r"Its tables hold more than 27,000 names, those that are shared counted wher"):
         read(tmp_path / "a.pt")
+    torch.save({"model": nn.Linear(2, 2).state_dict()}, tmp_path / "b.pt")  # three names
+    monkeypatch.setattr("gapscope.measure.loading.checkpoints.checkpoint.MOST_NAMES", 3)
+    assert list(read(tmp_path / "b.pt").tensors) == ["model"]
+    monkeypatch.setattr("gapscope.measure.loading.checkpoints.checkpoint.MOST_NAMES", 2)
+    with pytest.raises(LoadError, match="more than 2 names"):
+        read(tmp_path / "b.pt")
 
 
 def test_a_trusted_file_of_modules_gives_their_weights_and_the_modules(tmp_path):

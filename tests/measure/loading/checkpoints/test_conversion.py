@@ -83,6 +83,11 @@ def test_tensors_that_share_memory_are_written_apart(tmp_path):
     assert torch.equal(tensors["d"], whole)
 
 
+def test_a_number_that_is_repeated_up_to_megabytes_is_written(tmp_path):
+    torch.save({"w": torch.ones(1).expand(2**16)}, tmp_path / "a.pt")
+    assert torch.equal(run(tmp_path / "a.pt")[1]["w"], torch.ones(2**16))
+
+
 @pytest.mark.parametrize(
     ("content", "asked", "message"),
     [

@@ -160,10 +160,10 @@ def test_where_it_was_saved_may_be_a_path_of_any_system_and_python(folder, model
     assert torch.equal(read_distributed(folder).content["model"]["0.weight"], model[0].weight)
 
 
-def place(folder, metadata, content, at):
+def place(folder, metadata, content, at, name="__0_1.distcp"):
     """Let a file of its own be the piece of a tensor that begins at a place."""
-    (folder / "__0_1.distcp").write_bytes(content)
-    info = type(next(iter(metadata.storage_data.values())))("__0_1.distcp", 0, len(content))
+    (folder / name).write_bytes(content)
+    info = type(next(iter(metadata.storage_data.values())))(name, 0, len(content))
     metadata.storage_data[MetadataIndex("model.0.weight", torch.Size(at))] = info
 
 
@@ -180,6 +180,19 @@ def test_an_empty_piece_overlaps_with_none(folder, model):
         place(folder, metadata, saved(torch.empty(0, 3)), [2, 0])
 
     rewrite(folder, add)
+    assert torch.equal(read_distributed(folder).content["model"]["0.weight"], model[0].weight)
+
+
+@pytest.mark.parametrize("starts", [(0, 2), (2, 0)])
+def test_pieces_may_be_listed_in_any_order(folder, model, starts):
+    def split(metadata):
+        drop_piece(metadata)
+        entry = metadata.state_dict_metadata["model.0.weight"]
+        entry.chunks = [type(entry.chunks[0])(torch.Size([at, 0]), torch.Size([2, 3])) for at in starts]
+        for at in starts:
+            place(folder, metadata, saved(model[0].weight.detach()[at : at + 2].clone()), [at, 0], f"__{at}_1.distcp")
+
+    rewrite(folder, split)
     assert torch.equal(read_distributed(folder).content["model"]["0.weight"], model[0].weight)
 
 

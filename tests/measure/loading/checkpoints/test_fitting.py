@@ -86,6 +86,13 @@ def test_names_that_are_one_without_the_words_of_wrappers_are_kept_apart():
     assert all(torch.equal(tensor, stored.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
+def test_an_average_may_be_the_model():
+    model = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2))
+    stored = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    fit(checkpoint(file=stored), model, "m", {})
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("tensors", "key"),
     [
@@ -95,6 +102,8 @@ def test_names_that_are_one_without_the_words_of_wrappers_are_kept_apart():
         ({"file": prefixed("ema.", weights(1)) | weights()}, "(file)"),
         ({"file": weights() | prefixed("module.", weights(1))}, "(file)"),
         ({"zeta": weights(), "net": weights(1)}, "net"),
+        ({"state_dict": weights(1), "model": weights()}, "model"),
+        ({"model_state_dict": weights(1), "state_dict": weights()}, "state_dict"),
     ],
 )
 def test_a_choice_between_two_sets_is_said(tensors, key):
@@ -106,6 +115,14 @@ def test_a_choice_between_two_sets_is_said(tensors, key):
 
 def test_two_equal_sets_are_no_choice():
     assert fitted(model=weights(), ema=weights())[0].notes == ()
+
+
+def test_a_set_without_the_counter_of_batches_is_another():
+    model = nn.Sequential(nn.BatchNorm1d(2))
+    whole = dict(model.state_dict())
+    less = {name: tensor for name, tensor in whole.items() if not name.endswith("num_batches_tracked")}
+    notes = ("weights: `model`; `net` would fit too and differ",)
+    assert fit(checkpoint(model=whole, net=less), model, "m", {}).notes == notes
 
 
 def test_what_was_inferred_is_noted():
@@ -347,6 +364,12 @@ def test_both_spellings_of_weight_norm_are_one(new_into_old):
 def test_weight_norm_of_one_spelling_needs_no_note():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)))
     assert fit(checkpoint(file=dict(model.state_dict())), model, "wn", {}).notes == ()
+
+
+@pytest.mark.parametrize("name", ["other_g", "other_v"])
+def test_a_name_that_ends_as_weight_norms_but_is_alone_is_no_other(name):
+    with pytest.raises(LoadError, match=rf"it also has 1 tensor \(`{name}`\)"):
+        fitted(model=weights() | {name: torch.ones(1)})
 
 
 def shadows(model: nn.Module, add: float) -> dict:

@@ -46,6 +46,8 @@ def test_the_index_file_names_its_folder(sharded):
     by_index = read_checkpoint(sharded / "model.safetensors.index.json", Trust())
     assert by_index.sha256 == read_checkpoint(sharded, Trust()).sha256
     assert by_index.folder == sharded
+    write(sharded, {"fc2.weight": "m-2.safetensors"}, "other.safetensors.index.json")
+    assert set(read(sharded / "other.safetensors.index.json").tensors) == {"fc2.weight"}
 
 
 def test_a_folder_with_one_file_and_one_with_pickled_shards(tmp_path):
@@ -55,9 +57,9 @@ def test_a_folder_with_one_file_and_one_with_pickled_shards(tmp_path):
     ):
         folder = tmp_path / name
         folder.mkdir()
-        save({"w": torch.ones(2)}, folder / name)
+        save({"w": torch.ones(2)} | ({"epoch": 3} if save is torch.save else {}), folder / name)
         assert read_checkpoint(folder, Trust()).format == "Hugging Face folder"
-        assert read(folder).tensors["w"].tolist() == [1, 1]
+        assert {key: tensor.tolist() for key, tensor in read(folder).tensors.items()} == {"w": [1, 1]}
     torch.save({"v": torch.ones(3)}, folder / "part.bin")
     write(folder, {"w": "pytorch_model.bin", "v": "part.bin"}, "pytorch_model.bin.index.json")
     (folder / "pytorch_model.bin").rename(folder / "other.bin")
@@ -107,6 +109,7 @@ def test_the_links_of_the_hub_cache_are_followed(tmp_path):
         ({"fc1.weight": "m-2.safetensors"}, "m-2.safetensors lacks `fc1.weight`, which the index of"),
         ({}, "names no shards. Expected a `weight_map` from tensors to files"),
         ({"fc1.weight": 3}, "names no shards"),
+        (["m-1.safetensors"], "names no shards"),
     ],
 )
 def test_an_index_that_does_not_agree_with_its_shards_is_an_error(sharded, places, message):

@@ -46,6 +46,7 @@ def npz(path):
         (npz, formats.NPZ),
         (lambda p: torch.jit.script(torch.nn.Linear(2, 2)).save(str(p)), formats.TORCHSCRIPT),
         (lambda p: archive(p, "a/archive_format", "a/models/model.json"), formats.EXPORTED),
+        (lambda p: archive(p, "a/data.pkl", "a/constants.pkl"), formats.TORCHSCRIPT),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*jit")
@@ -73,6 +74,9 @@ def test_a_format_is_told_whatever_the_suffix(tmp_path, write, found):
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer", "git lfs pull"),
         (b"hello, world, how are you?", "unknown kind (it starts with b'hello, world, ho')", "Expected a checkpoint"),
         (b"\x08", "unknown kind", "Expected a checkpoint"),
+        (b"{'lr': {{}}", "unknown kind", "Expected a checkpoint"),
+        (b"a\x03b", "unknown kind", "Expected a checkpoint"),
+        (b"\x80\x06}.", "unknown kind", "Expected a checkpoint"),
     ],
 )
 def test_a_format_without_weights_names_what_to_use(tmp_path, write, name, instead):
@@ -94,6 +98,7 @@ def test_a_format_without_weights_names_what_to_use(tmp_path, write, name, inste
         (("global_step9", "latest", "zero_to_fp32.py"), "DeepSpeed folder", "python zero_to_fp32.py . OUT"),
         (("mp_rank_00_model_states.pt",), "DeepSpeed folder", "zero_to_fp32.py"),
         (("latest_checkpointed_iteration.txt", "iter_0000100"), "Megatron folder", "tools/checkpoint/convert.py"),
+        (("mp_rank_00", "mp_rank_01"), "Megatron folder", "tools/checkpoint/convert.py"),
         (("saved_model.pb",), "TensorFlow model", "np.savez"),
         (("checkpoint", "model.data-00000-of-00001"), "TensorFlow model", "np.savez"),
         *(

@@ -45,6 +45,7 @@ def test_everything_about_a_checkpoint(tmp_path):
     assert found.recorded["factory"] == "mlp"
     assert found.training == {"lr": 0.1}
     assert found.optimizer
+    assert found.models == ()  # it is recorded
     assert found.next == f"gapscope sharpness {tmp_path / 'a.pt'}"
 
 
@@ -126,6 +127,16 @@ def test_a_hugging_face_folder(tmp_path):
     found = inspect(tmp_path)
     assert (found.format, found.models) == ("Hugging Face folder", ("-m hf",))
     assert found.settings == {"architectures": ["Net"]}
+    (tmp_path / "config.json").write_text("{}")
+    assert inspect(tmp_path).models == ()
+    torch.save({"model": {"w": torch.ones(2)}, "config": {"architectures": ["Net"]}}, tmp_path / "a.pt")
+    assert inspect(tmp_path / "a.pt").models == ()
+
+
+def test_types_of_numbers_need_no_trust(tmp_path):
+    torch.save({"model": {"w": torch.ones(2)}, "dtype": torch.bfloat16}, tmp_path / "a.pt")
+    found = inspect(tmp_path / "a.pt")
+    assert (found.names, found.trust, found.refusal) == ((), "nothing from the file runs", "")
 
 
 @pytest.mark.parametrize(

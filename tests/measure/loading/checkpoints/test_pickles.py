@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import datetime
 import io
 import os
 import pickle
@@ -109,6 +110,11 @@ def test_a_pickle_cannot_change_the_classes_that_it_is_given():
     content = b"\x80\x02cargparse\nNamespace\n(N}X\x06\x00\x00\x00spoiltK\x01stb."
     load_plain(io.BytesIO(content), Trust())
     assert not hasattr(argparse.Namespace, "spoilt")
+
+
+@pytest.mark.parametrize("value", [{1}, collections.OrderedDict(a=1), datetime.date(2020, 1, 2)])
+def test_what_is_of_a_class_that_cannot_be_changed_is_of_that_class(value):
+    assert type(load(value, protocol=2)) is type(value)
 
 
 def test_data_outside_the_pickle_are_refused():
