@@ -62,7 +62,7 @@ def _below(checkpoint: Checkpoint, key: str) -> Mapping[str, Tensor]:
     if key in checkpoint.tensors:
         return checkpoint.tensors[key]
     for at, state in checkpoint.tensors.items():
-        prefix = f"{key}." if at == ROOT else f"{key}.".removeprefix(f"{at}.")
+        prefix = f"{key}.".removeprefix(f"{at}.")
         if at == ROOT or key.startswith(f"{at}."):
             part = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
             if part:

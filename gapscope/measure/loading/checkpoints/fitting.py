@@ -208,7 +208,7 @@ def _options(
         for i in range(len(parts)):
             if (short := ".".join(parts[i:])) in names:
                 found.setdefault(name[: len(name) - len(short)], {})[names[short]] = tensor
-    whole = {prefix for prefix, matched in found.items() if prefix and len(matched) == len(state)}
+    whole = {prefix for prefix, matched in found.items() if len(matched) == len(state)}
     averaged = is_averaged(location, tensors)
     options = []
     for prefix, matched in found.items():
@@ -229,7 +229,7 @@ def _options(
                 outside=len(clean) - len(inside),
                 averaged=averaged or bool(_AVERAGED.search(prefix)),
                 remarks=(
-                    *(renamed if matched else ()),
+                    *renamed,
                     *(f"weights: `{n}` is not in the file; the model ties it to `{twin}`" for n, twin in tied.items()),
                 ),
             )

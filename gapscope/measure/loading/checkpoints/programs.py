@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gapscope.measure.loading.checkpoints.pickles import TENSORS, Record, Restricted, dtype_of, load_weights, record_of
+from gapscope.measure.loading.checkpoints.pickles import TENSORS, Record, Restricted, load_weights, record_of
 
 # torch.export.schema.ScalarType: part of the format, so never renumbered; others are left to `--trust-file`
 _NUMBERED: Mapping[int, torch.dtype] = {
@@ -74,7 +74,7 @@ def _script_name(name: str) -> object:
         (f"torch.jit._pickle.build_{kind}list" for kind in ("int", "tensor", "double", "bool")), lambda data: data
     )
     plain = {"collections.OrderedDict": dict, "torch.jit._pickle.restore_type_tag": lambda value, _: value}
-    return (lists | plain | dict(TENSORS)).get(name) or dtype_of(name)
+    return (lists | plain | dict(TENSORS)).get(name)
 
 
 _STORAGES = {

@@ -195,12 +195,13 @@ def test_training_is_found_where_scripts_leave_it(tmp_path):
     assert checkpoint.recorded == {}
 
 
-def test_learning_rates_that_differ_by_group_are_not_one_rate(tmp_path):
+@pytest.mark.parametrize("key", ["optimizer_states", "optimizers"])
+def test_learning_rates_that_differ_by_group_are_not_one_rate(tmp_path, key):
     model = nn.Linear(2, 2)
     adam = torch.optim.Adam([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.2}])
     model(torch.ones(1, 2)).sum().backward()
     adam.step()
-    torch.save({"model": model.state_dict(), "optimizer_states": [adam.state_dict()]}, tmp_path / "a.pt")
+    torch.save({"model": model.state_dict(), key: [adam.state_dict()]}, tmp_path / "a.pt")
     checkpoint = read(tmp_path / "a.pt")
     assert "lr" not in checkpoint.training
     assert "optimizer" not in checkpoint.training
