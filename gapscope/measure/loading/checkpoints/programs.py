@@ -73,7 +73,11 @@ def _script_name(name: str) -> object:
     lists: dict[str, Callable[..., object]] = dict.fromkeys(
         (f"torch.jit._pickle.build_{kind}list" for kind in ("int", "tensor", "double", "bool")), lambda data: data
     )
-    plain = {"collections.OrderedDict": dict, "torch.jit._pickle.restore_type_tag": lambda value, _: value}
+    plain = {
+        "collections.OrderedDict": dict,
+        "torch.device": lambda *_: None,  # where an attribute says that the program ran
+        "torch.jit._pickle.restore_type_tag": lambda value, _: value,
+    }
     return (lists | plain | dict(TENSORS)).get(name)
 
 
@@ -87,7 +91,12 @@ _STORAGES = {
     "Short": torch.int16,
     "Char": torch.int8,
     "Byte": torch.uint8,
+    "UInt16": torch.uint16,
+    "UInt32": torch.uint32,
+    "UInt64": torch.uint64,
     "Bool": torch.bool,
+    "Float8_e4m3fn": torch.float8_e4m3fn,
+    "Float8_e5m2": torch.float8_e5m2,
     "ComplexFloat": torch.complex64,
     "ComplexDouble": torch.complex128,
 }

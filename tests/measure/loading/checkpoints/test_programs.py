@@ -95,6 +95,27 @@ def test_lists_and_tables_of_a_script_do_not_stand_in_the_way(tmp_path):
     assert torch.equal(found["weight"], net.weight)
 
 
+class Placed(nn.Linear):
+    """A place beside the weights, and numbers that torch has had for a short time."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.place = torch.device("cpu")
+        for kind in (torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2):
+            self.register_buffer(f"kind_{str(kind)[6:]}", torch.tensor([0.0, 1.0]).to(kind))
+
+
+def test_a_script_may_say_where_it_ran_and_hold_the_newest_kinds_of_numbers(tmp_path):
+    net = Placed()
+    script(net, tmp_path / "a.pt")
+    found = read_checkpoint(tmp_path / "a.pt", Trust())
+    assert found.trust == "nothing from the file runs"
+    for key, tensor in net.state_dict().items():
+        got = found.tensors["(file)"][key]
+        assert got.dtype == tensor.dtype
+        assert torch.equal(got.float(), tensor.float())
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_script_runs_only_where_its_weights_cannot_be_had_otherwise(tmp_path):
     net = nn.Linear(2, 2)
