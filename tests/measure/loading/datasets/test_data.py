@@ -222,6 +222,16 @@ def test_objects_at_hand_are_read_the_same_way():
     assert (data.inputs.shape, data.targets.tolist()) == ((3, 2, 2), [0, 1, 2])
 
 
+def test_several_inputs_with_one_target_for_all_of_them_are_refused():
+    def one_for_all(items):
+        x = torch.stack(items)
+        return x, 2 * x, 5
+
+    rows = torch.utils.data.DataLoader(list(torch.ones(3, 2)), batch_size=3, collate_fn=one_for_all)
+    with pytest.raises(LoadError, match=r"rows: 3 and 3 inputs and no targets. Expected one target for each input."):
+        data_of(rows, "rows")
+
+
 def test_each_of_several_inputs_is_typed_and_checked():
     inputs = {"a": torch.ones(3, 2, dtype=torch.int32), "b": torch.ones(3, 2, dtype=torch.bool)}
     rows = [{"a": inputs["a"][i], "b": inputs["b"][i], "y": i} for i in range(3)]
