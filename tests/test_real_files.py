@@ -126,6 +126,7 @@ def test_a_bert_folder_fills_in_masked_tokens(capsys):
         top(model, lambda m: m(input_ids=masked, attention_mask=MASK, labels=labels).loss), rel=2e-3
     )
     assert "masked-lm" in printed
+    assert "code of its own" not in " ".join(printed.split())
 
 
 def test_a_vit_folder_classifies_images(capsys):

@@ -1,6 +1,7 @@
 """A request and a checkpoint make a model, data and a loss that fit each other, or one message."""
 
 import re
+import types
 import zipfile
 from pathlib import Path
 
@@ -88,6 +89,9 @@ def test_the_criterion_of_the_model_and_the_recorded_settings_are_used_and_said(
     notes = ask(model="summing.py:Held", data="digits", path=Path("held.pt")).notes
     assert any(note.endswith("the criterion that Held holds (the mean of what it sums)") for note in notes)
     assert "model: config={'inputs': 64} as the checkpoint recorded; change them with `-a`" in loaded.notes
+    typed = {"config": types.SimpleNamespace(inputs=64)}
+    notes = ask(model="held.py:Held", data="digits", path=Path("held.pt"), model_args=typed).notes
+    assert not any("as the checkpoint recorded" in note for note in notes)
 
 
 def zoo_net():
@@ -130,6 +134,21 @@ def test_test_data_come_from_the_nearest_word():
         ask()
     made()
     assert ask(data="t.npz").test is None
+
+
+def test_whole_numbers_are_no_classes_where_the_loss_is_of_real_ones():
+    made()
+    np.savez("a.npz", x=np.ones((3, 64), np.float32), y=np.ones((3, 10)))
+    loaded = ask(data="a.npz", loss="mse")
+    assert loaded.train.targets.is_floating_point()
+    assert loaded.notes == ()
+
+
+def test_test_data_that_do_not_fit_are_refused():
+    made()
+    np.savez("t.npz", x=np.ones((3, 64), np.float32), y=np.array([0, 1, 12]))
+    with pytest.raises(LoadError, match=r"t.npz has labels up to 12, `mlp` has 10 outputs."):
+        ask(test_data="t.npz")
 
 
 def test_a_limit_holds_for_both_splits():

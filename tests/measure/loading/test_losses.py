@@ -157,6 +157,7 @@ def test_the_name_says_the_options_in_one_way():
     assert build("cross-entropy:ignore_index=255", recorded=True).name == "cross-entropy:ignore_index=255"
     assert build("bce-with-logits:pos_weight=[2]").name == "bce-with-logits:pos_weight=[2]"
     assert build("bce-with-logits:pos_weight=1") is LOSSES["bce-with-logits"]
+    assert build("cross-entropy:label_smoothing=1").name == "cross-entropy:label_smoothing=1"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +171,7 @@ def test_the_name_says_the_options_in_one_way():
         ("cross-entropy:label_smoothing=-0.1", "`label_smoothing` is -0.1. Expected a number from 0 to 1."),
         ("cross-entropy:label_smoothing=true", "`label_smoothing` is True. Expected a number from 0 to 1."),
         ("cross-entropy:label_smoothing=2", "`label_smoothing` is 2. Expected a number from 0 to 1."),
+        ("cross-entropy:label_smoothing=[0.1]", "`label_smoothing` is [0.1]. Expected a number from 0 to 1."),
         ("cross-entropy:ignore_index=1.5", "`ignore_index` is 1.5. Expected a label."),
         ("bce-with-logits:pos_weight=[nan]", "`pos_weight` is [nan]. Expected numbers, 0 or more"),
         ("cross-entropy:weight=[0,1],label_smoothing=0.1", "a class of weight 0 and label smoothing leave no mean."),
@@ -239,6 +241,8 @@ def test_a_language_model_tells_its_loss_by_its_name_and_targets():
     assert infer_loss(following, NetForCausalLM(), (ids, torch.ones_like(ids))) is CE
     with pytest.raises(LoadError, match=r"one row of 11 tokens, each .* Save the row .*`-d tokens\.npy:block=128`"):
         infer_loss(torch.arange(1, 12), NetForCausalLM(), torch.arange(11))
+    same = torch.ones_like(ids)  # as rows of padding are: each token is the next one, too
+    assert infer_loss(same, NetForCausalLM(), same) is LOSSES["causal-lm"]
     following[0, 1] = -100
     assert infer_loss(following, NetForCausalLM(), ids) is CE
 
@@ -318,8 +322,10 @@ def test_a_recorded_loss_that_is_not_trusted_is_not_imported(folder):
 def test_scores_for_one_place_alone_are_led_on():
     with pytest.raises(LoadError, match=r"\(2, 1, 9\) for targets \(2, 5\): scores for one place of 5. Expected"):
         classes_last(torch.rand(2, 1, 9), torch.ones(2, 5).long())
-    with pytest.raises(LoadError, match=r"\(2,\) for targets \(2, 5\)\. Cross-entropy expects one score per class"):
-        classes_last(torch.rand(2), torch.ones(2, 5).long())
+    for scores, labels in (((2,), (2, 5)), ((2, 3, 9), (2, 5)), ((2, 1, 9), (2,))):
+        said = re.escape(f"{scores} for targets {labels}. Cross-entropy expects one score per class")
+        with pytest.raises(LoadError, match=said):
+            classes_last(torch.rand(scores), torch.ones(labels).long())
 
 
 def test_numbers_in_another_order_never_fit():

@@ -86,6 +86,11 @@ def test_a_library_that_does_not_import_says_why(monkeypatch, folder, package):
         LoadError, match=rf"importing {package} raised RuntimeError: operator .*Install it: `pip install {package}`."
     ):
         build(f"{package}:resnet18")
+    (folder / f"{package}.py").write_text("import no_such_package\n")
+    with pytest.raises(
+        LoadError, match=rf"importing {package} raised ModuleNotFoundError: No module .*no_such_package"
+    ):
+        build(f"{package}:resnet18")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(LoadError, match=rf"`-m {package}:resnet18`: importing {package} raised|is not installed"):
         build(f"{package}:resnet18")
@@ -210,6 +215,9 @@ def test_a_folder_without_a_model_is_no_hugging_face_folder(tmp_path):
     assert not holds_config(tmp_path)
     (tmp_path / "config.json").write_text('{"learning_rate": 1}')
     assert not holds_config(tmp_path)
+    for other in ("3", '["model_type"]', '"model_type"'):
+        (tmp_path / "config.json").write_text(other)
+        assert not holds_config(tmp_path)
     for own in ('{"model_type": "bert"}', '{"architectures": ["BertModel"]}'):
         (tmp_path / "own").mkdir(exist_ok=True)
         (tmp_path / "own" / "config.json").write_text(own)
@@ -238,6 +246,14 @@ def test_a_lightning_class_takes_its_own_recorded_settings():
     assert own_settings(Net, recorded) == {"width": 3}
     assert own_settings(Open, recorded) == {"width": 3, "optimizer": "sgd"}
     assert own_settings(nn.Linear, {"in_features": 3}) == {}
+
+    class Whole(lightning.LightningModule):
+        def __init__(self, config):
+            super().__init__()
+
+    nested = {"config": {"width": 3}, "lr": 0.1}  # recorded as the one argument that it is
+    assert own_settings(Whole, nested) == {"config": {"width": 3}}
+    assert own_settings(Whole, recorded) == {"config": recorded}
     assert own_settings(lambda width: width, recorded) == {}
 
 
@@ -367,6 +383,17 @@ def test_a_models_own_loss_is_asked_for_where_it_takes_labels():
     assert own_loss(model, x, y) == own_loss(model, {"x": x}, y) == own_loss(model, (x,), y) == pytest.approx(expected)
     assert own_loss(nn.Linear(3, 2), x, y) is None
     assert own_loss(model, x, torch.zeros(4, 9)) is None  # labels that it cannot take
+
+    class Scoring(Labelled):
+        def forward(self, x, labels=None):
+            return super().forward(x, labels).logits
+
+    class Open(Labelled):
+        def forward(self, x, **rest):
+            return super().forward(x, y)
+
+    assert own_loss(Scoring(3, 2), x, y) is None
+    assert own_loss(Open(3, 2), x, y) is None  # which could take labels for one more input
 
 
 def test_transformers_prints_nothing_while_a_model_computes_its_own_loss():

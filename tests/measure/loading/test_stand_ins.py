@@ -92,6 +92,8 @@ ATTACKS = {
     "an array of addresses": (Call(np.ndarray, ((1,), "O", b"AAAAAAAA")), "takes 1 positional argument"),
     "a number that is an address": (Call(SCALAR, (OBJECTS, b"AAAAAAAA")), "bytes that are to be objects"),
     "bytes as objects": (array(OBJECTS, b"AAAAAAAA"), "of the shape (1,) with 8 bytes or objects"),
+    "as many bytes as objects": (array(OBJECTS, b"AAAAAAAA", (8,)), "of the shape (8,) with 8 bytes or objects"),
+    "as many objects as bytes": (array(NUMBERS, [1.0] * 8), "of the shape (1,) with 8 bytes or objects"),
     "objects as numbers": (array(NUMBERS, [1.0]), "of the shape (1,) with 1 bytes or objects"),
     "a list too short": (array(OBJECTS, [1], (10,)), "of the shape (10,) with 1 bytes or objects"),
     "a list of odd shape": (array(OBJECTS, [], (torch.tensor(64, dtype=torch.int8),) * 2), "of the shape (64, 64)"),

@@ -136,7 +136,8 @@ def test_weights_of_channels_are_not_taken_for_those_of_the_last_dimension():
         assert (
             own_criterion(nn.BCEWithLogitsLoss(pos_weight=pos_weight)) == "bce-with-logits:pos_weight=[1.0, 5.0, 9.0]"
         )
-    assert own_criterion(nn.BCEWithLogitsLoss(pos_weight=weights[1].view(1, 1))) == "bce-with-logits:pos_weight=[5.0]"
+    for alone in (weights[1], weights[1].view(1, 1)):
+        assert own_criterion(nn.BCEWithLogitsLoss(pos_weight=alone)) == "bce-with-logits:pos_weight=[5.0]"
 
 
 def test_of_a_criterion_that_sums_the_mean_is_the_loss():

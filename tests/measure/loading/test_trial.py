@@ -70,6 +70,17 @@ def test_names_that_forward_does_not_take_or_lacks_are_said(names, message):
         check_fit(Two(), "two", data(dict.fromkeys(names, X), Y), loss("cross-entropy"))
 
 
+def test_a_model_whose_signature_python_does_not_know_is_given_what_there_is():
+    class Unknown(Two):
+        def forward(self, x, mask):
+            return super().forward(x, mask)
+
+        forward.__signature__ = "(x, mask)"  # which Python refuses to read
+
+    named = {"x": X, "mask": torch.ones(6, 1)}
+    assert check_fit(Unknown(), "unknown", data(named, Y), loss("cross-entropy")) == FIRST
+
+
 class Open(nn.Linear):
     def forward(self, x, **rest):
         return super().forward(x + sum(rest.values()))
@@ -130,6 +141,8 @@ def test_labels_to_be_left_out_are_accepted():
     assert note == "data: the data: 2 of 6 labels are -100, left out of the loss"
     (note,) = check(data(X, torch.tensor([0, -1, 1] * 2)), loss("cross-entropy:ignore_index=-1"))
     assert note == "data: the data: 2 of 6 labels are -1, left out of the loss"
+    (note,) = check(data(X, torch.full((6,), -100)), loss("cross-entropy"))
+    assert note == "data: the data: 6 of 6 labels are -100, left out of the loss"
 
 
 def test_outputs_from_0_to_1_that_add_up_to_something_else_are_no_softmax():

@@ -128,8 +128,7 @@ def fingerprint(inputs: Inputs, targets: Tensor) -> str:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
         # contiguous() leaves any stride to a dimension of size 1, which view() then refuses
         row = tensor.contiguous().as_strided((tensor.numel(),), (1,))
-        raw = row.view(torch.uint8).numpy() if tensor.numel() else np.empty(0, np.uint8)
-        digest.update(raw.data)
+        digest.update(row.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -192,7 +191,7 @@ def _finished(pair: Pair, spec: str, reading: Reading) -> Data:
         y = x
     if not (y.is_floating_point() or y.is_complex()):
         y = y.long()
-        y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
+        y = y.squeeze(1) if y.ndim == 2 else y  # several columns stay
     for word, tensor in (*(("inputs", tensor) for tensor in tensors(x)), ("targets", y)):
         bad = next(_nonfinite(tensor), None)
         if bad is not None:

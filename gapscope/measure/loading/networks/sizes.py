@@ -21,7 +21,7 @@ def sizes_for(network: Callable[..., nn.Module], inputs: Any, targets: Tensor) -
         if len(shape) == 3 and shape[1] == shape[2]:
             wanted |= {"channels": shape[0], "size": shape[1]}
     found = {name: value for name, value in wanted.items() if name in known and known[name] != value}
-    if targets.ndim == 1 and not targets.is_floating_point() and len(targets):
+    if targets.ndim == 1 and not targets.is_floating_point():
         classes = int(targets.max()) + 1
         found |= {"outputs": classes} if known["outputs"] != classes > 1 else {}  # every network has these
     return found

@@ -89,6 +89,8 @@ def test_names_given_find_their_own_splits():
 def test_inputs_under_the_names_of_hugging_face_are_given_by_name():
     held = {"input_ids": torch.ones(2, 4), "attention_mask": torch.zeros(2, 4), "labels": torch.ones(2)}
     assert pick_pair(held, "train", "file").inputs.keys() == {"input_ids", "attention_mask"}
+    translated = held | {"decoder_input_ids": torch.ones(2, 3)}
+    assert pick_pair(translated, "train", "file").inputs.keys() == translated.keys() - {"labels"}
     chosen = pick_pair(held, "train", "file", keys=Keys(("attention_mask", "input_ids")))
     assert list(chosen.inputs) == ["attention_mask", "input_ids"]
     assert torch.equal(pick_pair(held, "train", "file", keys=Keys(("input_ids",))).inputs, held["input_ids"])
@@ -174,8 +176,8 @@ def test_one_array_alone_is_read_and_checked(tmp_path):
 
 
 def test_what_memory_cannot_hold_is_refused(monkeypatch):
-    check_size(2**20, "x")
     monkeypatch.setattr(arrays, "MEMORY_BYTES", 2**20)
+    check_size(2**20, "x")
     with pytest.raises(LoadError, match=r"x takes 0.00195 GiB. Expected at most 0.000977 GiB, which fits into memory"):
         check_size(2**21, "x")
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gapscope.errors import LoadError
+from gapscope.measure.loading.datasets import arrays
 from gapscope.measure.loading.datasets.catalogue import read_catalogue
 
 Image = pytest.importorskip("PIL.Image")
@@ -17,7 +18,7 @@ Image = pytest.importorskip("PIL.Image")
 class Gray:
     """Has `train`, like MNIST."""
 
-    def __init__(self, root, train=True, transform=None, download=False):
+    def __init__(self, root, train=True, transform=None, download=True):
         if root == "nowhere":
             raise RuntimeError("Dataset not found.\nUse download=True")
         assert download is False
@@ -123,6 +124,14 @@ def test_a_split_that_is_named_is_all_there_is():
 def test_what_cannot_be_read_says_why(rest, message):
     with pytest.raises(LoadError, match=re.escape(message)):
         read_catalogue(f"torchvision:{rest}", "train", whole=False)
+
+
+def test_a_data_set_is_read_no_further_than_memory_holds_its_pixels_as_floats(monkeypatch):
+    monkeypatch.setattr(arrays, "MEMORY_BYTES", 3 * 4 * 16)
+    assert len(read_catalogue("torchvision:Gray:root=here", "train", whole=False).targets) == 3
+    monkeypatch.setattr(arrays, "MEMORY_BYTES", 3 * 4 * 16 - 1)
+    with pytest.raises(LoadError, match=r"`torchvision:Gray:root=here` takes \S+ GiB. Expected at most"):
+        read_catalogue("torchvision:Gray:root=here", "train", whole=False)
 
 
 def test_a_missing_or_broken_torchvision_is_said(monkeypatch, tmp_path):

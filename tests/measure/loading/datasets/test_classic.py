@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gapscope.errors import LoadError
+from gapscope.measure.loading import stand_ins
 from gapscope.measure.loading.datasets import arrays
 from gapscope.measure.loading.datasets.classic import find_cifar, find_idx, read_cifar, read_idx
 from tests.measure.loading.conftest import Evil
@@ -103,9 +104,21 @@ def test_damaged_idx_files_say_so(mnist):
         images.write_bytes(content)
         with pytest.raises(LoadError, match=re.escape(message)):
             read_idx(images)
+    images.write_bytes(good)
+    labels.write_bytes(gzip.compress(good))
+    with pytest.raises(LoadError, match=r"has 3 dimensions and train-labels-idx1-ubyte.gz 3. Expected 3 and 1"):
+        read_idx(images)
     labels.unlink()
     with pytest.raises(LoadError, match=r"has no labels beside it. Expected `train-labels-idx1-ubyte` in the same fo"):
         read_idx(images)
+
+
+def test_files_without_images_have_no_samples(mnist):
+    (mnist / "t10k-images-idx3-ubyte").write_bytes(idx(IMAGES[:0]))
+    (mnist / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(LABELS[:0])))
+    dump(mnist / "test_batch", {"data": ROWS[:0], "labels": np.zeros(0, int)}, 4)
+    for pair in (read_idx(find_idx(mnist, "test")), read_cifar(*find_cifar(mnist, "test"))):
+        assert len(pair.inputs) == len(pair.targets) == 0
 
 
 def dump(path, held, protocol=2):
@@ -167,6 +180,13 @@ def test_cifar_100_gives_its_fine_labels(tmp_path):
     assert read_cifar(*find_cifar(tmp_path, "train")).targets.tolist() == [99, 1, 2, 3]
 
 
+def test_a_folder_of_images_by_split_is_not_taken_for_cifar_100(tmp_path):
+    for name in ("train", "test", "data_batch_1"):
+        (tmp_path / name).mkdir()
+    dump(tmp_path / "meta", {})
+    assert find_cifar(tmp_path, "train") == find_cifar(tmp_path, "test") == ([], "")
+
+
 @pytest.mark.parametrize(
     ("names", "labels"), [(("data_batch_1.bin", "test_batch.bin"), 1), (("train.bin", "test.bin"), 2)]
 )
@@ -223,6 +243,17 @@ def test_a_pickle_that_names_anything_else_calls_nothing(folder):
     with pytest.raises(LoadError, match=r"would call (posix|nt).system when loaded, which no CIFAR file does"):
         read_cifar([folder / "data_batch_1"], "10")
     assert not (folder / "sang").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [(b"numpy.core.multiarray\n_reconstruct", "reconstruct"), (b"numpy\ndtype", "Dtype")]
+)
+def test_a_pickle_sets_no_attribute_of_what_it_is_given(tmp_path, name, given):
+    """As of its defaults, which every later pickle would be read with."""
+    (tmp_path / "data_batch_1").write_bytes(b"\x80\x04c" + name + b"\nN}\x8c\x04markK\x01s\x86b.")
+    with pytest.raises(LoadError, match="cannot be read as CIFAR-10"):
+        read_cifar([tmp_path / "data_batch_1"], "10")
+    assert not hasattr(getattr(stand_ins, given), "mark")
 
 
 @pytest.mark.parametrize(

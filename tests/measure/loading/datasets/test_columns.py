@@ -20,6 +20,11 @@ def test_a_table_puts_its_numbers_side_by_side():
     assert (pair.inputs.dtype, pair.targets.tolist()) == (torch.float64, [0, 1])
     one = pair_of_columns(columns, Keys(("b",)), "t", table=True)
     assert one.inputs.tolist() == [[0.5], [1.5]]
+    wide = {str(i): [torch.ones(2)] for i in range(14)} | {"y": [torch.ones(2)]}
+    names = ", ".join(str(i) for i in range(12))
+    assert pair_of_columns(wide, Keys(), "t", table=True).notes == (
+        f"data: t: inputs side by side: {names} and 2 more",
+    )
     exact = {"a": [torch.ones(2)], "y": [torch.ones(2)]}
     assert pair_of_columns(exact, Keys(), "t", table=True).inputs.dtype == torch.float32
 
@@ -105,8 +110,9 @@ def test_a_column_of_one_length_beside_rows_of_tokens_is_not_padded():
 
 
 def test_tokens_of_one_length_are_left_as_they_are():
-    pair = pair_of_columns({"input_ids": [torch.ones(2, 3).long()], "labels": [torch.ones(2).long()]}, Keys(), "t")
-    assert isinstance(pair.inputs, torch.Tensor)
+    for ids in (torch.ones(2, 3).long(), torch.ones(2).long()):  # rows of tokens, and one token each
+        pair = pair_of_columns({"input_ids": [ids], "labels": [torch.ones(2).long()]}, Keys(), "t")
+        assert pair.inputs is ids
 
 
 RAGGED = [torch.ones(1, 2), torch.ones(1, 3)]

@@ -57,6 +57,11 @@ def test_resized_digits_are_images_with_the_same_mean():
     assert abs(float(small.inputs.mean() - large.inputs.mean())) < 0.01
 
 
+def test_digits_are_resized_to_256_pixels_at_most(monkeypatch):
+    monkeypatch.setattr("gapscope.measure.loading.datasets.data.DIGITS_TRAIN", 2)
+    assert load("digits:size=256").inputs.shape == (2, 1, 256, 256)
+
+
 @pytest.mark.parametrize(
     "spec", ["digits:", "digits:size=0", "digits:size=257", "digits:size=x", "digits:sise=32", "digits:size=-3"]
 )
@@ -81,8 +86,8 @@ def test_a_subset_is_seeded_sorted_and_has_its_own_digest():
 
 def test_the_digest_sees_shape_type_and_bytes():
     x, y = torch.zeros(4, 2), torch.zeros(4)
-    others = [(torch.zeros(2, 4), y), (x.double(), y), (x, y + 1), (y, x)]
-    assert len({fingerprint(x, y), *(fingerprint(*other) for other in others)}) == 5
+    others = [(torch.zeros(2, 4), y), (x.double(), y), (x, y + 1), (y, x), (x[:, :0], y)]
+    assert len({fingerprint(x, y), *(fingerprint(*other) for other in others)}) == 6
 
 
 def test_the_digest_of_one_sample_of_a_column_is_that_of_its_copy():
@@ -135,6 +140,8 @@ def test_built_in_data_with_options_that_are_misspelt_are_named(folder, spec, me
 def test_a_file_with_the_name_of_built_in_data_and_an_end_is_that_file(folder):
     (folder / "digits.bin").write_bytes(np.arange(9, dtype="<u2").tobytes())
     assert load("digits.bin:block=4,dtype=uint16").inputs.shape == (2, 4)
+    with pytest.raises(LoadError, match=r"^digits.b does not exist. Did you mean `digits.bin`\? Expected a data file."):
+        load("digits.b:block=4,dtype=uint16")
 
 
 def test_a_source_without_splits_has_no_test_split_but_may_be_one(folder):
@@ -155,8 +162,9 @@ def test_recorded_data_need_trust_and_leave_no_trace_without(folder):
             load(spec, recorded=True)
         with pytest.raises(LoadError, match=f"records the test data `{spec}`"):
             load(spec, "test", recorded=True, whole=True)
-    with pytest.raises(LoadError, match=r"is really `(posix|nt):system`"):
-        load("zoo:run", recorded=True, trusted=("zoo:*",))
+    for whole, kind in ((False, "data"), (True, "test data")):
+        with pytest.raises(LoadError, match=rf"records the {kind} `zoo:run`, which is really `(posix|nt):system`"):
+            load("zoo:run", recorded=True, trusted=("zoo:*",), whole=whole)
     with pytest.raises(LoadError, match="does not open on a checkpoint's word alone"):
         load("no such", recorded=True)
     assert not (folder / "sang").exists()
@@ -212,6 +220,16 @@ def test_objects_at_hand_are_read_the_same_way():
     rows = [{"a": torch.ones(4), "b": i} for i in range(3)]
     data = data_of(rows, "rows", Reading(x_key="a", y_key="b", reshape="2,2"))
     assert (data.inputs.shape, data.targets.tolist()) == ((3, 2, 2), [0, 1, 2])
+
+
+def test_several_inputs_with_one_target_for_all_of_them_are_refused():
+    def one_for_all(items):
+        x = torch.stack(items)
+        return x, 2 * x, 5
+
+    rows = torch.utils.data.DataLoader(list(torch.ones(3, 2)), batch_size=3, collate_fn=one_for_all)
+    with pytest.raises(LoadError, match=r"rows: 3 and 3 inputs and no targets. Expected one target for each input."):
+        data_of(rows, "rows")
 
 
 def test_each_of_several_inputs_is_typed_and_checked():

@@ -54,8 +54,9 @@ def test_every_file_gives_the_same_samples(here, spec):
 def test_what_a_file_is_counts_more_than_its_name(here):
     np.savez("a.npz", x=X, y=Y, names=np.array(["u"], dtype=object))  # objects that nobody asks for are no matter
     for name in ("a.npz", "a.h5"):
-        (here / name).rename(here / "data.dat")
-        assert load("data.dat").targets.tolist() == [0, 1, 2]
+        for other in ("data.dat", "mnist-ubyte"):
+            (here / other).write_bytes((here / name).read_bytes())
+            assert load(other).targets.tolist() == [0, 1, 2]
 
 
 def test_names_choose_what_a_file_gives(here):
@@ -105,6 +106,8 @@ def test_fashion_mnist_has_the_files_of_mnist_and_its_own_preset(here):
     assert data.inputs.shape == (5, 1, 28, 28)
     assert data.notes[0] == "data: FashionMNIST: images from raw/train-images-idx3-ubyte.gz"
     assert "minus 0.286, over 0.353" in data.notes[1]
+    assert load("FashionMNIST", "test") is None
+    assert load("FashionMNIST", "test", whole=True).fingerprint == load("FashionMNIST").fingerprint
 
 
 def test_the_folder_of_cifar_100_gives_fine_labels_in_both_versions(here):
@@ -137,6 +140,7 @@ def test_tables_and_images_are_folders_too(here):
         sink.write_table(table)
     for name in ("rows", "alone", "stream.arrow"):
         assert load(name).targets.tolist() == [0, 1]
+        assert load(name, "test") is None
     (here / "pictures" / "cat").mkdir(parents=True)
     image.new("L", (2, 2), 51).save(here / "pictures" / "cat" / "0.png")
     assert load("pictures").inputs.tolist() == [[[[pytest.approx(0.2)] * 2] * 2]]
@@ -161,13 +165,17 @@ def test_an_object_is_no_file():
         ("x.npy,y.npy,x.npy", "names 3 arrays. Expected two: inputs, targets."),
         ("a.h5::/x", "names 1 arrays. Expected two"),
         ("empty", "empty holds nothing. Expected images in one folder per class"),
+        ("full", "full holds 0, 1, 2, 3, 4, 5. Expected images in one folder per class"),
         ("t.bin", "t.bin is "),
         ("c.tar.gz", "c.tar.gz is packed. Expected its content: unpack it"),
         ("zoo.py", "`zoo.py` is no data that gapscope knows."),
     ],
 )
 def test_what_is_no_data_says_why(here, spec, message):
-    (here / "empty").mkdir()
+    for name, files in (("empty", 0), ("full", 8)):
+        (here / name).mkdir()
+        for i in range(files):
+            (here / name / str(i)).touch()
     (here / "c.tar.gz").write_bytes(gzip.compress(b"content"))
     for split in ("train", "test"):
         with pytest.raises(LoadError, match=re.escape(message)):

@@ -82,6 +82,13 @@ def test_columns_with_numbers_as_names_have_a_header_above_names_of_classes(tmp_
     assert read(path, "0,1,label,remark\n5.1,3.5,cat,label\n4.9,3.0,dog,odd\n").classes == ("cat", "dog")
 
 
+def test_row_numbers_under_no_name_tell_that_numbers_beside_it_are_names(tmp_path):
+    """As pandas writes a table whose columns have no names."""
+    pair = read(tmp_path / "a.csv", ",0,1,species\n0,5.1,3.5,cat\n1,4.9,3.0,dog\n")
+    assert pair.inputs.tolist() == [[5.1, 3.5], [4.9, 3.0]]
+    assert pair.classes == ("cat", "dog")
+
+
 def test_numbers_that_pandas_gives_as_names_are_names_beside_an_unusual_one(tmp_path):
     pair = read(tmp_path / "a.csv", "0,1,2,species\n5.1,3.5,1.4,cat\n4.9,3.0,1.3,dog\n")
     assert pair.inputs.tolist() == [[5.1, 3.5, 1.4], [4.9, 3.0, 1.3]]
@@ -96,6 +103,7 @@ def test_numbers_that_pandas_gives_as_names_are_names_beside_an_unusual_one(tmp_
         "0,1,cat\n1,0,dog\n",
         "1,0,2,cat\n1,0,2,dog\n",
         "0,1,2,cat\n",
+        "0,1,2\n3,4,1\n",
     ],
 )
 def test_a_first_line_with_a_class_in_it_is_a_sample(tmp_path, text):

@@ -37,6 +37,9 @@ def path(tmp_path):
         file.create_dataset("unwritten", (2**21 + 1,), "f8")
         file.create_dataset("zeros", (2**21,), "f8")
         file.create_dataset("packed", data=np.zeros(2**22), chunks=(2**22,), compression="gzip", compression_opts=9)
+        whole = h5py.VirtualLayout(shape=(2**22,), dtype="f8")
+        whole[:] = h5py.VirtualSource(file["packed"])
+        file.create_virtual_dataset("whole", whole)
         mapped = h5py.VirtualLayout(shape=(2**40,), dtype="f8")
         mapped[:] = h5py.VirtualSource(file["bomb"])
         file.create_virtual_dataset("mapped", mapped)
@@ -57,7 +60,7 @@ def test_links_inside_the_file_are_followed(path):
 
 def test_what_takes_less_room_in_the_file_than_in_memory_is_read(path):
     assert read_dataset(path, "zeros").count_nonzero() == 0  # which nobody wrote
-    assert read_dataset(path, "packed").nbytes == 2**25
+    assert read_dataset(path, "packed").nbytes == read_dataset(path, "whole").nbytes == 2**25
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,7 @@ def test_what_takes_less_room_in_the_file_than_in_memory_is_read(path):
         ("circle", "`circle` is a link that leads in a circle"),
         ("train", "`train` is a group. Expected a dataset: x, y."),
         ("train/z", "`train/z` is not there."),
+        ("train/y/z", "is not there. Expected the path of a dataset"),
         ("train/x/y", "is not there. Expected the path of a dataset, like `file.h5::/x,/y`"),
         ("bomb", "`bomb` declares 8,796,093,022,208 bytes, but the file is too short to hold them"),
         ("unwritten", "`unwritten` declares 16,777,224 bytes, but the file is too short to hold them"),

@@ -8,7 +8,15 @@ from decimal import Decimal
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from gapscope.errors import LoadError
 from gapscope.measure.loading.datasets import iterables
@@ -100,6 +108,7 @@ def test_arrays_without_splits_that_were_named_as_test_data_are_all_test():
         lambda: DataLoader(Endless(), sampler=range(10), batch_size=4),
         lambda: DataLoader(TensorDataset(X.view(2, 5, 2), Y.view(2, 5)), batch_size=None),
         lambda: DataLoader(Stream(), batch_size=4),
+        lambda: DataLoader(Stream(), batch_size=None),
         lambda: DataLoader(Counted(), batch_size=4),
         lambda: Stream(),
         Stream,
@@ -117,6 +126,20 @@ def test_every_source_gives_the_same_samples_in_order(factory):
     pair = read(factory)
     assert torch.equal(pair.inputs, X)
     assert torch.equal(pair.targets, Y)
+
+
+def test_batches_of_a_stream_are_joined_whatever_a_sample_is():
+    class Numbers(IterableDataset):
+        def __iter__(self):
+            return iter(zip(X[:, 0], Y, strict=True))
+
+    pair = read(DataLoader(Numbers(), batch_size=5))
+    assert torch.equal(pair.inputs, X[:, 0])
+    assert torch.equal(pair.targets, Y)
+
+
+def test_pictures_with_one_class_each_are_single_samples():
+    assert torch.equal(read(zip(X.view(10, 2, 1), Y, strict=True)).inputs, X.view(10, 2, 1))
 
 
 def test_what_was_inferred_is_noted():
@@ -229,6 +252,14 @@ def test_random_augmentation_of_dicts_and_texts_is_refused():
             DataLoader(SET, sampler=WeightedRandomSampler([1.0] * 10, 10)),
             "with a WeightedRandomSampler, which weights or repeats",
         ),
+        (
+            DataLoader(SET, batch_size=None, sampler=WeightedRandomSampler([1.0] * 10, 10)),
+            "with a WeightedRandomSampler, which weights or repeats",
+        ),
+        (
+            DataLoader(SET, sampler=RandomSampler(SET, replacement=True)),
+            "with a RandomSampler, which weights or repeats samples. Expected every sample once",
+        ),
         (3, "`mine:data` gave int. Expected a Dataset"),
         ([], "has no samples. Expected at least one pair (x, y)."),
         ([5], "gives int per item. Expected pairs (x, y)."),
@@ -320,6 +351,7 @@ def test_several_inputs_are_given_in_order_with_the_target_last():
         assert pair.notes == ("data: `mine:data` gives 2 inputs, model(x1, x2), and the target last",)
     pair = read(lambda: DataLoader(TensorDataset(X, 2 * X, Y + 1), batch_size=3))
     assert torch.equal(pair.inputs[1], 2 * X)
+    assert read([(X[0], X[1], 0)]).targets.tolist() == [0]  # no row of numbers yet
     pair = read([((x, x), 2 * x, y + 1) for x, y in SET])  # of which one is a list
     assert pair.inputs[0].shape == (10, 2, 2)
     assert torch.equal(pair.inputs[1], 2 * X)
@@ -339,8 +371,9 @@ def test_dicts_are_given_by_name():
         pair = read_object("mine:data", source)
         assert list(pair.inputs) in (["input_ids", "attention_mask"], ["a", "b"])
         assert len(pair.targets) in (4, 10)
-    pair = read_object("mine:data", iter([{"a": X, "b": Y}]), keys=Keys(("a",), "b"))
-    assert torch.equal(pair.inputs, X)
+    for batch in ({"a": X, "b": Y}, {"b": Y, "a": X}):
+        pair = read_object("mine:data", iter([batch]), keys=Keys(("a",), "b"))
+        assert torch.equal(pair.inputs, X)
     batch = {"input_ids": torch.ones(4, 2), "attention_mask": torch.ones(4, 2), "labels": torch.ones(4)}
     assert read(lambda: iter([batch, batch])).inputs["input_ids"].shape == (8, 2)
 

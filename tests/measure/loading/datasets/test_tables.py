@@ -41,9 +41,17 @@ def test_numbers_are_features_side_by_side(tmp_path, name):
     assert pair.targets.tolist() == [0, 1, 0]
     chosen = read_table(tmp_path / name, Keys(("b",), "a"))
     assert (chosen.inputs.tolist(), chosen.targets.tolist()) == ([[0.5], [1.5], [2.5]], [1, 2, 3])
+    assert not pair.pixels
+
+
+def test_columns_that_are_not_asked_for_are_not_read(tmp_path):
+    path = write(tmp_path / "t.parquet", {"a": [1.0, 2.0], "odd": [1, None], "y": [0, 1]})
+    assert read_table(path, Keys(("a",))).inputs.tolist() == [[1], [2]]
 
 
 def test_lists_are_vectors_and_of_differing_length_padded_tokens(tmp_path):
+    long = pa.array([[1, 2], [3, 4], [5, 6]], pa.large_list(pa.float32()))
+    assert read_table(write(tmp_path / "t.parquet", {"x": long, "y": [0, 1, 0]}), NONE).inputs.tolist()[2] == [5, 6]
     fixed = pa.FixedSizeListArray.from_arrays(pa.array(range(12), pa.float32()), 4)
     square = pa.array([[[1, 2], [3, 4]]] * 3)
     pair = read_table(write(tmp_path / "t.parquet", {"x": fixed, "z": square, "y": [0, 1, 0]}), NONE)
@@ -84,11 +92,11 @@ def test_encoded_images_are_pixels(tmp_path):
     image = pytest.importorskip("PIL.Image")
     file = io.BytesIO()
     image.fromarray(np.full((2, 3, 3), 7, np.uint8)).save(file, "PNG")
-    rows = [{"bytes": file.getvalue(), "path": None}] * 2
-    pair = read_table(write(tmp_path / "t.parquet", {"image": rows, "label": [0, 1]}), NONE)
-    assert pair.inputs.shape == (2, 3, 2, 3)
-    assert pair.inputs.dtype == torch.uint8
-    assert pair.pixels
+    for row in ({"bytes": file.getvalue(), "path": None}, {"path": "a.png", "bytes": file.getvalue()}):
+        pair = read_table(write(tmp_path / "t.parquet", {"image": [row] * 2, "label": [0, 1]}), NONE)
+        assert pair.inputs.shape == (2, 3, 2, 3)
+        assert pair.inputs.dtype == torch.uint8
+        assert pair.pixels
     elsewhere = write(tmp_path / "u.parquet", {"image": [{"bytes": None, "path": "a.png"}], "label": [0]})
     with pytest.raises(LoadError, match=r"`image`, row 0 names an image elsewhere. Expected its bytes: save"):
         read_table(elsewhere, NONE)
@@ -113,6 +121,7 @@ def test_pictures_are_measured_by_their_pixels_before_all_are_unpacked(tmp_path,
         ({"a": [[[1], [1, 2]]], "y": [0]}, "`a` has lists of differing lengths inside lists. Expected one shape"),
         ({"a": [[1], [1, 2]], "y": [0, 1]}, "`a`: samples differ in shape ((1,), (2,))"),
         ({"a": ["u"], "y": [0]}, "`a` holds no numbers"),
+        ({}, "has no columns, and none is called `y`"),
         ({"a": [{"bytes": b"u", "size": 1}], "y": [0]}, "`a` holds no numbers"),
     ],
 )
