@@ -66,7 +66,7 @@ def read_distributed(folder: Path, *, values: bool = True) -> Distributed:
     metadata = _metadata(folder)
     content: dict[str, Any] = {}
     try:
-        entries = {key: one for key, one in metadata["state_dict_metadata"].items() if "chunks" in (one.state or ())}
+        entries = {key: one for key, one in metadata["state_dict_metadata"].items() if "chunks" in one.state}
         places = metadata.state.get("planner_data") or {}
         pieces = _pieces(folder, metadata, set(entries))
         for key, entry in entries.items():
@@ -121,7 +121,7 @@ def _pieces(folder: Path, metadata: Record, wanted: set[str]) -> dict[str, list[
                 f"{path} ends before the piece of `{index['fqn']}` that `.metadata` places in it. Expected a whole "
                 "file. Copy the folder again."
             )
-        pieces.setdefault(index["fqn"], []).append(_Piece(tuple(index["offset"] or ()), path, offset, length))
+        pieces.setdefault(index["fqn"], []).append(_Piece(tuple(index["offset"]), path, offset, length))
     return pieces
 
 
@@ -129,7 +129,7 @@ def _tensor(key: str, entry: Record, pieces: Sequence[_Piece], *, values: bool) 
     """Put one tensor together; pieces must cover it exactly, for what none covers would be whatever memory held."""
     size, dtype = tuple(entry["size"]), entry["properties"].state[0]
     chunks = {tuple(chunk["offsets"]): tuple(chunk["sizes"]) for chunk in entry["chunks"]}
-    starts = {piece.start or (0,) * len(size) for piece in pieces}
+    starts = {piece.start for piece in pieces}
     covered = sum(math.prod(sizes) for sizes in chunks.values())
     if starts != set(chunks) or len(pieces) != len(chunks) or covered != math.prod(size) or _overlap(chunks):
         raise LoadError(
@@ -145,11 +145,10 @@ def _tensor(key: str, entry: Record, pieces: Sequence[_Piece], *, values: bool) 
         return torch.empty(size, dtype=dtype, device="meta")
     whole = torch.empty(size, dtype=dtype)
     for piece in pieces:
-        start = piece.start or (0,) * len(size)
-        part = _load(piece)
-        if tuple(part.shape) != chunks[start]:
-            raise ValueError(f"a piece of `{key}` has the shape {tuple(part.shape)}, not {chunks[start]}")
-        whole[tuple(slice(a, a + n) for a, n in zip(start, part.shape, strict=True))] = part
+        part, sizes = _load(piece), chunks[piece.start]
+        if tuple(part.shape) != sizes:
+            raise ValueError(f"a piece of `{key}` has the shape {tuple(part.shape)}, not {sizes}")
+        whole[tuple(slice(a, a + n) for a, n in zip(piece.start, sizes, strict=True))] = part
     return whole
 
 

@@ -318,7 +318,7 @@ def _why_not(
             "all weights. Merge them where it was trained: `model.merge_and_unload().save_pretrained(FOLDER)`."
         )
     if best is None:
-        location = weights if weights and weights in checkpoint.tensors else next(iter(checkpoint.tensors))
+        location = weights or next(iter(checkpoint.tensors))  # what is asked for and has no option is a key
         tensors = checkpoint.tensors[location]
         theirs = ", ".join(f"`{name}` {tuple(t.shape)}" for name, t in list(tensors.items())[:3])
         ours = ", ".join(f"`{name}`" for name in list(state)[:3]) or "no parameters"

@@ -10,7 +10,7 @@ from gapscope.errors import LoadError, did_you_mean
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch.save before 1.6, pickled
+_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch.save before 1.6, pickled by protocol 2 or 3
 _HEADER = 100_000_000  # bytes: the longest header that safetensors itself reads
 
 
@@ -94,7 +94,7 @@ def sniff(path: Path) -> Format:
     head = _first_bytes(path)
     if head.startswith(b"PK"):
         return _archive(path)
-    if head.startswith(_LEGACY):
+    if head[:1] == b"\x80" and head[2:].startswith(_LEGACY):
         return LEGACY
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < _HEADER:
         return SAFETENSORS

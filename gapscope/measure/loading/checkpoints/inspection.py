@@ -110,7 +110,7 @@ def _names(path: Path, found: Format) -> tuple[str, ...]:
 
 def _needed(path: Path, found: Format, names: Sequence[str]) -> tuple[str, str]:
     """Return what the user would have to trust for a file that was refused, and the command that does."""
-    if found.instead or not names:
+    if not names:
         return NOTHING_RUNS, ""
     if any(map(is_dangerous, names)):
         return "none is enough: it names what runs commands", ""

@@ -224,11 +224,14 @@ def test_an_optimizer_with_one_setting_of_sgd_is_not_sgd(tmp_path, key):
         {"optimizer_states": []},  # of Lightning, where weights alone were saved
         {"optimizer": {"state": {}, "param_groups": []}},
         {"optimizer": {"state": {}, "param_groups": 3}},
+        {"optimizer": {"lr": 0.1}},
     ],
 )
 def test_an_optimizer_without_settings_says_nothing_of_the_training(tmp_path, found):
     torch.save({"model": nn.Linear(2, 2).state_dict(), **found}, tmp_path / "a.pt")
-    assert read(tmp_path / "a.pt").training == {}
+    checkpoint = read(tmp_path / "a.pt")
+    assert checkpoint.training == {}
+    assert (checkpoint.optimizer is not None) == ("param_groups" in str(found))
 
 
 def test_what_others_call_as_gapscope_does_is_theirs(tmp_path):
@@ -245,8 +248,9 @@ def test_weights_are_found_down_to_four_tables_below_the_file(tmp_path):
         assert list(read(tmp_path / "a.pt").tensors) == ["net", *found]
 
 
-def test_an_empty_list_of_averages_is_none(tmp_path):
-    torch.save({"net": {"w": torch.ones(2)}, "ema": {"shadow_params": []}}, tmp_path / "a.pt")
+@pytest.mark.parametrize("listed", [[], [torch.ones(2), None]])
+def test_a_list_of_averages_that_is_empty_or_holds_no_tensors_is_none(tmp_path, listed):
+    torch.save({"net": {"w": torch.ones(2)}, "ema": {"shadow_params": listed}}, tmp_path / "a.pt")
     assert list(read(tmp_path / "a.pt").tensors) == ["net"]
 
 

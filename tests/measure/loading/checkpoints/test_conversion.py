@@ -93,6 +93,8 @@ def test_a_number_that_is_repeated_up_to_megabytes_is_written(tmp_path):
     [
         ({"model": state(1.0)}, "modle", "has no weights under `modle`. Did you mean `model`? Expected one of `model`"),
         ({"model": state(1.0)}, "ema", "holds no ema weights. Expected one of `model`. Mend `--weights`."),
+        ({"ema": state(1.0)}, "raw", "holds no raw weights. Expected one of `ema`. Mend `--weights`."),
+        ({"model": state(1.0)}, "fc", "has no weights under `fc`. Expected one of `model`. Mend `--weights`."),
         (
             {"w": torch.ones(1).expand(10**9)},
             None,

@@ -215,6 +215,11 @@ def elsewhere(metadata):
         info.relative_path = "../secret"
 
 
+def numbered(metadata):
+    for info in metadata.storage_data.values():
+        info.relative_path = 3
+
+
 def beyond(metadata):
     for info in metadata.storage_data.values():
         info.length = 10**9
@@ -235,9 +240,9 @@ def twice(metadata):
     metadata.storage_data[MetadataIndex("model.0.weight", torch.Size([]))] = metadata.storage_data[index]
 
 
-def grow(metadata):
+def grow(metadata, *size):
     entry = metadata.state_dict_metadata["model.0.weight"]
-    entry.size = entry.chunks[0].sizes = torch.Size([10**6, 10**6])
+    entry.size = entry.chunks[0].sizes = torch.Size(size)
 
 
 def cut(metadata):
@@ -274,10 +279,12 @@ def compressed(metadata):
         (repeat, "`model.0.weight` has 1 pieces of 12 numbers in `.metadata` and 1 on the disk, for 24 numbers"),
         (overlap, "`model.0.weight` has 2 pieces of 24 numbers in `.metadata` and 2 on the disk, for 24 numbers"),
         (elsewhere, "names the shard '../secret'. Expected the plain name of a file in that folder"),
+        (numbered, "names the shard '3'. Expected the plain name of a file in that folder"),
         (beyond, "ends before the piece of `model.0."),
         (before, "ends before the piece of `model.0."),
         (backwards, "ends before the piece of `model.0."),
-        (grow, "`model.0.weight` is declared as 1,000,000,000,000 numbers, more than its files hold"),
+        (lambda m: grow(m, 10**6, 10**6), "is declared as 1,000,000,000,000 numbers, more than its files hold"),
+        (lambda m: grow(m, 100, 10), "`model.0.weight` is declared as 1,000 numbers, more than its files hold"),
         (cut, "a piece of `model.0.weight` has the shape (4, 3), not (3, 3)"),
         (compressed, "is compressed by an extension of torch.distributed.checkpoint"),
         (lambda metadata: vars(metadata).pop("storage_data"), "is damaged, or of an unknown version (KeyError"),

@@ -391,6 +391,9 @@ def test_a_list_of_averages_is_named_by_order_and_completed_by_the_raw_buffers()
     assert torch.equal(model[2].weight, raw["2.weight"] + 1)
     assert model[1].running_mean.tolist() == [7, 7, 7]
     assert fit(file, model, "m", {}).key == "model"
+    other = raw | {"1.running_mean": torch.zeros(3)}
+    fit(replace(file, tensors={"swa": other, **file.tensors}), model, "m", {}, "ema.shadow_params")
+    assert model[1].running_mean.tolist() == [7, 7, 7]
 
 
 def test_averages_of_the_parameters_alone_are_completed_by_the_raw_buffers():
@@ -408,6 +411,9 @@ def test_averages_of_the_parameters_alone_are_completed_by_the_raw_buffers():
     assert torch.equal(model[1].running_mean, raw["1.running_mean"])
     with pytest.raises(LoadError, match=r"it lacks 2 tensors \(`1.running_mean`"):
         fit(checkpoint(ema__shadow=averages), model, "net", {}, "ema")
+    del averages["0.bias"]
+    with pytest.raises(LoadError, match=r"it lacks 3 tensors \(`0.bias`"):
+        fit(checkpoint(model=raw, ema__shadow=averages), model, "net", {}, "ema")
 
 
 def test_a_list_of_averages_may_leave_frozen_parameters_out():
@@ -418,6 +424,8 @@ def test_a_list_of_averages_may_leave_frozen_parameters_out():
     fit(checkpoint(model=raw, shadow_params=averaged), model, "m", {}, "shadow_params")
     assert torch.equal(model[0].weight, raw["0.weight"])
     assert torch.equal(model[1].weight, raw["1.weight"] + 1)
+    fit(checkpoint(model=raw, shadow_params=shadows(model, 2.0)), model, "m", {}, "shadow_params")
+    assert torch.equal(model[0].weight, raw["0.weight"] + 2)
 
 
 @pytest.mark.parametrize("raw", [{}, {"model": {name: torch.zeros(5, 3) for name in ("embed.weight", "head.weight")}}])

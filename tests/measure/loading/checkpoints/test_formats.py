@@ -47,6 +47,7 @@ def npz(path):
         (lambda p: torch.jit.script(torch.nn.Linear(2, 2)).save(str(p)), formats.TORCHSCRIPT),
         (lambda p: archive(p, "a/archive_format", "a/models/model.json"), formats.EXPORTED),
         (lambda p: archive(p, "a/data.pkl", "a/constants.pkl"), formats.TORCHSCRIPT),
+        (lambda p: archive(p, "a/data.pkl", "a/code/__torch__.py"), formats.TORCHSCRIPT),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*jit")
@@ -63,6 +64,7 @@ def test_a_format_is_told_whatever_the_suffix(tmp_path, write, found):
         (b"sys_info\0", "tar archive, perhaps of torch before 0.4", "Expected a file of a later torch."),
         (lambda p: archive(p, "config.json", "model.weights.h5"), "Keras archive", "np.savez(path"),
         (lambda p: archive(p, "a/readme"), "zip of something else", "Expected a file made by `torch.save`"),
+        (archive, "zip of something else", "Expected a file made by `torch.save`"),
         (b"GGUF\3\0\0\0", "GGUF file", "PyTorch or safetensors original"),
         (b"\x08\x07\x12\x07pytorch", "ONNX graph", "torch.save(model.state_dict()"),
         (b"\x08\x07\x3a\x07graph..", "ONNX graph", "torch.save(model.state_dict()"),
@@ -75,6 +77,7 @@ def test_a_format_is_told_whatever_the_suffix(tmp_path, write, found):
         (b"hello, world, how are you?", "unknown kind (it starts with b'hello, world, ho')", "Expected a checkpoint"),
         (b"\x08", "unknown kind", "Expected a checkpoint"),
         (b"{'lr': {{}}", "unknown kind", "Expected a checkpoint"),
+        (b"a\x07\x12\x07pytorch", "unknown kind", "Expected a checkpoint"),
         (b"a\x03b", "unknown kind", "Expected a checkpoint"),
         (b"\x80\x06}.", "unknown kind", "Expected a checkpoint"),
     ],
@@ -119,6 +122,8 @@ def test_a_graph_of_tensorflow_is_told_from_one_of_onnx_by_its_name(tmp_path):
     for name, found in (("saved_model.pb", "TensorFlow model"), ("a.pb", "ONNX graph")):
         (tmp_path / name).write_bytes(b"\x08\x01\x12\x07pytorch")
         assert sniff(tmp_path / name).name == found
+    (tmp_path / "saved_model.pb").write_bytes(b"\x1f\x8b\x08")
+    assert sniff(tmp_path / "saved_model.pb").name == "gzip-compressed file"
 
 
 def test_where_there_is_nothing_to_read_it_is_said(tmp_path):

@@ -127,6 +127,10 @@ def test_a_hugging_face_folder(tmp_path):
     found = inspect(tmp_path)
     assert (found.format, found.models) == ("Hugging Face folder", ("-m hf",))
     assert found.settings == {"architectures": ["Net"]}
+    (tmp_path / "logs").mkdir()
+    assert inspect(tmp_path).bytes == sum(
+        (tmp_path / name).stat().st_size for name in ("model.safetensors", "config.json")
+    )
     (tmp_path / "config.json").write_text("{}")
     assert inspect(tmp_path).models == ()
     torch.save({"model": {"w": torch.ones(2)}, "config": {"architectures": ["Net"]}}, tmp_path / "a.pt")

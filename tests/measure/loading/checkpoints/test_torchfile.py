@@ -111,6 +111,12 @@ def test_old_torch_files_and_safetensors_load_with_the_digest_of_their_bytes(tmp
         assert content.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_another_protocol_is_read_without_a_warning(tmp_path, zipped):
+    torch.save({"w": torch.ones(2)}, tmp_path / "a.pt", pickle_protocol=3, _use_new_zipfile_serialization=zipped)
+    assert read(tmp_path / "a.pt").value["w"].tolist() == [1, 1]
+
+
 def test_odd_tensors_do_not_crash(tmp_path):
     torch.save(
         {"w": torch.eye(3).to_sparse(), "e": torch.empty(0), "c": torch.ones(2, dtype=torch.complex64)},
@@ -307,6 +313,15 @@ def test_looking_does_not_read_the_numbers(tmp_path):
     for zipped in (True, False):
         torch.save({"w": torch.ones(2)}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
         assert read_torch_file(tmp_path / "a.pt", Trust(), values=False).value["w"].shape == (2,)
+
+
+def test_numbers_that_are_only_looked_at_are_mapped(tmp_path):
+    torch.save({"w": torch.ones(2000)}, tmp_path / "a.pt")
+    seen = read_torch_file(tmp_path / "a.pt", Trust(), values=False).value["w"]
+    content = (tmp_path / "a.pt").read_bytes()
+    with (tmp_path / "a.pt").open("r+b") as file:
+        file.write(content.replace(torch.ones(2000).numpy().tobytes(), bytes(8000)))
+    assert seen.count_nonzero() == 0  # nobody had read them
 
 
 def test_what_was_read_stays_when_the_file_changes(tmp_path):
