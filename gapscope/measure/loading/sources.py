@@ -170,7 +170,7 @@ def in_own_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, T
     None where transformers has no such way for all of them: the file's own names then say best what does not fit.
     """
     transformers = _library("transformers", "transformers", "hf")
-    if not isinstance(model, transformers.PreTrainedModel) or tensors.keys() <= model.state_dict().keys():
+    if tensors.keys() <= model.state_dict().keys():
         return None
     kind = type(model)
     # what transformers would leave at its random start without a word

@@ -37,7 +37,7 @@ def own_criterion(model: nn.Module) -> str:
     given = [
         f"{key}={value.flatten().tolist() if isinstance(value, Tensor) else value}"
         for key, value in options.items()
-        if value is not None and value != _UNSET[key]
+        if value != _UNSET[key]
     ]
     return _CRITERIA[type(found[0])] + (f":{','.join(given)}" if given else "")
 

@@ -1,6 +1,7 @@
 """A request and a checkpoint make a model, data and a loss that fit each other, or one message."""
 
 import re
+import sys
 import types
 import zipfile
 from pathlib import Path
@@ -59,9 +60,11 @@ def test_one_hot_targets_are_measured_as_the_labels_that_they_are():
     np.savez("hot.npz", x=np.ones((6, 64), np.float32), y=np.eye(10)[labels])
     with pytest.raises(LoadError, match="The targets are zeros and ones, one for each output of the model"):
         ask(data="hot.npz")
-    hot, plain = ask(data="hot.npz", test_data="hot.npz", loss="cross-entropy"), ask(data="labels.npz")
+    Path("test.npz").write_bytes(Path("hot.npz").read_bytes())
+    hot, plain = ask(data="hot.npz", test_data="test.npz", loss="cross-entropy"), ask(data="labels.npz")
     assert hot.train.fingerprint == hot.test.fingerprint == plain.train.fingerprint
-    assert "data: hot.npz: targets: one-hot rows taken as class numbers" in hot.notes
+    for name in ("hot", "test"):
+        assert f"data: {name}.npz: targets: one-hot rows taken as class numbers" in hot.notes
 
 
 def test_classes_that_are_numbered_differently_in_the_test_data_are_refused():
@@ -70,6 +73,7 @@ def test_classes_that_are_numbered_differently_in_the_test_data_are_refused():
     sizes = {"in_features": 1, "out_features": 2}
     path = save(model=nn.Linear(1, 2))
     assert ask(path, model="torch.nn:Linear", model_args=sizes, data="train.csv", test_data="train.csv").test
+    assert ask(path, model="torch.nn:Linear", model_args=sizes, data="train.csv").test is None
     with pytest.raises(LoadError, match=r"test\.csv and train\.csv number their classes differently"):
         ask(path, model="torch.nn:Linear", model_args=sizes, data="train.csv", test_data="test.csv")
 
@@ -188,6 +192,14 @@ def test_what_nobody_named_is_asked_for():
     assert "--trust-file" not in str(error.value)
     with pytest.raises(LoadError, match=r"does not say what it was trained on. Name it: `-d digits`"):
         ask(model="mlp", model_args={"hidden": [8]})
+
+
+def test_a_file_of_weights_is_of_the_model_that_config_json_beside_it_describes(monkeypatch):
+    Path("config.json").write_text('{"model_type": "bert"}')
+    save()
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(LoadError, match=r"`-m hf`: the package transformers is not installed"):
+        ask(data="digits")
 
 
 def test_of_an_exported_program_the_program_itself_is_offered():

@@ -322,7 +322,7 @@ def test_a_recorded_loss_that_is_not_trusted_is_not_imported(folder):
 def test_scores_for_one_place_alone_are_led_on():
     with pytest.raises(LoadError, match=r"\(2, 1, 9\) for targets \(2, 5\): scores for one place of 5. Expected"):
         classes_last(torch.rand(2, 1, 9), torch.ones(2, 5).long())
-    for scores, labels in (((2,), (2, 5)), ((2, 3, 9), (2, 5)), ((2, 1, 9), (2,))):
+    for scores, labels in (((2,), (2, 5)), ((2, 3, 9), (2, 5)), ((2, 1, 9), (2,)), ((2,), (2,))):
         said = re.escape(f"{scores} for targets {labels}. Cross-entropy expects one score per class")
         with pytest.raises(LoadError, match=said):
             classes_last(torch.rand(scores), torch.ones(labels).long())

@@ -113,4 +113,5 @@ def test_a_factory_whose_signature_python_does_not_know_has_the_given_arguments(
 
 
 def test_defaults_count_among_all_arguments():
+    assert all_arguments(lambda width, depth=1: None, {}) == {"depth": 1}
     assert all_arguments(mlp, {"hidden": [3]}) == {"inputs": 64, "hidden": [3], "outputs": 10, "activation": "relu"}

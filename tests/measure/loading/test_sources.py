@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gapscope.errors import LoadError
-from gapscope.measure.loading import Data
+from gapscope.measure.loading import Data, Request, load
 from gapscope.measure.loading.models import build_model
 from gapscope.measure.loading.sources import completed, holds_config, in_own_names, own_loss, own_settings, unwrapped
 from gapscope.measure.loading.trust import Trust
@@ -202,6 +202,23 @@ def test_stored_names_become_the_models_own_or_none_at_all(tmp_path):
     assert in_own_names(nn.Linear(2, 2), stored) is None
 
 
+def test_weights_under_names_of_old_are_renamed_exactly_and_it_is_said(tmp_path):
+    folder = hf(tmp_path)
+    model = build("hf", folder).double()
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): 0.1 + tensor
+        for name, tensor in model.state_dict().items()
+    }
+    old["bert.embeddings.position_ids"] = torch.arange(512)[None]  # numbers that are no weights
+    torch.save(old, folder / "pytorch_model.bin")
+    tokens = torch.arange(12).view(4, 3) % 11
+    torch.save({"input_ids": tokens, "labels": torch.tensor([0, 1, 1, 0])}, folder / "data.pt")
+    loaded = load(Request(checkpoint=folder / "pytorch_model.bin", data=str(folder / "data.pt")))
+    assert "weights: renamed as transformers does when it loads them" in loaded.notes
+    found = in_own_names(model, old)
+    assert all(torch.equal(found[name], 0.1 + tensor) for name, tensor in model.state_dict().items())
+
+
 def test_code_of_the_folder_is_never_run(tmp_path):
     folder = hf(tmp_path, model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModel": "own.Model"})
     (folder / "own.py").write_text(f"open({str(tmp_path / 'sang')!r}, 'w').close()\n")
@@ -285,10 +302,15 @@ def test_wrapped_models_are_taken_out():
     wrapper = nn.Sequential(inner)
     wrapper.module = inner  # an attribute of that name is not enough
     assert unwrapped(wrapper)[0] is wrapper
+    own = type("DataParallel", (nn.Linear,), {})(2, 2)  # nor is a name of that kind
+    assert unwrapped(own) == (own, ())
 
 
 def test_a_sequence_to_sequence_model_gets_its_decoders_inputs_from_the_labels():
     class Seq2Seq(nn.Linear):
+        main_input_name = "input_ids"
+        config = types.SimpleNamespace(is_encoder_decoder=True, decoder_start_token_id=9, pad_token_id=0)
+
         def prepare_decoder_input_ids_from_labels(self, labels):
             return labels.clamp(min=0).roll(1)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from gapscope.errors import LoadError
 from gapscope.measure.loading import Data, Trust, build_loss
-from gapscope.measure.loading.losses import infer_loss
+from gapscope.measure.loading.losses import Loss, infer_loss
 from gapscope.measure.loading.targets import as_classes
 from gapscope.measure.loading.trial import check_fit, compare_loss
 
@@ -119,6 +119,7 @@ def test_a_model_that_would_swallow_an_input_is_told_from_one_that_uses_it():
             "If 9 means no label: `--loss cross-entropy:ignore_index=9`;",
         ),
         (torch.tensor([7, 1, 9] * 2), "cross-entropy", "Expected one output per class: `-a outputs=10` if that is its"),
+        (torch.tensor([2, 1, 9] * 2), "cross-entropy", "Expected one output per class: `-a outputs=10` if that is its"),
         (torch.full((6,), 9), "cross-entropy", "Expected one output per class: `-a outputs=10` if that is its"),
         (
             torch.ones(6, 2).long(),
@@ -150,9 +151,18 @@ def test_outputs_from_0_to_1_that_add_up_to_something_else_are_no_softmax():
     assert check_fit(net, "m", data(X, Y), loss("cross-entropy")) == ()
 
 
+def test_a_loss_with_more_than_one_number_for_a_sample_is_refused():
+    own = Loss("own", lambda outputs, targets: outputs.square())
+    with pytest.raises(LoadError, match=r"The loss `own` returned .*\. Expected real numbers, one per sample\."):
+        check_fit(nn.Linear(3, 2), "m", data(X, Y), own)
+
+
 def test_one_output_for_labels_is_led_to_the_binary_loss():
-    with pytest.raises(LoadError, match=r"has 1 output. Expected one output per class. .*: `--loss bce-with-logits`."):
-        check_fit(nn.Linear(3, 1), "m", data(X, Y), loss("cross-entropy"))
+    for labels in (Y, 0 * Y):
+        with pytest.raises(
+            LoadError, match=r"has 1 output. Expected one output per class. .*`--loss bce-with-logits`."
+        ):
+            check_fit(nn.Linear(3, 1), "m", data(X, labels), loss("cross-entropy"))
 
 
 @pytest.mark.parametrize(
@@ -195,6 +205,13 @@ def test_inputs_that_a_model_cannot_take_are_led_on(x, hint):
 def test_pictures_that_have_a_channel_are_not_asked_for_one():
     with pytest.raises(LoadError, match="to have 3 channels") as error:
         check_fit(nn.Conv2d(3, 2, 3), "m", data(torch.ones(6, 1, 8, 9), Y), loss("cross-entropy"))
+    assert "--reshape" not in str(error.value)
+    assert "token numbers" not in str(error.value)  # they are real
+
+
+def test_rows_of_numbers_for_a_model_without_channels_are_not_taken_for_pictures():
+    with pytest.raises(LoadError, match="do not fit: RuntimeError") as error:
+        check_fit(nn.Linear(3, 2), "m", data(torch.ones(6, 8, 9), Y), loss("cross-entropy"))
     assert "--reshape" not in str(error.value)
 
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import types
 
 import pytest
 
@@ -58,6 +59,7 @@ def test_a_file_finds_the_modules_beside_it_and_the_path_is_restored(folder):
         ("zoo:qqqqqq", "`zoo` has no `qqqqqq`. It defines Net, not_a_module, broken"),
         ("plain.py:x1234567", "It defines no function or class."),
         ("zo.py:Net", "Cannot read `zo.py`: No such file or directory. Did you mean `zoo.py`?"),
+        (f"{'long' * 99}/zoo.py:Net", "/zoo.py`: File name too long. Expected `path/file.py:attr`."),
         ("bad.py:x", "Importing `bad.py` raised ZeroDivisionError: division by zero. Fix that file first."),
         ("bad:x", "Importing `bad` raised ZeroDivisionError: division by zero. Fix that import first."),
         ("quits:x", "Importing `quits` raised SystemExit: 3. Fix that import first."),
@@ -250,6 +252,15 @@ def test_an_extra_class_may_be_nested_or_builtin(folder):
     pairs = {name: thing for thing, name in safe_globals(Trust(allowed_globals=("zoo.Net", "complex")))}
     assert pairs["zoo.Net"].__name__ == "Net"
     assert pairs["complex"] is complex
+
+
+def test_an_extra_class_may_be_of_a_module_that_was_made_while_running(monkeypatch):
+    made = types.ModuleType("made_while_running")
+    made.Thing = type("Thing", (), {})
+    monkeypatch.setitem(sys.modules, "made_while_running", made)
+    assert (made.Thing, "made_while_running.Thing") in safe_globals(
+        Trust(allowed_globals=("made_while_running.Thing",))
+    )
 
 
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="earlier, such a function cannot even be defined")

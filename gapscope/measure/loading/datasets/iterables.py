@@ -273,8 +273,10 @@ def _collect(items: Iterator[Any], spec: str, keys: Keys, *, batched: bool | Non
 def _is_batch(sample: Sample, keys: Keys) -> bool:
     numbers = {name: value for name, value in sample.values.items() if isinstance(value, Tensor)}
     y = numbers.get(keys.target or target_name(numbers) or "")
+    if y is None:
+        return False
     x = next((value for name, value in numbers.items() if value is not y), y)
-    return y is not None and x is not None and y.ndim >= 1 and x.ndim >= 2 and len(x) == len(y)
+    return y.ndim >= 1 and x.ndim >= 2 and len(x) == len(y)
 
 
 def _in_order(columns: dict[str, list[Tensor]], form: str, spec: str, keys: Keys) -> Pair:

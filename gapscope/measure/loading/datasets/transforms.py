@@ -33,7 +33,7 @@ def reshaped(inputs: Inputs, text: str, where: str) -> tuple[Inputs, str]:
         shape = []
     if not shape or any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
         raise UsageError(f"`--reshape {text}` is no shape. Expected that of one sample, like `3,32,32` or `-1`.")
-    size, rest = math.prod(only.shape[1:]), math.prod(n for n in shape if n != -1)
+    size, rest = math.prod(only.shape[1:]), math.prod(shape)  # of -1 the sign alone, which is no matter
     if size % rest if -1 in shape else size != rest:
         raise UsageError(
             f"`--reshape {text}`: a sample of {where} has {size} numbers (shape {tuple(only.shape[1:])}). Expected a "

@@ -79,7 +79,7 @@ def stub(monkeypatch):
     module, datasets = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
     datasets.Gray, datasets.Colour, datasets.Boxes, module.datasets = Gray, Colour, Boxes, datasets
     datasets.Three, datasets.Damaged, datasets.Truncated = Three, Damaged, Truncated
-    datasets.Clips, datasets.Compiled = Clips, Compiled
+    datasets.Clips, datasets.Compiled, datasets.gray = Clips, Compiled, types.ModuleType("gray")
     monkeypatch.setitem(sys.modules, "torchvision", module)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
 
@@ -108,6 +108,7 @@ def test_a_split_that_is_named_is_all_there_is():
         ("Gray", "unknown options. Expected `torchvision:NAME:root=FOLDER[,split=NAME]`."),
         ("Gray:root=here,size=3", "unknown options"),
         ("Grey:root=here", "torchvision has no data set `Grey`. Did you mean `Gray`?"),
+        ("gray:root=here", "torchvision has no data set `gray`. Did you mean `Gray`?"),
         (
             "Gray:root=nowhere",
             "cannot be read (RuntimeError: Dataset not found. Use download=True). Expected its files",

@@ -135,6 +135,11 @@ RAGGED = [torch.ones(1, 2), torch.ones(1, 3)]
             Keys(),
             "t: `labels`: samples differ in shape ((2,), (3,))",
         ),
+        (  # which are neither padded nor cut to the tokens' length
+            {"input_ids": [r.long() for r in RAGGED], "labels": [r.long() for r in RAGGED[::-1]]},
+            Keys(),
+            "t: `labels`: samples differ in shape ((2,), (3,))",
+        ),
         (
             {"input_ids": [r.long() for r in RAGGED], "b": RAGGED[::-1], "y": Y},
             Keys(),

@@ -63,7 +63,7 @@ def test_digits_are_resized_to_256_pixels_at_most(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "spec", ["digits:", "digits:size=0", "digits:size=257", "digits:size=x", "digits:sise=32", "digits:size=-3"]
+    "spec", ["digits:", *(f"digits:size={n}" for n in ("0", "257", "x", "-3", "\u00b2", "\u0663")), "digits:sise=32"]
 )
 def test_an_unknown_option_of_digits_is_an_error(spec):
     with pytest.raises(LoadError, match=re.escape(f"`{spec}`: unknown option. Expected `digits` or `digits:size=32`")):

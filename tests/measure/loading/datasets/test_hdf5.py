@@ -73,6 +73,7 @@ def test_what_takes_less_room_in_the_file_than_in_memory_is_read(path):
         ("circle", "`circle` is a link that leads in a circle"),
         ("train", "`train` is a group. Expected a dataset: x, y."),
         ("train/z", "`train/z` is not there."),
+        ("trian", "`trian` is not there. Did you mean `train`? Expected the path of a dataset"),
         ("train/y/z", "is not there. Expected the path of a dataset"),
         ("train/x/y", "is not there. Expected the path of a dataset, like `file.h5::/x,/y`"),
         ("bomb", "`bomb` declares 8,796,093,022,208 bytes, but the file is too short to hold them"),

@@ -46,6 +46,7 @@ def test_classes_are_folders_in_sorted_order(root):
 
 def test_a_test_folder_without_a_class_keeps_the_numbers_of_training(root):
     assert is_image_folder(root)
+    (root / "test").mkdir()  # whose images are not there yet
     assert read_image_folder(root, "test", whole=False).targets.tolist() == [1, 1]
     assert read_image_folder(root, "train", whole=False).targets.tolist() == [0, 0, 1, 1]
 

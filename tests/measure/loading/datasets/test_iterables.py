@@ -142,6 +142,13 @@ def test_pictures_with_one_class_each_are_single_samples():
     assert torch.equal(read(zip(X.view(10, 2, 1), Y, strict=True)).inputs, X.view(10, 2, 1))
 
 
+def test_pictures_with_several_targets_each_are_single_samples():
+    pictures, several = torch.rand(10, 4, 3), torch.rand(10, 2)
+    pair = read(zip(pictures, several, strict=True))
+    assert torch.equal(pair.inputs, pictures)
+    assert torch.equal(pair.targets, several)
+
+
 def test_what_was_inferred_is_noted():
     assert read(lambda: DataLoader(SET, shuffle=True)).notes == (
         "data: the loader shuffles; its dataset was read in order",
@@ -179,6 +186,12 @@ def test_random_augmentation_is_refused(wrap):
         LoadError, match=r"reading item \d twice gave two different answers.*Turn off shuffling and random"
     ):
         read(lambda: wrap(Augmented()))
+
+
+def test_random_augmentation_of_a_stream_that_can_be_read_again_is_refused():
+    torch.manual_seed(0)
+    with pytest.raises(LoadError, match=r"reading item \d twice gave two different answers"):
+        read(Drawn())
 
 
 def test_a_collate_function_that_draws_is_refused():
@@ -282,6 +295,11 @@ def test_random_augmentation_of_dicts_and_texts_is_refused():
 def test_what_gives_no_pairs_says_why(source, message):
     with pytest.raises(LoadError, match=re.escape(message)):
         read(lambda: source)
+
+
+def test_a_stream_whose_first_item_has_no_target_says_so():
+    with pytest.raises(LoadError, match="has `a`, `b`, and none is called `y`, `label` or `target`"):
+        read(iter([{"a": X, "b": X}]))
 
 
 def test_an_endless_iterable_is_stopped(monkeypatch):

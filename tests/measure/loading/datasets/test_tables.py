@@ -81,6 +81,8 @@ def test_kinds_of_columns(tmp_path):
 def test_the_last_column_is_the_target_where_none_is_named_as_one(tmp_path):
     pair = read_table(write(tmp_path / "t.parquet", {"a": [1.0, 2.0], "species": ["u", "v"]}), NONE)
     assert (pair.inputs.tolist(), pair.targets.tolist(), pair.classes) == ([[1], [2]], [0, 1], ("u", "v"))
+    pair = read_table(tmp_path / "t.parquet", Keys(("a",)))
+    assert (pair.targets.tolist(), pair.classes) == ([0, 1], ("u", "v"))
 
 
 def test_a_table_without_rows_has_no_samples(tmp_path):
@@ -331,6 +333,8 @@ def test_a_damaged_folder_says_why(tmp_path, name, content, message):
 def test_splits_without_a_test_split_have_none(tmp_path):
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
     assert read_table_folder(tmp_path, "test", NONE, whole=False) is None
+    with pytest.raises(LoadError, match=r"has the splits train. Expected test or .*: name the folder of one, `"):
+        read_table_folder(tmp_path, "test", NONE, whole=True)
 
 
 def test_without_pyarrow_the_command_that_installs_it_is_named(tmp_path, monkeypatch):

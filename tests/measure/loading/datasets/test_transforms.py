@@ -28,6 +28,8 @@ def test_pictures_with_their_channels_last_are_turned_and_not_cut_anew():
         assert note == f"data: data: the channels of each sample moved first, to {text}"
     assert torch.equal(reshaped(last, "90", "data")[0], last.flatten(1))
     assert "the channels of each sample moved first" in reshaped(last[..., :1], "1,5,6", "data")[1]
+    narrow = torch.rand(2, 3, 5, 3)  # its channels may be first already
+    assert torch.equal(reshaped(narrow, "3,3,5", "data")[0], narrow.reshape(2, 3, 3, 5))
     two = last[..., :2]  # no picture has two channels
     assert torch.equal(reshaped(two, "2,5,6", "data")[0], two.reshape(2, 2, 5, 6))
     with pytest.raises(UsageError, match=r"Expected 5, the first size of .* give the shape first, `--reshape 3,5,6`."):
@@ -80,9 +82,12 @@ def test_one_mean_is_for_all_channels_and_a_table_has_its_channels_last():
 def test_whole_numbers_of_a_table_count_as_bytes_only_where_that_was_asked():
     pixels = torch.tensor([[0.0, 255.0], [51.0, 102.0]])
     assert torch.equal(normalized(pixels, "scale", "data")[0], pixels / 255)
-    unit, note = normalized(pixels / 255, "scale", "data")
-    assert torch.equal(unit, pixels / 255)
-    assert note == "data: data: not divided by 255: not bytes"
+    for unit in (pixels / 255, torch.tensor([[0.0, 1.0]])):
+        same, note = normalized(unit, "scale", "data")
+        assert torch.equal(same, unit)
+        assert note == "data: data: not divided by 255: not bytes"
+    dark = torch.tensor([[0, 1]], dtype=torch.uint8)
+    assert normalized(dark, "scale", "data")[0].tolist() == [[0, pytest.approx(1 / 255)]]
     assert normalized(torch.tensor([3, 5]), "1/2", "data")[0].tolist() == [1, 2]
     exact = torch.tensor([1 + 2**-40, 2], dtype=torch.float64)
     assert torch.equal(normalized(exact, "1/2", "data")[0], (exact - 1) / 2)
