@@ -89,7 +89,7 @@ def _fails(module: nn.Module, given: list[Tensor]) -> bool:
     forward_hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
     try:
         with torch.enable_grad():
-            return bool(leaves) and bool(Probe(products.Micro(outputs, losses), leaves).fault())
+            return bool(leaves) and bool(Probe(products.Micro(outputs, losses), leaves).fault)
     except Exception:  # it does not run by itself: nothing is known of it
         return False
     finally:

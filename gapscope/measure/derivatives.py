@@ -17,7 +17,7 @@ from gapscope.measure import products
 from gapscope.measure.culprits import without_second_derivative
 from gapscope.measure.differences import Differences
 from gapscope.measure.distributed import ranks
-from gapscope.measure.probe import UNKNOWN, Probe, Slopes, Tried
+from gapscope.measure.probe import UNKNOWN, Probe, Slopes
 
 if TYPE_CHECKING:
     from gapscope.measure.problem import Problem
@@ -66,7 +66,7 @@ def examine(problem: "Problem") -> Derivatives:
         if not bool(probe.slope.isfinite().all()):
             return Derivatives(error=math.nan, relative_error=math.nan)
         refuse_wrong_slope(probe)
-        fault = "" if problem.hvp_method == "differences" else probe.fault()
+        fault = "" if problem.hvp_method == "differences" else probe.fault
     why = fault + without_second_derivative(problem, probe.theta.dtype) if fault else "As asked for."
     if fault and problem.hvp_method == "exact":
         raise ProblemError(
@@ -97,12 +97,11 @@ def _widest(problem: "Problem") -> Probe:
 
 
 def _able(problem: "Problem", wide: Probe) -> bool:
-    """Return whether a probe has its gradient and, of products that are asked for, has memory for their graph."""
+    """Return whether a probe has its gradient and, of products that are asked for, memory for what is asked of them."""
     try:
         with problem.measuring():
-            _ = wide.slope  # the model may hold float32 constants of its own
-            with Tried():  # what else fails of the product is told later
-                _ = problem.hvp_method == "differences" or wide.product
+            known = bool(wide.slope.isfinite().all())  # the model may hold float32 constants of its own
+            _ = known and problem.hvp_method != "differences" and wide.fault
     except (*UNKNOWN, MemoryError) as error:
         if out_of_memory(error) and problem.dtype == torch.float64:
             raise

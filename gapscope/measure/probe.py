@@ -160,6 +160,7 @@ class Probe(Slopes):
         slopes, losses = products.gradient(self.micro, self._cut(point))
         return _flat(slopes), float(losses.sum())
 
+    @cached_property
     def fault(self) -> str:
         """Return what is wrong with the exact second derivative, or an empty string."""
         u, v = self.directions

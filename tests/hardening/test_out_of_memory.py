@@ -44,8 +44,10 @@ def test_the_kth_pass_runs_out_of_memory(run, small, tmp_path, monkeypatch, kind
 
 @pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("what", ["gradient", "product"])
-def test_the_probe_runs_out_of_memory(run, small, tmp_path, monkeypatch, what, kind):
-    """It is not taken for a model that does not run in float64, nor for one without second derivatives."""
+def test_a_probe_that_runs_out_of_memory_in_float64_is_repeated_in_float32(
+    run, small, tmp_path, monkeypatch, what, kind
+):
+    """It is not taken for a model without second derivatives, and there is no other way where theta is float64."""
     left = [ERRORS[kind]]
 
     def once(work):
@@ -60,11 +62,23 @@ def test_the_probe_runs_out_of_memory(run, small, tmp_path, monkeypatch, what, k
     if what == "gradient":
         monkeypatch.setattr(products, "gradient", once(gradient))
     else:
-        monkeypatch.setattr(products, "hessian", lambda *given, **options: once(hessian(*given, **options)))
-    outcome = run("eigenvalues", small, "--limit", 40, "--threads", 1, "-q", "-o", "r.h5")
+
+        def product(*given, **options):
+            found = hessian(*given, **options)
+            return once(found) if left else found
+
+        monkeypatch.setattr(products, "hessian", product)
+    words = "eigenvalues", small, "--limit", 40, "--threads", 1, "-q", "-o", "r.h5"
+    outcome = run(*words, "--dtype", "float64")
     assert not left
     assert (outcome.code, outcome.out, outcome.err) == (2, "", SAID)
     assert list(tmp_path.iterdir()) == []
+    left.append(ERRORS[kind])
+    outcome = run(*words)
+    assert not left
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "second derivatives were checked in float32 alone" in outcome.out
+    assert "differences" not in outcome.out
 
 
 @pytest.mark.parametrize("kind", ERRORS)
