@@ -2,10 +2,10 @@
 
 A spectrum comes with its noise floor: what the float64 Gram matrix of the smaller side k or, for columns in float64, a
 QR factorization (max(m, n) eps sigma_1) cannot tell from zero.  Values under it are 0 here.  A Gram matrix has
-sqrt((k + 4 + s / 8) eps) sigma_1, 3e-8 to 1e-7 sigma_1 of most layers (squaring halves the digits): k eps is LAPACK's
-bound for the eigenvalues, s is how many numbers are added one after another, each sum of which is rounded.  Sums are
-cut into short ones, which are added in pairs, so that s stays small.  The factors are gapscope's own choice: a matrix
-of one constant column leaves s / 26 eps.
+sqrt((k + 4 + s / 8) eps) sigma_1, 1.1e-7 of it for 16 units and 3.5e-7 for 512 (squaring halves the digits): k eps is
+LAPACK's bound for the eigenvalues, s is how many numbers are added one after another, each sum of which is rounded.
+Sums are cut into short ones, which are added in pairs, so that s stays small.  The factors are gapscope's own choice:
+a matrix of one constant column leaves s / 26 eps.
 """
 
 import contextlib
