@@ -185,7 +185,7 @@ def to_tensor(value: Any, where: str) -> Tensor:
     try:
         array = np.asarray(value)
         if array.dtype.kind == "u" and array.dtype != np.uint8:
-            array = array.astype(np.int64)
+            array = array.astype(np.int64 if array.max(initial=0) < 2**63 else np.float64)
         if type(value).__module__.startswith("PIL."):
             raise TypeError
         array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)).reshape(array.shape)

@@ -9,11 +9,13 @@ import torch
 
 from gapscope.errors import LoadError
 from gapscope.measure.loading.datasets.arrays import PARTS, Keys, Pair, Split, check_size, to_tensor
-from gapscope.measure.loading.datasets.columns import Parts, pair_of_columns, target_name
+from gapscope.measure.loading.datasets.batches import unpacked_bytes
+from gapscope.measure.loading.datasets.columns import Parts, Unread, pair_of_columns, target_name
 from gapscope.measure.loading.datasets.images import decoded
 from gapscope.measure.loading.trust import one_line
 
 ARROW_FILE, PARQUET, ARROW_STREAM = b"ARROW1\0\0", b"PAR1", b"\xff\xff\xff\xff"
+_TEXTS = ("string", "large_string", "string_view")
 _ROWS = 1024  # of a parquet file at a time
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4}  # bytes of a value in memory, of a text its place
 
@@ -122,9 +124,9 @@ def _table(path: Path) -> Any:
                 table = _held(file.iter_batches(_ROWS), file.schema_arrow, str(path))
         else:
             with arrow.memory_map(str(path)) as source:
-                opened = arrow.ipc.open_file(source) if head == ARROW_FILE else arrow.ipc.open_stream(source)
-                every = map(opened.get_batch, range(opened.num_record_batches)) if head == ARROW_FILE else opened
-                table = _held(every, opened.schema, str(path))
+                check_size(unpacked_bytes(source, footer=head == ARROW_FILE), str(path))
+                source.seek(0)
+                table = (arrow.ipc.open_file if head == ARROW_FILE else arrow.ipc.open_stream)(source).read_all()
         table.validate(full=True)  # offsets that lead out of the buffers would read foreign memory
         return table.rename_columns([str(name) for name in table.column_names])  # names that are no text raise here
     except LoadError:
@@ -150,7 +152,7 @@ def _unpacked(about: Any) -> int:
 
 
 def _held(batches: Iterable[Any], schema: Any, where: str) -> Any:
-    """Return the table of batches, unpacked one by one, and no further than fits into memory."""
+    """Return the table of batches that are unpacked one by one, and no further than fits into memory."""
     held, used = [], 0
     for batch in batches:
         used += batch.get_total_buffer_size()
@@ -181,21 +183,35 @@ def _column(column: Any, where: str, is_target: bool) -> Parts | list[str]:
     if isinstance(kind, arrow.BaseExtensionType):  # of `datasets`, when it is imported: lists below a name
         column = arrow.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type)
         kind = kind.storage_type
-    if arrow.types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
+    values = kind.value_type if arrow.types.is_dictionary(kind) else kind
+    texts = _texts(column) if is_target and str(values) in _TEXTS else None
+    if texts is None and values is not kind and _is_numeric(values) and not _is_list(values):
+        column, kind = column.cast(values), values
+    if texts is None and not _is_numeric(kind) and not _is_image(kind):
+        return list[str]((Unread(kind),))
+    missing = column.null_count if texts is None else texts.count(None)
+    if missing:
+        raise LoadError(f"{where} has {missing} missing values. Expected none: fill or remove them.")
+    if texts is not None:
+        return texts
     if arrow.types.is_decimal(kind):
         column = column.cast(arrow.float64())
-    text = arrow.types.is_string(kind) or arrow.types.is_large_string(kind)
-    if column.null_count and (is_target or not text):
-        raise LoadError(f"{where} has {column.null_count} missing values. Expected none: fill or remove them.")
-    if text:
-        return column.to_pylist() if is_target else ["text"]
     if _is_image(kind):
         return _images([row["bytes"] for row in column.to_pylist()], where)
-    if not _is_numeric(kind):
-        return [str(kind)]
     check_size(column.get_total_buffer_size(), where)  # before the tensors take as much again
     return [part for chunk in column.chunks if len(chunk) for part in _nested(chunk, where)] or [torch.empty(0)]
+
+
+def _texts(column: Any) -> list[Any]:
+    """Return texts, None where one is missing; those of a dictionary are kept once, however often they are named."""
+    if not _pyarrow().types.is_dictionary(column.type):
+        return column.to_pylist()  # type: ignore[no-any-return]
+    texts: list[Any] = []
+    kept: dict[Any, Any] = {}
+    for chunk in column.chunks:
+        own = [kept.setdefault(text, text) for text in chunk.dictionary.to_pylist()]
+        texts += [None if i is None else own[i] for i in chunk.indices.to_pylist()]
+    return texts
 
 
 def _images(contents: list[bytes | None], where: str) -> Parts:

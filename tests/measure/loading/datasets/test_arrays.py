@@ -191,6 +191,9 @@ def test_numbers_of_every_kind_become_tensors():
     assert to_tensor(0.5, "x").dtype == torch.float32
     assert to_tensor([1.0, 2.0], "x").tolist() == [1, 2]
     assert to_tensor(np.array([1], np.uint16), "x").dtype == torch.int64
+    assert to_tensor(np.array([2**63 - 1], np.uint64), "x").tolist() == [2**63 - 1]
+    assert to_tensor(np.array([1, 2**63], np.uint64), "x").tolist() == [1.0, 2.0**63]  # no int64 holds it
+    assert to_tensor(np.array([], np.uint64), "x").dtype == torch.int64
     assert to_tensor(np.array([1], ">i4"), "x").tolist() == [1]
     assert to_tensor(np.float32(2), "x").shape == ()
     assert to_tensor(np.ones((2, 3))[:, ::-1], "x").shape == (2, 3)

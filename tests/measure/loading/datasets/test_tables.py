@@ -1,5 +1,6 @@
 """Parquet, Arrow and Hugging Face folders give what their libraries hold, without those libraries."""
 
+import base64
 import importlib.util
 import io
 import json
@@ -7,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -32,6 +34,16 @@ def write(path, columns):
         with opened(str(path), table.schema) as sink:
             sink.write_table(table, max_chunksize=2)
     return path
+
+
+@pytest.fixture
+def pool():
+    """Count what pyarrow allocates from here on."""
+    usual = pa.default_memory_pool()
+    counting = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counting)
+    yield counting
+    pa.set_memory_pool(usual)
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.arrow", "t.feather"])
@@ -198,15 +210,101 @@ def test_texts_that_are_repeated_are_counted_as_they_are_unpacked(tmp_path, monk
 
 
 @pytest.mark.parametrize("name", ["t.arrow", "t.feather"])
-def test_packed_batches_are_unpacked_no_further_than_memory_holds_them(tmp_path, monkeypatch, name):
-    path, table = tmp_path / name, pa.table({"a": [0] * 10_000, "y": [0] * 10_000})
+def test_packed_batches_that_memory_cannot_hold_are_not_unpacked(tmp_path, monkeypatch, pool, name):
+    path, table = tmp_path / name, pa.table({"a": np.zeros(10_000_000, np.int8), "y": np.zeros(10_000_000, np.int8)})
     opened = pa.ipc.new_file if path.suffix == ".feather" else pa.ipc.new_stream
-    with opened(str(path), table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as sink:
-        sink.write_table(table, max_chunksize=1000)
-    assert read_table(path, NONE).inputs.shape == (10_000, 1)
-    monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", 20_000)
-    # the second of ten batches of twice 8,000 bytes is the last that was unpacked
-    with pytest.raises(LoadError, match=rf"^{re.escape(str(path))} takes 2.98e-05 GiB. Expected at most"):
+    with opened(str(path), table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as sink:
+        sink.write_table(table)
+    assert path.stat().st_size < 10_000
+    monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", 19_999_999)
+    used = pool.max_memory()
+    with pytest.raises(LoadError, match=rf"^{re.escape(str(path))} takes 0.0186 GiB. Expected at most"):
+        read_table(path, NONE)
+    assert pool.max_memory() < used + 1_000_000
+
+
+def test_a_long_text_that_every_row_names_is_held_once(tmp_path, pool):
+    texts = pa.array(["x" * 1_000_000, "y"])
+    names = pa.DictionaryArray.from_arrays(pa.array([0] * 2999 + [1], pa.int8()), texts)
+    path = write(tmp_path / "t.feather", {"a": np.zeros(3000), "b": names, "y": names})
+    used = pool.max_memory()
+    pair = read_table(path, NONE)
+    assert pair.targets.tolist() == [0] * 2999 + [1]
+    assert pair.notes[0].endswith("left out, not numbers: `b`")
+    assert pool.max_memory() <= used + 1_000_000  # 3 GB if each row held its own
+
+
+def test_texts_of_all_widths_are_classes(tmp_path):
+    names = ["v", "u", "v"]
+    kinds = [pa.string(), pa.large_string(), pa.string_view()]
+    views = pa.DictionaryArray.from_arrays(pa.array([1, 0, 1]), pa.array(["u", "v"], pa.string_view()))
+    for i, column in enumerate(
+        [*(pa.array(names, kind) for kind in kinds), pa.array(names).dictionary_encode(), views]
+    ):
+        pair = read_table(write(tmp_path / f"{i}.feather", {"a": [1, 2, 3], "y": column}), NONE)
+        assert (pair.targets.tolist(), pair.classes) == ([1, 0, 1], ("u", "v"))
+    missing = pa.DictionaryArray.from_arrays(pa.array([0, 1, None]), pa.array(["u", None]))
+    with pytest.raises(LoadError, match=r"`y` has 2 missing values. Expected none: fill or remove them."):
+        read_table(write(tmp_path / "missing.arrow", {"a": [1, 2, 3], "y": missing}), NONE)
+
+
+def test_numbers_under_the_keys_of_a_dictionary_are_numbers(tmp_path):
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), pa.array([5, 7]))
+    pair = read_table(write(tmp_path / "t.arrow", {"a": column, "y": column}), NONE)
+    assert (pair.inputs.tolist(), pair.targets.tolist()) == ([[5], [7], [5]], [5, 7, 5])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([1, None, 3], pa.date32()),
+        pa.array([b"a", b"b", None]),
+        pa.array([["u"], ["v"], ["u"]]),
+        pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), pa.array([[5, 6], [7, 8]])),
+        pa.RunEndEncodedArray.from_arrays([1, 3], [4, 5]),
+        pa.nulls(3),
+    ],
+    ids=lambda column: str(column.type)[:12],
+)
+def test_what_is_neither_numbers_nor_text_is_no_class_and_left_out_as_an_input(tmp_path, column):
+    path = write(tmp_path / "t.arrow", {"a": [1, 2, 3], "b": column, "y": [0, 1, 0]})
+    pair = read_table(path, NONE)
+    assert pair.inputs.tolist() == [[1], [2], [3]]
+    assert pair.notes[0].endswith("left out, not numbers: `b`")
+    with pytest.raises(LoadError, match=rf"`b` holds {re.escape(str(column.type))}, which is neither numbers nor text"):
+        read_table(path, Keys(("a",), "b"))
+
+
+# written by polars 2.1: columns a, b and y, packed by LZ4, and with texts as categories by Zstandard
+POLARS = {
+    "lz4": (
+        "c-qxdJud`77=HF6ck4{pyIWjj3$7AT98u7)r&9>INN7(&`~eb;NJQ-_g+iqkD!RS+32G5PKp~<K5$l=R*>k&z>&@i-dfu;{d1vd5"
+        "#_Gm2U;}uIqR4~P4e|o|;gH+-ATEeF+|p~2?~-bW^IG)#l&*>aj0)8HB5vzy2c$dN6WwuU9QRH<kha46nBgdWi}XUD>@!A^WerQ_"
+        "ml)%ssHzB6<CAeFa@=vhW?UMCBgcrpQ`Ty0+|wr!D64vc))W1f_Ft0bNK?9RyawPiPB6nGY9PIm^XBmPn$<GM;E6q><x$3;*z;YO"
+        "r3o3Vmz|u&uC7$pgR3E`MIL1Qbuo|Y&SyBm%}F7Y+Qnw`v`2oKYSmzYl9@-V(`|d{@J!0(bAK}3zn0D)rMe^UaZlc+i{br2jBwa%"
+        "D(K-jyp{6tej)6dC-6JZK+nn3nBXj3^@4<&&$G^R^|0ER`}m)4`<uM3{@fq?%Y8Z"
+    ),
+    "zstd": (
+        "c-rk$Jxc>Y5Pf@hhEq?8F~ung*F@}$u@O>uA*cvKLJ+hw5eo|o8wERSNw0svPQga7^p}W*h=oNE5fLT6{W!ThF!}>rn46uiH#0kX"
+        "TWK_E>$89Z;JMrF<{|fj-vJE5<=4S3_0n#W?n&p+{twijlDA1aq$bHH2|tH%diWS4f`=^f3Q@+qFeV`PNYdu;>vCT#7t8x|r82kl"
+        "2R7@go7KwN;&QFAQmw3(VAdPsb*!rpUkx6Rp~k_7s#SMzNV=vxZ7^kour!XWBb2hz_p3VOev9-(Tai47`mtqvjy_q8C=^d&ywlHO"
+        "-i*oDB2m@tm|i8$jj3CotIfz!g(W+Gq}?|5w#k=O=svCb+++^H41LsO@bj87JWS~$xnTHF${xv+F`aD)DP1qwH+=eP<}>gwfIXnI"
+        "5T$oR3(X~5{#<`D{*0GN!1~U@=sVFAJ^J_J@m@;{y#i88&h0ujw=gj`D>1k99lTZdK(B4mysRVE6EKX4?}_?}vf}f#dem2l?S(p#"
+        "<O<^b2m1VgedT)~&+lX?FMjDCvHmwqA9<tm*n3v}C7!~p8?ZMMf0L@uwUhejJpbR4zrH2MWEJ%~e*r6Iy`B"
+    ),
+}
+
+
+@pytest.mark.skipif(not hasattr(pa, "string_view"), reason="pyarrow before 16 does not read polars' texts")
+@pytest.mark.parametrize("packed", POLARS)
+def test_files_of_polars_are_read(tmp_path, monkeypatch, packed):
+    path = tmp_path / "t.arrow"
+    path.write_bytes(zlib.decompress(base64.b85decode(POLARS[packed])))
+    pair = read_table(path, NONE)
+    assert (pair.inputs.tolist(), pair.targets.tolist()) == ([[1, 1], [2, 2], [3, 3]], [0, 1, 0])
+    assert pair.classes == ("u", "v")
+    monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", 80)
+    with pytest.raises(LoadError, match=rf"^{re.escape(str(path))} takes \S+ GiB. Expected at most"):
         read_table(path, NONE)
 
 
