@@ -72,6 +72,12 @@ def test_of_several_idx_data_sets_in_a_folder_none_is_taken(mnist):
     )
     with pytest.raises(LoadError, match=re.escape(message)):
         find_idx(mnist, "train")
+    for word in ("bymerge", "byclass", "letters", "mnist"):
+        (mnist / f"emnist-{word}-train-images-idx3-ubyte.gz").touch()
+    with pytest.raises(
+        LoadError, match=r"of 7 data sets: .*emnist-mnist-train-images-idx3-ubyte\.gz, \.\.\.\. Expected"
+    ):
+        find_idx(mnist, "train")
     assert find_idx(mnist, "test").name == "t10k-images-idx3-ubyte"
 
 
@@ -217,6 +223,7 @@ def test_damaged_cifar_files_say_so(tmp_path):
             {"data": ROWS.astype(np.float32), "labels": [1] * 4},
             "cannot be read as CIFAR-10 (pixels of shape (4, 3072), f",
         ),
+        ({"data": ROWS, "labels": [0.5] * 4}, "cannot be read as CIFAR-10 ("),
         ({"labels": [1] * 4}, "cannot be read as CIFAR-10 ('data')"),
         ([1], "cannot be read as CIFAR-10 ('list' object"),
     ]:
