@@ -218,12 +218,15 @@ def test_damaged_cifar_files_say_so(tmp_path):
     path = tmp_path / "data_batch_1"
     for held, message in [
         ({"data": ROWS, "labels": [1]}, "has no 10 classes of one label per image"),
-        ({"data": ROWS[:, :9], "labels": [1] * 4}, "cannot be read as CIFAR-10 (pixels of shape (4, 9), uint8)"),
+        (
+            {"data": ROWS[:, :9], "labels": [1] * 4},
+            "cannot be read as CIFAR-10 (pixels (4, 9) uint8, labels (4,) int",
+        ),
         (
             {"data": ROWS.astype(np.float32), "labels": [1] * 4},
-            "cannot be read as CIFAR-10 (pixels of shape (4, 3072), f",
+            "cannot be read as CIFAR-10 (pixels (4, 3072) float32, labels (4,) int",
         ),
-        ({"data": ROWS, "labels": [0.5] * 4}, "cannot be read as CIFAR-10 ("),
+        ({"data": ROWS, "labels": [0.5] * 4}, "(pixels (4, 3072) uint8, labels (4,) float64). It is damaged"),
         ({"labels": [1] * 4}, "cannot be read as CIFAR-10 ('data')"),
         ([1], "cannot be read as CIFAR-10 ('list' object"),
     ]:
