@@ -71,7 +71,7 @@ def fit(
     options = sorted(_asked(checkpoint, options, weights), key=lambda option: option.rank)
     fitting = [option for option in options if option.fits]
     if not fitting:
-        best = max(options, key=lambda option: (len(option.tensors), -len(option.missing)), default=None)
+        best = max(options, key=lambda option: len(option.tensors), default=None)
         raise LoadError(_why_not(checkpoint, best, state, model_name, model_args, weights))
     chosen = fitting[0]
     _refuse_untied(checkpoint, chosen, twins, model_name)

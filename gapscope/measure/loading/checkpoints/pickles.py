@@ -133,7 +133,7 @@ def load_plain(file: IO[bytes], trust: Trust) -> object:
         "_codecs.encode": lambda *a: a[0].encode(*a[1:]),
     }
     known |= {f"numpy.{core}.numeric._frombuffer": _stand_in(stand_ins.frombuffer) for core in ("core", "_core")}
-    known |= {name.replace("builtins", "__builtin__"): known[name] for _, name in HARMLESS if name[:9] == "builtins."}
+    known |= {name.replace("builtins.", "__builtin__."): known[name] for _, name in HARMLESS}  # as Python 2 called it
     return Restricted(file, lambda name: known.get(name) or dtype_of(name)).load()
 
 

@@ -20,7 +20,7 @@ def read_catalogue(spec: str, split: Split, *, whole: bool) -> Pair | None:
     Options after the name: `root`, and `split` where the data set has others than train and test.
     """
     name, _, rest = spec.removeprefix(PREFIX).partition(":")
-    options = dict(part.partition("=")[::2] for part in rest.split(",")) if rest else {}
+    options = dict(part.partition("=")[::2] for part in rest.split(","))
     if not options.get("root") or not options.keys() <= {"root", "split"}:
         raise LoadError(f"`{spec}`: unknown options. Expected `torchvision:NAME:root=FOLDER[,split=NAME]`.")
     if "split" in options and split == "test" and not whole:

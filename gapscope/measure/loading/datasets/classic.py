@@ -111,7 +111,7 @@ def _idx(path: Path) -> Tensor:
 
 def _idx_array(file: BinaryIO | gzip.GzipFile, path: Path, held: int) -> Tensor:
     head = file.read(4)
-    if len(head) < 4 or not is_idx(head):
+    if not is_idx(head):
         raise LoadError(f"{path} is no IDX file of bytes (it starts with {head!r}). {_DAMAGED}")
     # a header that ends early declares too much
     shape = np.frombuffer(file.read(4 * head[3]).ljust(4 * head[3], b"\xff"), ">u4").tolist()
@@ -146,7 +146,7 @@ def _pickled(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
         pixels = np.asarray(held["data"])
         labels = np.asarray(held["labels" if classes == 10 else "fine_labels"])
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (_ROW,) or labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise ValueError(f"pixels of shape {pixels.shape}, {pixels.dtype}")
+            raise ValueError(f"pixels {pixels.shape} {pixels.dtype}, labels {labels.shape} {labels.dtype}")
     except LoadError as error:
         raise LoadError(f"{path} {error}") from None
     except Exception as error:  # a damaged pickle can raise anything

@@ -93,6 +93,15 @@ def test_weights_that_share_memory_are_in_the_file_once(tmp_path):
     assert (tmp_path / "a.pt").stat().st_size < 60_000
 
 
+def test_a_sparse_tensor_is_saved_as_it_is(tmp_path):
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.eye(2).to_sparse())
+    save_checkpoint(tmp_path / "a.pt", model)
+    saved = read(tmp_path / "a.pt").tensors["model"]["mask"]
+    assert saved.layout == torch.sparse_coo
+    assert torch.equal(saved.to_dense(), torch.eye(2))
+
+
 def test_what_was_not_given_is_not_in_the_file(tmp_path):
     save_checkpoint(tmp_path / "a.pt", nn.Linear(2, 2))
     assert set(torch.load(tmp_path / "a.pt", weights_only=True)) == {"gapscope", "model"}
@@ -248,9 +257,10 @@ def test_weights_are_found_down_to_four_tables_below_the_file(tmp_path):
         assert list(read(tmp_path / "a.pt").tensors) == ["net", *found]
 
 
-@pytest.mark.parametrize("listed", [[], [torch.ones(2), None]])
-def test_a_list_of_averages_that_is_empty_or_holds_no_tensors_is_none(tmp_path, listed):
-    torch.save({"net": {"w": torch.ones(2)}, "ema": {"shadow_params": listed}}, tmp_path / "a.pt")
+@pytest.mark.parametrize("listed", [[], [torch.ones(2), None], torch.ones(2)])
+def test_a_list_of_averages_that_is_empty_or_holds_no_tensors_or_is_no_list_is_none(tmp_path, listed):
+    ema = {"decay": 0.9, "num_updates": 3, "shadow_params": listed}
+    torch.save({"net": {"w": torch.ones(2)}, "ema": ema}, tmp_path / "a.pt")
     assert list(read(tmp_path / "a.pt").tensors) == ["net"]
 
 

@@ -64,6 +64,12 @@ def test_a_prefix_of_the_whole_file_is_taken_off(tmp_path):
     assert set(run(tmp_path / "a.pt", "net.fc")[1]) == {"weight", "bias"}
 
 
+def test_a_part_is_found_beside_loose_tensors_of_the_file(tmp_path):
+    loose = {name: torch.ones(1) for name in "abc"}
+    torch.save(loose | {"net": state(1.0)}, tmp_path / "a.pt")
+    assert set(run(tmp_path / "a.pt", "net.fc")[1]) == {"weight", "bias"}
+
+
 def test_averages_are_written_where_there_are_no_others(tmp_path):
     torch.save({"swa": state(2.0), "ema": {"w": torch.ones(1)}}, tmp_path / "a.pt")
     said, _ = run(tmp_path / "a.pt")

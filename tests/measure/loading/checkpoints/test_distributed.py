@@ -266,6 +266,14 @@ def overlap(metadata):
     metadata.storage_data[MetadataIndex("model.0.weight", [2, 0])] = metadata.storage_data[index]
 
 
+def same_place(metadata):
+    """Two pieces for two places, both of them said to begin at the first."""
+    overlap(metadata)
+    metadata.state_dict_metadata["model.0.weight"].chunks[1].offsets = torch.Size([4, 0])
+    second = next(index for index in metadata.storage_data if index.offset == torch.Size([2, 0]))
+    object.__setattr__(second, "offset", torch.Size([0, 0]))
+
+
 def compressed(metadata):
     for info in metadata.storage_data.values():
         info.transform_descriptors = ["zstd"]
@@ -278,6 +286,7 @@ def compressed(metadata):
         (twice, "`model.0.weight` has 1 pieces of 12 numbers in `.metadata` and 2 on the disk, for 12 numbers"),
         (repeat, "`model.0.weight` has 1 pieces of 12 numbers in `.metadata` and 1 on the disk, for 24 numbers"),
         (overlap, "`model.0.weight` has 2 pieces of 24 numbers in `.metadata` and 2 on the disk, for 24 numbers"),
+        (same_place, "`model.0.weight` has 2 pieces of 24 numbers in `.metadata` and 2 on the disk, for 24 numbers"),
         (elsewhere, "names the shard '../secret'. Expected the plain name of a file in that folder"),
         (numbered, "names the shard '3'. Expected the plain name of a file in that folder"),
         (beyond, "ends before the piece of `model.0."),

@@ -275,11 +275,8 @@ def test_at_most_eight_keys_are_offered(count, more):
 
 
 def test_two_equal_modules_of_a_trusted_file_are_no_choice():
-    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
-    for second, notes in (
-        (one, ()),
-        (other, ("weights: `model`; the file also holds `ema`: choose with `--weights KEY`",)),
-    ):
+    one, said = nn.Linear(2, 2), ("weights: `model`; the file also holds `ema`: choose with `--weights KEY`",)
+    for second, notes in ((one, ()), (nn.Linear(2, 2), said), (nn.Linear(3, 2), said)):
         modules = {"model": one, "ema": second}
         file = replace(checkpoint(**{at: dict(m.state_dict()) for at, m in modules.items()}), modules=modules)
         assert held(file).notes == notes
@@ -309,19 +306,36 @@ def test_a_tied_weight_may_be_absent_and_that_is_said():
 
 
 class Saving(Tied):
-    """One that leaves the second name out of what it saves."""
+    """One that leaves a name out of what it saves."""
+
+    def __init__(self, left_out: str = "head.weight") -> None:
+        super().__init__()
+        self.left_out = left_out
 
     def state_dict(self, *args, **kwargs):
-        return {name: t for name, t in super().state_dict(*args, **kwargs).items() if name != "head.weight"}
+        return {name: t for name, t in super().state_dict(*args, **kwargs).items() if name != self.left_out}
 
     def load_state_dict(self, state, **_):
         (self.embed.weight.data,) = state.values()
 
 
-def test_a_model_may_save_a_tied_weight_once():
-    tensor, model = torch.randn(5, 3), Saving()
-    assert fit(checkpoint(file={"embed.weight": tensor}), model, "saving", {}).notes == ()
+@pytest.mark.parametrize(("kept", "left_out"), [("embed", "head"), ("head", "embed")])
+def test_a_model_may_save_a_tied_weight_once(kept, left_out):
+    tensor, model = torch.randn(5, 3), Saving(f"{left_out}.weight")
+    assert fit(checkpoint(file={f"{kept}.weight": tensor}), model, "saving", {}).notes == ()
     assert torch.equal(model.head.weight, tensor)
+
+
+class Forgetting(nn.Linear):
+    """One that saves less than it has, and takes no less than that."""
+
+    def state_dict(self, *args, **kwargs):
+        return {name: t for name, t in super().state_dict(*args, **kwargs).items() if name != "bias"}
+
+
+def test_no_part_of_a_model_keeps_its_initial_weights():
+    with pytest.raises(LoadError, match=r"cannot be loaded into `m`: .*Missing key\(s\) in state_dict: \"bias\""):
+        fit(checkpoint(file={"weight": torch.ones(2, 2)}), Forgetting(2, 2), "m", {})
 
 
 def test_what_the_model_does_not_tie_must_be_there():
@@ -409,6 +423,10 @@ def test_averages_of_the_parameters_alone_are_completed_by_the_raw_buffers():
     other = raw | {"1.running_mean": torch.full((3,), 7.0)}
     fit(checkpoint(swa=other, model=raw, ema__shadow=averages), model, "net", {}, "ema.shadow")
     assert torch.equal(model[1].running_mean, raw["1.running_mean"])
+    less = {name: p.detach() for name, p in model.named_parameters()}  # nor are raw ones, and they complete none
+    fit(checkpoint(best=less, model=raw, ema__shadow=averages), model, "net", {}, "ema.shadow")
+    assert torch.equal(model[1].running_mean, raw["1.running_mean"])
+    assert fit(checkpoint(model=less, net=raw), model, "net", {}).key == "net"
     with pytest.raises(LoadError, match=r"it lacks 2 tensors \(`1.running_mean`"):
         fit(checkpoint(ema__shadow=averages), model, "net", {}, "ema")
     del averages["0.bias"]

@@ -67,6 +67,19 @@ def test_a_folder_with_one_file_and_one_with_pickled_shards(tmp_path):
     assert set(read(folder).tensors) == {"w", "v"}
 
 
+def test_of_a_whole_file_and_pickled_shards_the_file_of_safetensors_is_read(tmp_path):
+    safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    torch.save({"w": torch.zeros(2)}, tmp_path / "part.bin")
+    write(tmp_path, {"w": "part.bin"}, "pytorch_model.bin.index.json")
+    assert read(tmp_path).tensors["w"].tolist() == [1, 1]
+
+
+def test_a_shard_that_is_no_table_holds_nothing(sharded):
+    torch.save([torch.ones(2)], sharded / "m-1.safetensors")
+    with pytest.raises(LoadError, match=r"m-1.safetensors lacks `fc1.weight`, which the index of"):
+        read(sharded)
+
+
 def test_an_index_may_have_another_beginning(sharded):
     """As those of the parts of a pipeline have."""
     (sharded / "model.safetensors.index.json").rename(sharded / "text_encoder.safetensors.index.json")

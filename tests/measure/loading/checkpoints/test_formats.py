@@ -126,12 +126,23 @@ def test_a_graph_of_tensorflow_is_told_from_one_of_onnx_by_its_name(tmp_path):
     assert sniff(tmp_path / "saved_model.pb").name == "gzip-compressed file"
 
 
+def test_an_index_is_told_by_its_name_and_its_beginning(tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    for content, found in (
+        (b"{}", "sharded safetensors"),
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer, not the file itself"),
+    ):
+        path.write_bytes(content)
+        assert sniff(path).name == found
+
+
 def test_where_there_is_nothing_to_read_it_is_said(tmp_path):
     torch.save({}, tmp_path / "best.pt")
     (tmp_path / "empty.pt").touch()
     (tmp_path / "half.pt").write_bytes((tmp_path / "best.pt").read_bytes()[:100])
     for name, message in (
         ("bets.pt", r"does not exist. Did you mean `.*best.pt`\? Expected a checkpoint file"),
+        ("no/such.pt", "no/such.pt does not exist. Expected a checkpoint file"),
         ("best.pt/x.pt", "cannot be read: Not a directory"),
         ("empty.pt", re.escape("is empty (0 bytes). The save or the copy probably failed")),
         ("half.pt", "is truncated: the end of its archive is missing"),

@@ -105,6 +105,19 @@ def test_tensors_inside_a_tensor_are_read_as_weights_only(tmp_path, monkeypatch)
     assert not (tmp_path / "sang").exists()
 
 
+def test_an_archive_inside_a_tensor_may_promise_no_more_than_it_holds():
+    inner = io.BytesIO()
+    torch.save(torch.ones(2), inner)
+    content = bytearray(inner.getvalue())
+    assert load(Call(torch.storage._load_from_bytes, bytes(content))).tolist() == [1, 1]
+    at = content.index(b"PK\1\2") + 20  # the sizes of the first entry in the table of the archive
+    content[at : at + 4] = content[at + 4 : at + 8] = (2**31).to_bytes(4, "little")
+    with pytest.raises(
+        LoadError, match=r"holds an archive that has [\d,]+ bytes and declares 2,147,48\d,\d+ of content"
+    ):
+        load(Call(torch.storage._load_from_bytes, bytes(content)))
+
+
 def test_a_pickle_cannot_change_the_classes_that_it_is_given():
     # argparse.Namespace itself, not an instance, with the state (None, {"spoilt": 1})
     content = b"\x80\x02cargparse\nNamespace\n(N}X\x06\x00\x00\x00spoiltK\x01stb."

@@ -116,6 +116,31 @@ def test_a_script_may_say_where_it_ran_and_hold_the_newest_kinds_of_numbers(tmp_
         assert torch.equal(got.float(), tensor.float())
 
 
+class Stated(nn.Module):
+    """Saves itself as a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 2.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[float, bool]:
+        return self.scale, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[float, bool]) -> None:
+        self.scale, self.training = state
+
+
+def test_a_part_of_a_script_that_saves_itself_in_its_own_way_does_not_stand_in_the_way(tmp_path):
+    net = nn.Sequential(nn.Linear(2, 2), Stated())
+    script(net, tmp_path / "a.pt")
+    assert read_checkpoint(tmp_path / "a.pt", Trust()).tensors["(file)"].keys() == {"0.weight", "0.bias"}
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_script_runs_only_where_its_weights_cannot_be_had_otherwise(tmp_path):
     net = nn.Linear(2, 2)

@@ -58,6 +58,9 @@ def test_torch_and_safetensors_files_hold_named_tensors(tmp_path):
 def test_wrong_names_are_listed():
     with pytest.raises(LoadError, match=r"has the arrays `a`, `y`. Expected inputs and targets under `x` and `y`"):
         pick_pair({"a": torch.ones(1), "y": torch.ones(1)}, "train", "file")
+    many = {f"a{i}": torch.ones(1) for i in range(13)}
+    with pytest.raises(LoadError, match=r"`a10`, `a11`\. Expected"):
+        pick_pair(many, "train", "file")
     with pytest.raises(LoadError, match="has the arrays none"):
         pick_pair({}, "test", "file", whole=True)
 

@@ -51,6 +51,11 @@ class Three(Colour):
         return (*super().__getitem__(i), "a.png")
 
 
+class Alone(Colour):
+    def __getitem__(self, i):
+        return super().__getitem__(i)[0]
+
+
 class Clips(Colour):
     def __getitem__(self, i):
         return np.zeros((4, 4), np.uint8), i
@@ -79,6 +84,7 @@ def stub(monkeypatch):
     module, datasets = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
     datasets.Gray, datasets.Colour, datasets.Boxes, module.datasets = Gray, Colour, Boxes, datasets
     datasets.Three, datasets.Damaged, datasets.Truncated = Three, Damaged, Truncated
+    datasets.Alone = Alone
     datasets.Clips, datasets.Compiled, datasets.gray = Clips, Compiled, types.ModuleType("gray")
     monkeypatch.setitem(sys.modules, "torchvision", module)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
@@ -117,6 +123,7 @@ def test_a_split_that_is_named_is_all_there_is():
         ("Colour:root=here,split=none", "has no samples. Expected at least one: check its folder."),
         ("Boxes:root=here", "gives Image and dict. Expected an image and a class number: make it in a factory"),
         ("Three:root=here", "gives Image and int and str. Expected an image and a class number: make it in a factory"),
+        ("Alone:root=here", "gives Image. Expected an image and a class number: make it in a factory"),
         ("Clips:root=here", "gives ndarray and int. Expected an image and a class number: make it in a factory"),
         ("Damaged:root=here", "reading sample 0 raised UnidentifiedImageError: cannot identify image file"),
         ("Truncated:root=here", "reading sample 0 raised OSError: "),

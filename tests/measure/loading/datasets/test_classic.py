@@ -72,6 +72,12 @@ def test_of_several_idx_data_sets_in_a_folder_none_is_taken(mnist):
     )
     with pytest.raises(LoadError, match=re.escape(message)):
         find_idx(mnist, "train")
+    for word in ("bymerge", "byclass", "letters", "mnist"):
+        (mnist / f"emnist-{word}-train-images-idx3-ubyte.gz").touch()
+    with pytest.raises(
+        LoadError, match=r"of 7 data sets: .*emnist-mnist-train-images-idx3-ubyte\.gz, \.\.\.\. Expected"
+    ):
+        find_idx(mnist, "train")
     assert find_idx(mnist, "test").name == "t10k-images-idx3-ubyte"
 
 
@@ -212,11 +218,15 @@ def test_damaged_cifar_files_say_so(tmp_path):
     path = tmp_path / "data_batch_1"
     for held, message in [
         ({"data": ROWS, "labels": [1]}, "has no 10 classes of one label per image"),
-        ({"data": ROWS[:, :9], "labels": [1] * 4}, "cannot be read as CIFAR-10 (pixels of shape (4, 9), uint8)"),
+        (
+            {"data": ROWS[:, :9], "labels": [1] * 4},
+            "cannot be read as CIFAR-10 (pixels (4, 9) uint8, labels (4,) int",
+        ),
         (
             {"data": ROWS.astype(np.float32), "labels": [1] * 4},
-            "cannot be read as CIFAR-10 (pixels of shape (4, 3072), f",
+            "cannot be read as CIFAR-10 (pixels (4, 3072) float32, labels (4,) int",
         ),
+        ({"data": ROWS, "labels": [0.5] * 4}, "(pixels (4, 3072) uint8, labels (4,) float64). It is damaged"),
         ({"labels": [1] * 4}, "cannot be read as CIFAR-10 ('data')"),
         ([1], "cannot be read as CIFAR-10 ('list' object"),
     ]:
