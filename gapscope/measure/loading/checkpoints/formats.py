@@ -34,6 +34,7 @@ DISTRIBUTED = Format("torch distributed checkpoint")
 TORCHSCRIPT = Format("TorchScript program")
 EXPORTED = Format("exported program (.pt2)")
 NPZ = Format("NumPy archive (.npz)")
+UNKNOWN = "file of an unknown kind"  # how the name of every other begins
 
 _SAVE = 'Save the weights where it was made: `torch.save(model.state_dict(), "weights.pt")`.'
 _KERAS = (
@@ -111,7 +112,7 @@ def sniff(path: Path) -> Format:
     for magic, name, instead in _SIGNATURES:
         if head.startswith(magic):
             return Format(name, instead.replace("{path}", str(path)))
-    return Format(f"file of an unknown kind (it starts with {head[:16]!r})", f"Expected a checkpoint. {_SAVE}")
+    return Format(f"{UNKNOWN} (it starts with {head[:16]!r})", f"Expected a checkpoint. {_SAVE}")
 
 
 def _first_bytes(path: Path) -> bytes:

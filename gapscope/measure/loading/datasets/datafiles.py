@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from gapscope.errors import LoadError, did_you_mean
+from gapscope.measure.loading.checkpoints.formats import UNKNOWN, sniff
 from gapscope.measure.loading.datasets import classic, tables
 from gapscope.measure.loading.datasets.arrays import (
     USUAL,
@@ -99,6 +100,12 @@ def _arrays(path: Path, head: bytes, trust: Trust) -> Mapping[str, Tensor]:
         return read_npz(path)
     if head.startswith(classic.GZIP):
         raise LoadError(f"{path} is packed. Expected its content: unpack it (`tar xzf` or `gunzip`) and give that.")
+    found = sniff(path)
+    if found.name.startswith(UNKNOWN):
+        raise LoadError(
+            f"{path} is a {found.name}. Expected arrays or a table ({', '.join(SUFFIXES[:11])}), or tokens as "
+            "`tokens.bin:block=128,dtype=uint16`. Convert it, or name what reads it: `path/file.py:factory`."
+        )
     return read_arrays(path, trust)
 
 

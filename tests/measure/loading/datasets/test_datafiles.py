@@ -166,7 +166,14 @@ def test_an_object_is_no_file():
         ("a.h5::/x", "names 1 arrays. Expected two"),
         ("empty", "empty holds nothing. Expected images in one folder per class"),
         ("full", "full holds 0, 1, 2, 3, 4, 5. Expected images in one folder per class"),
-        ("t.bin", "t.bin is "),
+        (
+            "t.bin",
+            "(.npz, .npy, .pt, .pth, .safetensors, .h5, .hdf5, .csv, .tsv, .parquet, .arrow), or tokens as `tok",
+        ),
+        (
+            "a.json",
+            """a.json is a file of an unknown kind (it starts with b'{"x": [1], "y": '). Expected arrays or a""",
+        ),
         ("c.tar.gz", "c.tar.gz is packed. Expected its content: unpack it"),
         ("zoo.py", "`zoo.py` is no data that gapscope knows."),
     ],
@@ -176,6 +183,7 @@ def test_what_is_no_data_says_why(here, spec, message):
         (here / name).mkdir()
         for i in range(files):
             (here / name / str(i)).touch()
+    (here / "a.json").write_text('{"x": [1], "y": [0]}')
     (here / "c.tar.gz").write_bytes(gzip.compress(b"content"))
     for split in ("train", "test"):
         with pytest.raises(LoadError, match=re.escape(message)):
