@@ -273,6 +273,7 @@ def test_random_augmentation_of_dicts_and_texts_is_refused():
             DataLoader(SET, sampler=RandomSampler(SET, replacement=True)),
             "with a RandomSampler, which weights or repeats samples. Expected every sample once",
         ),
+        (DataLoader(SET, sampler=RandomSampler(SET, num_samples=15)), "with a RandomSampler, which weights or repeats"),
         (3, "`mine:data` gave int. Expected a Dataset"),
         ([], "has no samples. Expected at least one pair (x, y)."),
         ([5], "gives int per item. Expected pairs (x, y)."),
