@@ -376,6 +376,10 @@ def test_several_inputs_are_given_in_order_with_the_target_last():
     assert torch.equal(pair.inputs[1], 2 * X)
 
 
+def test_a_pair_with_an_empty_input_has_one_input_all_the_same():
+    assert read([((), 1), ([], 0)]).inputs.shape == (2, 0)
+
+
 def test_inputs_alone_are_their_own_targets():
     for source in (DataLoader(TensorDataset(X), batch_size=4), TensorDataset(X), list(X)):
         pair = read(lambda source=source: source)
