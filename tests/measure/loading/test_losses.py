@@ -63,7 +63,7 @@ def test_the_bound_cross_entropy_is_torchs_over_the_whole_data(spec, options, la
         assert torch.allclose(own, reference, rtol=1e-12, atol=1e-14)
     right = classes_last(outputs, targets).argmax(-1) == targets
     counted = targets != options.get("ignore_index", -100)
-    assert loss.correct(outputs, targets).mean() == pytest.approx(float(right[counted].double().mean()))
+    assert loss.correct(outputs, targets).mean() == pytest.approx(float(right[counted].double().mean()), rel=1e-12)
     alone = vmap(lambda o, t: loss.per_sample(o.unsqueeze(0), t.unsqueeze(0))[0])(outputs, targets)
     assert torch.allclose(alone, loss.per_sample(outputs, targets), rtol=1e-13)
     assert float(alone[0]) == 0
@@ -78,6 +78,13 @@ def test_a_loss_with_equal_weights_is_bound_to_itself():
         assert again.bound(torch.tensor(ragged)) == again  # of the data it was bound to first
     with pytest.raises(LoadError, match=r"`cross-entropy` leaves out every target. Expected some with a weight"):
         CE.bound(torch.full((3,), -100))
+
+
+def test_a_batch_with_nothing_to_judge_has_a_loss_of_0():
+    nothing = torch.full((3,), -100)
+    bound = CE.bound(nothing, whole=False)
+    assert bound.per_sample(torch.ones(3, 4), nothing).tolist() == [0, 0, 0]
+    assert bound.correct(torch.ones(3, 4), nothing).tolist() == [0, 0, 0]
 
 
 def test_smoothing_keeps_its_digits_where_the_network_is_sure():
@@ -265,7 +272,9 @@ def test_a_users_loss_is_used_as_it_is(folder):
     assert build("zoo:l1", recorded=True, trusted=("zoo:*",)).name == "zoo:l1"
     with (folder / "zoo.py").open("a") as file:
         file.write("\nclass L1:\n    def __call__(self, outputs, targets): return l1(outputs, targets)\n")
+        file.write("\nfrom gapscope.measure.loading.losses import LOSSES\nown = LOSSES['mse']\n")
     assert torch.equal(build("zoo.py:L1").per_sample(outputs, targets), build("zoo:l1").per_sample(outputs, targets))
+    assert build("zoo.py:own") is MSE
     assert build("mse", recorded=True) is MSE
 
 
@@ -310,6 +319,8 @@ def test_outputs_of_another_shape_are_shown_beside_the_targets():
         LoadError, match=r"returns \(3, 2\) for targets \(3,\). Mean squared error expects equal shapes"
     ):
         MSE.per_sample(torch.zeros(3, 2), torch.zeros(3))
+    with pytest.raises(LoadError, match=r"returns \(2, 1\) for targets \(3,\). Mean squared error expects equal"):
+        MSE.per_sample(torch.zeros(2, 1), torch.zeros(3))
 
 
 def test_a_recorded_loss_that_is_not_trusted_is_not_imported(folder):

@@ -59,6 +59,7 @@ def test_a_file_that_fails_leaves_no_module_behind(folder):
     [
         ("mpl", {}, "There is no built-in model `mpl`. Did you mean `mlp`? Expected one of mlp, f1, f2, c1, "),
         ("mlp", {"hiden": 3}, "Did you mean `hidden`? It takes inputs: int = 64, hidden"),
+        ("mlp", {"outputs": 3, "hiden": 3}, "Did you mean `hidden`?"),
         ("zoo:broken", {}, "`zoo:broken` called with () raised ValueError: no such width. Check its arguments"),
         ("mlp", {"inputs": "x", "outputs": 3}, "`mlp` called with (inputs='x', outputs=3) raised TypeError"),
         ("zoo:broken", {"width": 3}, "It takes no arguments. Set them with `-a NAME=VALUE`"),

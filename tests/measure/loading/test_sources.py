@@ -366,6 +366,11 @@ def test_a_speech_models_decoder_starts_with_its_own_token():
     alone.config = types.SimpleNamespace(is_encoder_decoder=False, decoder_start_token_id=9, pad_token_id=0)
     whole = Data(features, labels, "speech", "-", 2)
     assert completed(alone, whole) is whole
+    alone.config = types.SimpleNamespace(decoder_start_token_id=9, pad_token_id=0)
+    assert completed(alone, whole) is whole
+    own = nn.Linear(1, 1)  # which does not say what its inputs are called
+    own.config = Speech.config
+    assert completed(own, whole) is whole
 
 
 def test_a_decoder_without_a_start_token_is_told_to_have_one():
@@ -431,3 +436,15 @@ def test_transformers_prints_nothing_while_a_model_computes_its_own_loss():
     own_loss(Loud(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
     assert heard == [levels.CRITICAL]
     assert levels.get_verbosity() == before != levels.CRITICAL
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_transformers_shows_progress_afterwards_only_where_it_did_before(shown):
+    levels = pytest.importorskip("transformers").utils.logging
+    before = levels.is_progress_bar_enabled()
+    try:
+        (levels.enable_progress_bar if shown else levels.disable_progress_bar)()
+        own_loss(Labelled(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+        assert levels.is_progress_bar_enabled() == shown
+    finally:
+        (levels.enable_progress_bar if before else levels.disable_progress_bar)()

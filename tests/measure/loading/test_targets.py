@@ -68,6 +68,11 @@ def test_labels_stay_as_they_are_where_each_has_one_output():
     assert torch.equal(as_classes(data(LABELS), flat).targets, LABELS)
 
 
+def test_rows_with_a_single_one_stay_where_each_entry_has_scores_of_its_own():
+    flags, model = one_hot(LABELS, 4), nn.Sequential(nn.Linear(3, 8), nn.Unflatten(1, (4, 2)))
+    assert torch.equal(as_classes(data(flags), model).targets, flags)
+
+
 @pytest.mark.parametrize(
     ("targets", "outputs", "message"),
     [
@@ -78,6 +83,7 @@ def test_labels_stay_as_they_are_where_each_has_one_output():
         ),
         ((X[:, :2] > -9).float(), 2, "are zeros and ones, one for each output of the model (2,). Expected to be told"),
         (LABELS % 2, 1, "Name it: `--loss bce-with-logits` or `--loss mse`; or"),
+        (torch.ones(12, 1), 1, "Name it: `--loss bce-with-logits` or `--loss mse`; or"),  # flags, one each
         (
             LABELS,
             1,

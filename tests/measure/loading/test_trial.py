@@ -146,8 +146,15 @@ def test_labels_to_be_left_out_are_accepted():
     assert note == "data: the data: 6 of 6 labels are -100, left out of the loss"
 
 
-def test_outputs_from_0_to_1_that_add_up_to_something_else_are_no_softmax():
-    net = nn.Sequential(nn.Linear(3, 2), nn.Sigmoid())
+class Centred(nn.Module):
+    """Scores that add up to 1, and are no probabilities."""
+
+    def forward(self, x):
+        return 9 * (x[:, :2] - x[:, :2].mean(1, keepdim=True)) + 0.5
+
+
+@pytest.mark.parametrize("net", [nn.Sequential(nn.Linear(3, 2), nn.Sigmoid()), Centred()])
+def test_outputs_beyond_0_to_1_or_that_add_up_to_something_else_are_no_softmax(net):
     assert check_fit(net, "m", data(X, Y), loss("cross-entropy")) == ()
 
 
@@ -165,10 +172,18 @@ def test_one_output_for_labels_is_led_to_the_binary_loss():
             check_fit(nn.Linear(3, 1), "m", data(X, labels), loss("cross-entropy"))
 
 
+class Sure(nn.Module):
+    """A softmax whose probabilities are 0 and 1."""
+
+    def forward(self, scores):
+        return (1e6 * scores).softmax(-1)
+
+
 @pytest.mark.parametrize(
     ("last", "targets", "spec", "word"),
     [
         (nn.Softmax(-1), Y, "cross-entropy", "a softmax's; cross-entropy is of the scores before it"),
+        (Sure(), Y, "cross-entropy", "a softmax's; cross-entropy is of the scores before it"),
         (
             nn.Sigmoid(),
             torch.tensor([[0.0, 1.0]] * 6),
@@ -179,10 +194,11 @@ def test_one_output_for_labels_is_led_to_the_binary_loss():
 )
 def test_probabilities_where_scores_are_due_are_noted(last, targets, spec, word):
     torch.manual_seed(0)
-    (note,) = check_fit(nn.Sequential(nn.Linear(3, 2), last), "m", data(X, targets), loss(spec))
+    many = data(torch.cat([X, X]), torch.cat([targets, targets]))  # more than are tried
+    (note,) = check_fit(nn.Sequential(nn.Linear(3, 2), last), "m", many, loss(spec))
     assert note.startswith("outputs: ")
     assert note.endswith(word)
-    assert check_fit(nn.Sequential(nn.Linear(3, 2), nn.LogSoftmax(-1)), "m", data(X, targets), loss(spec)) == ()
+    assert check_fit(nn.Sequential(nn.Linear(3, 2), nn.LogSoftmax(-1)), "m", many, loss(spec)) == ()
 
 
 @pytest.mark.parametrize(
@@ -194,6 +210,7 @@ def test_probabilities_where_scores_are_due_are_noted(last, targets, spec, word)
             (torch.ones(6, 3), torch.ones(6, 3)),
             "Each sample gives 2 inputs, called in their order, and the",
         ),
+        ({"input": torch.ones(6, 8, 9, 3)}, "Check the model's arguments (`-a`) and the data (`-d`). (data: read so.)"),
     ],
 )
 def test_inputs_that_a_model_cannot_take_are_led_on(x, hint):
@@ -239,6 +256,15 @@ def test_first_samples_without_any_label_that_counts_tell_nothing_of_the_models_
     assert compare_loss(Own(3, 2), data(X, Y), loss("cross-entropy")) == ()
 
 
+def test_two_losses_of_0_are_the_same():
+    model = Own(3, 2)
+    torch.nn.init.constant_(model.bias, 0)
+    with torch.no_grad():
+        model.weight *= 1e6
+        right = data(X, model(X).logits.argmax(1))
+    assert compare_loss(model, right, loss("cross-entropy")) == ()
+
+
 def ids(seed=0):
     return torch.randint(0, 9, (4, 6), generator=torch.Generator().manual_seed(seed))
 
@@ -270,6 +296,13 @@ def test_classes_that_could_stand_in_two_places_are_not_guessed():
     with pytest.raises(LoadError, match="the classes could be the second or the last dimension"):
         check_fit(square, "square", data(X, labels), loss("cross-entropy"))
     check_fit(square, "square", data(X, labels), loss("masked-lm"))
+
+
+def test_classes_of_pixels_are_the_second_dimension_and_those_of_tokens_the_last():
+    pixels = data(torch.rand(6, 1, 4, 5), torch.zeros(6, 4, 5).long())
+    assert check_fit(nn.Conv2d(1, 2, 1), "pixels", pixels, loss("cross-entropy")) == ()
+    tokens = data(torch.rand(6, 4, 3), torch.zeros(6, 4).long())
+    assert check_fit(nn.Linear(3, 2), "tokens", tokens, loss("cross-entropy")) == ()
 
 
 WAVES = torch.complex(X[:, :2], X[:, 1:])

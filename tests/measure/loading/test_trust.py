@@ -1,5 +1,6 @@
 """What a name may become, and when nothing is imported."""
 
+import os
 import re
 import sys
 import types
@@ -44,6 +45,18 @@ def test_a_file_finds_the_modules_beside_it_and_the_path_is_restored(folder):
     assert resolve("sub/main.py:x") == 5
     assert sys.path == before
     del sys.modules["beside_it"]
+
+
+def test_a_module_is_found_though_the_time_of_its_folder_does_not_tell_that_it_is_new(folder):
+    """As where it is written within one tick of a coarse clock; Python remembers what a folder held."""
+    resolve("zoo:Net")
+    before = folder.stat()
+    (folder / "written_after_zoo.py").write_text("x = 5\n")
+    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+    try:
+        assert resolve("written_after_zoo:x") == 5
+    finally:
+        sys.modules.pop("written_after_zoo", None)
 
 
 @pytest.mark.parametrize(

@@ -213,8 +213,9 @@ def _sample(item: Any, spec: str) -> Sample:
         while name in values:  # an input of that name stays one
             name = f"({name})"
         return Sample({**values, name: to_tensor(target, f"`{spec}`: y")}, "named", name)
-    if len(inputs) == 1 and isinstance(inputs[0], list | tuple) and all(hasattr(x, "shape") for x in inputs[0]):
-        inputs = list(inputs[0])
+    parts = inputs[0] if len(inputs) == 1 else ()
+    if isinstance(parts, list | tuple) and parts and all(hasattr(x, "shape") for x in parts):
+        inputs = list(parts)
     names = ["x"] if len(inputs) == 1 else [f"x{i + 1}" for i in range(len(inputs))]
     values = {name: to_tensor(x, f"`{spec}`: {name}") for name, x in zip(names, inputs, strict=True)}
     return Sample({**values, "y": to_tensor(target, f"`{spec}`: y")}, "alone" if len(item) == 1 else "ordered")

@@ -24,6 +24,7 @@ def read(path, text, keys=Keys()):  # noqa: B008
         ("a.csv", '\ufeff"a","target","b"\n"1","0","0.5"\n"2","1","1.5"\n'),
         ("a.csv", ",a,b,c\n0,1,0.5,0\n1,2,1.5,1\n"),
         ("a.csv", "1,0.5,0\n2,1.5,1\n"),
+        ("a.csv", "0,7,b\n1,0.5,0\n2,1.5,1\n"),  # of an unusual one, too
         ("a.csv", "0,1,label\n1,0.5,0\n2,1.5,1\n"),  # text above a number is a name, though others are numbers
     ],
 )
@@ -117,6 +118,12 @@ def test_gaps_in_columns_that_are_not_asked_for_are_no_matter(tmp_path):
     assert read(tmp_path / "a.csv", text, Keys(("a",))).inputs.tolist() == [[1], [2]]
     text = "a,country,y\n1,NA,0\n2,DE,1\n"
     assert read(tmp_path / "a.csv", text, Keys(("a",), "country")).classes == ("DE", "NA")
+
+
+def test_a_column_without_any_number_is_left_out_and_not_filled(tmp_path):
+    pair = read(tmp_path / "a.csv", "a,empty,y\n1,,0\n2,NA,1\n")
+    assert pair.inputs.tolist() == [[1], [2]]
+    assert pair.notes[0] == f"data: {tmp_path / 'a.csv'}: left out, not numbers: `empty`"
 
 
 @pytest.mark.parametrize(

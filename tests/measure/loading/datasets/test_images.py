@@ -74,6 +74,7 @@ def test_pictures_of_every_usual_format_are_found(tmp_path):
         save(tmp_path / "a" / f"0.{end}", np.full((2, 2, 3), 9))
     save(tmp_path / "a" / "0.pgm", np.full((2, 2), 9))
     save(tmp_path / "a" / "1.JPG", np.full((2, 2, 3), 9), "CMYK")  # of the press
+    (tmp_path / "a" / "notes.txt").write_text("where they were taken")
     pixels = read_image_folder(tmp_path, "train", whole=False).inputs
     assert pixels.shape == (11, 3, 2, 2)
     assert pixels.float().sub(9).abs().max() <= 2  # some formats lose
@@ -123,6 +124,7 @@ def test_without_pillow_the_command_that_installs_it_is_named(root, monkeypatch)
 
 def test_files_that_only_look_like_images_of_a_class_are_no_folder_of_images(tmp_path):
     save(tmp_path / "cat" / "._0.png", np.zeros((2, 2)))
+    (tmp_path / "cat" / "notes.txt").write_text("no pictures yet")
     assert not is_image_folder(tmp_path)
 
 

@@ -273,6 +273,7 @@ def test_random_augmentation_of_dicts_and_texts_is_refused():
             DataLoader(SET, sampler=RandomSampler(SET, replacement=True)),
             "with a RandomSampler, which weights or repeats samples. Expected every sample once",
         ),
+        (DataLoader(SET, sampler=RandomSampler(SET, num_samples=15)), "with a RandomSampler, which weights or repeats"),
         (3, "`mine:data` gave int. Expected a Dataset"),
         ([], "has no samples. Expected at least one pair (x, y)."),
         ([5], "gives int per item. Expected pairs (x, y)."),
@@ -373,6 +374,10 @@ def test_several_inputs_are_given_in_order_with_the_target_last():
     pair = read([((x, x), 2 * x, y + 1) for x, y in SET])  # of which one is a list
     assert pair.inputs[0].shape == (10, 2, 2)
     assert torch.equal(pair.inputs[1], 2 * X)
+
+
+def test_a_pair_with_an_empty_input_has_one_input_all_the_same():
+    assert read([((), 1), ([], 0)]).inputs.shape == (2, 0)
 
 
 def test_inputs_alone_are_their_own_targets():

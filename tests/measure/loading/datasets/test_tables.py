@@ -102,6 +102,14 @@ def test_a_table_without_rows_has_no_samples(tmp_path):
     assert read_table(write(tmp_path / "t.parquet", {"a": none, "y": none}), NONE).inputs.shape == (0, 1)
 
 
+def test_a_batch_without_rows_adds_none(tmp_path):
+    table = pa.table({"x": [[1, 2], [3, 4]], "y": [0, 1]})
+    with pa.ipc.new_stream(str(tmp_path / "t.arrow"), table.schema) as sink:
+        sink.write_batch(pa.RecordBatch.from_pylist([], table.schema))
+        sink.write_table(table)
+    assert read_table(tmp_path / "t.arrow", NONE).inputs.tolist() == [[1, 2], [3, 4]]
+
+
 def test_encoded_images_are_pixels(tmp_path):
     image = pytest.importorskip("PIL.Image")
     file = io.BytesIO()

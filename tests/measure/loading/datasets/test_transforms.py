@@ -74,6 +74,7 @@ def test_the_gray_presets_are_those_of_their_data():
 def test_one_mean_is_for_all_channels_and_a_table_has_its_channels_last():
     result, _ = normalized(BYTES[:, :1], "mnist", "data")
     torch.testing.assert_close(result, (BYTES[:, :1] / 255 - 0.1307) / 0.3081)
+    assert normalized(BYTES[:, :1], "1/1", "data")[0].max() == BYTES[0, 0].max() / 255 - 1  # white is the largest mean
     table, note = normalized(torch.tensor([[10.0, 200.0], [30.0, 400.0]]), "20,300/10,100", "data")
     assert table.tolist() == [[-1, -1], [1, 1]]
     assert note == "data: data: not divided by 255: not bytes; minus 20.0,300.0, over 10.0,100.0"
@@ -112,6 +113,7 @@ def test_the_users_own_tensor_is_left_alone():
         (BYTES, "125.3/63", "bytes are divided by 255 first. Expected a mean between 0 and 1"),
         (torch.tensor([[-1.5], [0.5]]), "mnist", "run from -1.5 to 0.5. Expected bytes, or pixels from 0 to 1"),
         (torch.tensor([[0.0], [300.0]]), "scale", "run from 0 to 300"),
+        (torch.tensor([[0.5], [200.5]]), "scale", "run from 0.5 to 200.5"),  # no bytes
     ],
 )
 def test_what_cannot_be_meant_is_refused(inputs, text, message):
