@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import gapscope
 from gapscope.measure.analyzers import analyzer_class
 from gapscope.measure.loading import Request
+from gapscope.measure.loading.sources import unwrapped
 from gapscope.measure.session import Execution, open_session
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -66,3 +68,8 @@ def test_a_matvec_leaves_the_vector_on_the_device():
     session = open_session(Request(checkpoint=FIXTURES / "digits-small-batch.pt"), Execution(device="cuda"))
     problem = session.problem
     assert problem.hessian().matvec(torch.ones(problem.size, device="cuda")).is_cuda
+
+
+def test_a_model_that_was_built_on_the_device_is_placed_anew():
+    model, notes = unwrapped(nn.Linear(2, 3, device="cuda"))
+    assert (model.weight.device.type, notes) == ("cpu", ("model: built on cuda:0, placed anew",))
