@@ -11,6 +11,7 @@ from gapscope.errors import LoadError
 from gapscope.measure.loading.datasets.arrays import PARTS, Keys, Pair, Split, check_size, to_tensor
 from gapscope.measure.loading.datasets.batches import unpacked_bytes
 from gapscope.measure.loading.datasets.columns import Parts, Unread, pair_of_columns, target_name
+from gapscope.measure.loading.datasets.footers import column_chunks
 from gapscope.measure.loading.datasets.images import decoded
 from gapscope.measure.loading.trust import one_line
 
@@ -119,7 +120,7 @@ def _table(path: Path) -> Any:
             raise LoadError(f"{path} is a Git LFS pointer, not the data themselves. Fetch them: `git lfs pull`.")
         if head.startswith(PARQUET):
             with arrow.parquet.ParquetFile(path) as file:
-                check_size(_unpacked(file.metadata), str(path))
+                check_size(_unpacked(path, file.schema), str(path))
                 # texts that are repeated take no room in the file: rows are counted as they come
                 table = _held(file.iter_batches(_ROWS), file.schema_arrow, str(path))
         else:
@@ -135,20 +136,19 @@ def _table(path: Path) -> Any:
         raise LoadError(f"{path} is damaged ({one_line(error)[:120]}). Copy or write it again.") from None
 
 
-def _unpacked(about: Any) -> int:
+def _unpacked(path: Path, schema: Any) -> int:
     """Return the bytes that the values of a parquet file take, but texts: in the file, a run of equal ones takes none.
 
     Texts are counted as they lie in the file, where one that is repeated lies once.
     """
-    leaves = [about.schema.column(j) for j in range(about.num_columns)]
+    leaves = [schema.column(j) for j in range(len(schema))]
     fixed = "FIXED_LEN_BYTE_ARRAY"
     widths = [leaf.length if leaf.physical_type == fixed else _WIDTHS.get(leaf.physical_type, 8) for leaf in leaves]
-    total = 0
-    for group in map(about.row_group, range(about.num_row_groups)):
-        for j, width in enumerate(widths):
-            part = group.column(j)
-            total += max(part.total_uncompressed_size, part.num_values * width)
-    return total
+    return sum(
+        max(unpacked, values * width)
+        for group in column_chunks(path)
+        for width, (values, unpacked) in zip(widths, group, strict=True)
+    )
 
 
 def _held(batches: Iterable[Any], schema: Any, where: str) -> Any:
@@ -193,7 +193,7 @@ def _column(column: Any, where: str, is_target: bool) -> Parts | list[str]:
     if missing:
         raise LoadError(f"{where} has {missing} missing values. Expected none: fill or remove them.")
     if texts is not None:
-        return texts
+        return texts or [torch.empty(0)]
     if arrow.types.is_decimal(kind):
         column = column.cast(arrow.float64())
     if _is_image(kind):

@@ -16,7 +16,9 @@ import torch
 
 from gapscope.errors import LoadError
 from gapscope.measure.loading.datasets.arrays import Keys
+from gapscope.measure.loading.datasets.data import load_data
 from gapscope.measure.loading.datasets.tables import is_table_folder, read_table, read_table_folder
+from gapscope.measure.loading.trust import Trust
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -166,6 +168,17 @@ def test_damaged_files_say_so(tmp_path):
             read_table(path, NONE)
 
 
+def test_a_footer_that_would_end_pyarrow_s_process_is_damage(tmp_path):
+    damaged = (
+        "c-oawy=ucS5I!kFHQ6$pkU)cnMmXSvrr^@SP}-qWhtRo;34#Rj<JfLXUZrD)K1Uy^kI;)+<3PJaobHa3?)&a%cKbL*K#Mj-PL4!rbp+vj-E^LU<e"
+        "%tZK!zVKYeR&QVDc9Xpz}Jg<7fx=qkHWG3iFhKmi2t$*98i|{yEpIfQ<B>nB+rF-!h@aYFRhPDPzd>nP2&}-!!1Ou_kq3v2TVF45cCk)f*#mQGQat"
+        "#!_QI9QjBZ7b-m<i-3I1_MwE9I?#MD68FyXlSXmG<2ac6-`S{7uDFZHKoXZlwR`r>cwUy{qN=v9@r$qO<#rQaUQI40Q<GW%61b!F%xKf!z8*Te"
+    )
+    (tmp_path / "t.parquet").write_bytes(zlib.decompress(base64.b85decode(damaged)))
+    with pytest.raises(LoadError, match=r"t.parquet is damaged \("):
+        read_table(tmp_path / "t.parquet", NONE)
+
+
 def test_a_pointer_to_a_file_is_not_the_file(tmp_path):
     (tmp_path / "t.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
     with pytest.raises(LoadError, match=r"is a Git LFS pointer, not the data themselves. Fetch them: `git lfs pull`."):
@@ -254,6 +267,14 @@ def test_texts_of_all_widths_are_classes(tmp_path):
     missing = pa.DictionaryArray.from_arrays(pa.array([0, 1, None]), pa.array(["u", None]))
     with pytest.raises(LoadError, match=r"`y` has 2 missing values. Expected none: fill or remove them."):
         read_table(write(tmp_path / "missing.arrow", {"a": [1, 2, 3], "y": missing}), NONE)
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.dictionary(pa.int8(), pa.string()), pa.int64()], ids=str)
+def test_no_rows_are_no_samples_whatever_the_target_is(tmp_path, name, kind):
+    path = write(tmp_path / name, {"a": pa.array([], pa.float64()), "y": pa.array([], kind)})
+    with pytest.raises(LoadError, match=rf"{name} has no samples. Expected at least one."):
+        load_data(str(path), "train", recorded=False, trust=Trust())
 
 
 def test_numbers_under_the_keys_of_a_dictionary_are_numbers(tmp_path):
