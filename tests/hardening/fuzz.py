@@ -65,9 +65,9 @@ class Tally(NamedTuple):
 
 def targets() -> dict[str, Any]:
     """Return the makers of attempts by name; importing them imports torch."""
-    from tests.hardening import fuzz_checkpoints, fuzz_reports, fuzz_words
+    from tests.hardening import fuzz_checkpoints, fuzz_reports, fuzz_tables, fuzz_words
 
-    return {**fuzz_checkpoints.TARGETS, **fuzz_reports.TARGETS, **fuzz_words.TARGETS}
+    return {**fuzz_checkpoints.TARGETS, **fuzz_tables.TARGETS, **fuzz_reports.TARGETS, **fuzz_words.TARGETS}
 
 
 def sound(message: str) -> str:
