@@ -79,9 +79,10 @@ class Lazy(Mapping[str, Tensor]):
         self._names, self._read = names, read
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
         return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # without reading it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -50,8 +50,13 @@ def find_idx(folder: Path, split: Split) -> Path | None:
 def read_idx(images: Path) -> Pair:
     """Return images (N, 1, height, width) and the labels of the file beside it."""
     name = images.name.replace("images", "labels").replace("idx3", "idx1")
+    if name == images.name:
+        raise LoadError(
+            f"{images} has neither `images` nor `idx3` in its name, so no name of its labels follows from it. Expected "
+            "images like `train-images-idx3-ubyte`, beside `train-labels-idx1-ubyte`. Name the images, or rename both."
+        )
     beside = [images.with_name(n) for n in (name, name.removesuffix(".gz"), f"{name}.gz")]
-    labels = next((path for path in beside if path != images and path.is_file()), None)
+    labels = next((path for path in beside if path.is_file()), None)
     if labels is None:
         raise LoadError(f"{images} has no labels beside it. Expected `{beside[0].name}` in the same folder.")
     x, y = _idx(images), _idx(labels)

@@ -159,7 +159,7 @@ def _assembled(columns: dict[str, Tensor], keys: Keys, where: str, notes: list[s
 
 
 def _is_text(column: Parts | list[str]) -> bool:
-    return bool(column) and isinstance(column[0], str)
+    return isinstance(column[0], str)
 
 
 def _listed(columns: Columns) -> str:

@@ -155,10 +155,10 @@ def _in_this_process(loader: DataLoader[Any]) -> Iterator[None]:
 
 
 def _check_repeatable(first: Iterator[Any], second: Iterator[Any], spec: str) -> None:
-    for i, (one, two) in enumerate(
-        zip(itertools.islice(first, REREAD), itertools.islice(second, REREAD), strict=False)
-    ):
-        if not _all_same(_sample(one, spec).values, _sample(two, spec).values):
+    end = object()
+    both = (itertools.islice(items, REREAD) for items in (first, second))
+    for i, (one, two) in enumerate(itertools.zip_longest(*both, fillvalue=end)):
+        if one is end or two is end or not _all_same(_sample(one, spec).values, _sample(two, spec).values):
             raise LoadError(
                 f"`{spec}`: reading item {i} twice gave two different answers, so its loss is not a fixed "
                 "function. Turn off shuffling and random augmentation, and give the data as the network is "
@@ -196,7 +196,7 @@ def _all_same(a: Mapping[str, Tensor | str], b: Mapping[str, Tensor | str]) -> b
 def _same(a: Tensor | str, b: Tensor | str) -> bool:
     if isinstance(a, str) or isinstance(b, str):
         return a == b
-    return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+    return torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def _sample(item: Any, spec: str) -> Sample:

@@ -178,6 +178,8 @@ def _pair(table: Any, keys: Keys, where: str) -> Pair:
 
 def _column(column: Any, where: str, is_target: bool) -> Parts | list[str]:
     """Return numbers as tensors, one for each chunk or, of differing lengths, each row; else texts."""
+    if not len(column):  # of whatever kind: there are no samples
+        return [torch.empty(0)]
     arrow = _pyarrow()
     kind = column.type
     if isinstance(kind, arrow.BaseExtensionType):  # of `datasets`, when it is imported: lists below a name
@@ -199,7 +201,7 @@ def _column(column: Any, where: str, is_target: bool) -> Parts | list[str]:
     if _is_image(kind):
         return _images([row["bytes"] for row in column.to_pylist()], where)
     check_size(column.get_total_buffer_size(), where)  # before the tensors take as much again
-    return [part for chunk in column.chunks if len(chunk) for part in _nested(chunk, where)] or [torch.empty(0)]
+    return [part for chunk in column.chunks if len(chunk) for part in _nested(chunk, where)]
 
 
 def _texts(column: Any) -> list[Any]:
@@ -251,13 +253,13 @@ def _nested(chunk: Any, where: str) -> Parts:
     inner = _nested(chunk.flatten(), where)
     if len(inner) > 1:
         raise LoadError(f"{where} has lists of differing lengths inside lists. Expected one shape: pad or crop them.")
-    lengths = [int(n) for n in _lengths(chunk)]
+    lengths = _lengths(chunk)
     if len(set(lengths)) > 1:
         return [row[None] for row in torch.split(inner[0], lengths)]
-    return [inner[0].view(len(chunk), lengths[0], *inner[0].shape[1:])]
+    return [inner[0].view(len(chunk), max(lengths, default=0), *inner[0].shape[1:])]
 
 
-def _lengths(chunk: Any) -> Any:
+def _lengths(chunk: Any) -> list[int]:
     import pyarrow.compute
 
-    return pyarrow.compute.list_value_length(chunk).to_numpy(zero_copy_only=False)
+    return pyarrow.compute.list_value_length(chunk).to_numpy().tolist()  # type: ignore[no-any-return]

@@ -21,6 +21,7 @@ from gapscope.measure.loading.datasets.arrays import (
     to_tensor,
 )
 from gapscope.measure.loading.trust import Trust
+from tests.measure.loading.conftest import Evil
 
 
 def read(path):
@@ -63,6 +64,9 @@ def test_wrong_names_are_listed():
         pick_pair(many, "train", "file")
     with pytest.raises(LoadError, match="has the arrays none"):
         pick_pair({}, "test", "file", whole=True)
+    with pytest.raises(LoadError, match=r"has the arrays `_x`, `_y`"):
+        pick_pair({"_x": torch.ones(1), "_y": torch.ones(1)}, "train", "file")
+    assert pick_pair({"x": torch.ones(1), "y": torch.ones(1)}, "test", "file") is None
 
 
 @pytest.mark.parametrize("keys", [Keys(inputs=("featurs",)), Keys(target="featurs"), Keys(("y",), "featurs")])
@@ -110,6 +114,7 @@ def test_only_the_arrays_that_are_used_are_read(tmp_path):
     held = read_npz(tmp_path / "a.npz")
     assert len(held) == 3
     assert len(pick_pair(held, "train", "a.npz").inputs) == 2
+    assert "names" in held
     assert "z" not in held
 
 
@@ -132,8 +137,21 @@ def test_unreadable_archives_say_why(tmp_path):
         with pytest.raises(LoadError, match=re.escape(message)):
             read_npz(tmp_path / name)["x"]
     torch.save(3, tmp_path / "number.pt")
-    with pytest.raises(LoadError, match=r"holds int. Expected named tensors"):
-        read(tmp_path / "number.pt")
+    torch.save((torch.ones(2), torch.ones(2), torch.ones(2)), tmp_path / "three.pt")
+    for name, kind in (("number.pt", "int"), ("three.pt", "tuple")):
+        with pytest.raises(LoadError, match=rf"holds {kind}. Expected named tensors"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.npy"])
+def test_no_object_is_loaded_even_where_its_header_was_read_as_one_of_numbers(folder, monkeypatch, name):
+    held = np.array([Evil()], dtype=object)
+    np.savez(folder / "x.npz", x=held)
+    np.save(folder / "x.npy", held)
+    monkeypatch.setattr(arrays, "_declared", lambda _: 8)
+    with pytest.raises(LoadError, match=r"Object arrays cannot be loaded"):
+        read_npz(folder / name)["x"] if name == "x.npz" else read_npy(folder / name)
+    assert not (folder / "sang").exists()
 
 
 def header(shape):
@@ -200,9 +218,19 @@ def test_numbers_of_every_kind_become_tensors():
     assert to_tensor(np.array([1], ">i4"), "x").tolist() == [1]
     assert to_tensor(np.float32(2), "x").shape == ()
     assert to_tensor(np.ones((2, 3))[:, ::-1], "x").shape == (2, 3)
-    for value in ("text", {"a": 1}, [[1], [1, 2]], None):
+    mine = np.ones(3)
+    assert to_tensor(mine, "x").data_ptr() == mine.ctypes.data  # which may be large: no copy is made
+    for value in ("text", {"a": 1}, [[1], [1, 2]], None, np.array([None])):
         with pytest.raises(LoadError, match=r"it is .*, not numbers. Expected a tensor, array or number"):
             to_tensor(value, "it")
+
+
+def test_a_picture_of_pillow_is_no_array():
+    picture = pytest.importorskip("PIL.Image").new("RGB", (4, 3))
+    with pytest.raises(
+        LoadError, match=r"it is PIL.Image.Image, not numbers. Expected .*; for images add `torchvision"
+    ):
+        to_tensor(picture, "it")
 
 
 @pytest.mark.parametrize("names", [np.array(["cat", "dog"]), np.array([b"cat", b"dog"])])

@@ -50,6 +50,9 @@ def test_labels_are_found_beside_packed_images_whether_they_are_packed_or_not(mn
     labels.with_suffix("").write_bytes(gzip.decompress(labels.read_bytes()))
     labels.unlink()
     assert read_idx(find_idx(mnist, "train")).targets.tolist() == [0, 1, 2, 3, 4]
+    packed = mnist / f"{images.name}.gz"
+    packed.write_bytes(gzip.compress(idx(np.zeros_like(IMAGES))))  # many times smaller than what it holds
+    assert read_idx(packed).inputs.shape == (5, 1, 28, 28)
 
 
 def test_idx_files_are_found_where_torchvision_keeps_them(mnist):
@@ -117,6 +120,15 @@ def test_damaged_idx_files_say_so(mnist):
     labels.unlink()
     with pytest.raises(LoadError, match=r"has no labels beside it. Expected `train-labels-idx1-ubyte` in the same fo"):
         read_idx(images)
+
+
+@pytest.mark.parametrize("name", ["train-labels-idx1-ubyte.gz", "pixels"])
+def test_a_file_whose_name_does_not_lead_to_its_labels_says_what_name_would(mnist, name):
+    (mnist / "pixels").write_bytes(idx(IMAGES))
+    with pytest.raises(
+        LoadError, match=rf"{name} has neither `images` nor `idx3` in its name, .* Expected images like"
+    ):
+        read_idx(mnist / name)
 
 
 def test_files_without_images_have_no_samples(mnist):
@@ -227,6 +239,7 @@ def test_damaged_cifar_files_say_so(tmp_path):
             "cannot be read as CIFAR-10 (pixels (4, 3072) float32, labels (4,) int",
         ),
         ({"data": ROWS, "labels": [0.5] * 4}, "(pixels (4, 3072) uint8, labels (4,) float64). It is damaged"),
+        ({"data": ROWS, "labels": [[1]] * 4}, "(pixels (4, 3072) uint8, labels (4, 1) int"),
         ({"labels": [1] * 4}, "cannot be read as CIFAR-10 ('data')"),
         ([1], "cannot be read as CIFAR-10 ('list' object"),
     ]:

@@ -20,11 +20,10 @@ def test_a_table_puts_its_numbers_side_by_side():
     assert (pair.inputs.dtype, pair.targets.tolist()) == (torch.float64, [0, 1])
     one = pair_of_columns(columns, Keys(("b",)), "t", table=True)
     assert one.inputs.tolist() == [[0.5], [1.5]]
-    wide = {str(i): [torch.ones(2)] for i in range(14)} | {"y": [torch.ones(2)]}
     names = ", ".join(str(i) for i in range(12))
-    assert pair_of_columns(wide, Keys(), "t", table=True).notes == (
-        f"data: t: inputs side by side: {names} and 2 more",
-    )
+    for count, more in ((12, ""), (14, " and 2 more")):
+        wide = {str(i): [torch.ones(2)] for i in range(count)} | {"y": [torch.ones(2)]}
+        assert pair_of_columns(wide, Keys(), "t", table=True).notes == (f"data: t: inputs side by side: {names}{more}",)
     exact = {"a": [torch.ones(2)], "y": [torch.ones(2)]}
     assert pair_of_columns(exact, Keys(), "t", table=True).inputs.dtype == torch.float32
 
@@ -124,6 +123,7 @@ RAGGED = [torch.ones(1, 2), torch.ones(1, 3)]
         ({"a": X, "y": Y}, Keys(("aa",)), "t has no `aa`, but `a`, `y`. Did you mean `a`? Expected one of them."),
         ({"a": X, "y": Y}, Keys(target="z"), "t has no `z`, but `a`, `y`."),
         ({"a": X, "b": X}, Keys(), "t has `a`, `b`, and none is called `y`, `label` or `target`. Expected a target"),
+        ({f"a{i}": X for i in range(13)}, Keys(), "`a10`, `a11`, and none is called"),
         ({}, Keys(), "t has no columns, and none is called"),
         ({"a": ["text"], "y": Y}, Keys(), "t: `a` holds no numbers. Expected numbers as inputs: encode or tokenize"),
         ({"a": ["text"], "b": X, "y": Y}, Keys(("a", "b")), "t: `a` holds no numbers"),

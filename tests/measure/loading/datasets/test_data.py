@@ -139,10 +139,19 @@ def test_built_in_data_with_options_that_are_misspelt_are_named(folder, spec, me
 
 
 def test_a_file_with_the_name_of_built_in_data_and_an_end_is_that_file(folder):
-    (folder / "digits.bin").write_bytes(np.arange(9, dtype="<u2").tobytes())
-    assert load("digits.bin:block=4,dtype=uint16").inputs.shape == (2, 4)
+    for name in ("digits.bin", "digit"):  # the latter nearly that name
+        (folder / name).write_bytes(np.arange(9, dtype="<u2").tobytes())
+        assert load(f"{name}:block=4,dtype=uint16").inputs.shape == (2, 4)
     with pytest.raises(LoadError, match=r"^digits.b does not exist. Did you mean `digits.bin`\? Expected a data file."):
         load("digits.b:block=4,dtype=uint16")
+    for name, rest in (("tokens", "block=4,dtype=uint16"), ("teachers", ":/x,/y")):
+        with pytest.raises(LoadError, match=rf"^{name} does not exist. Expected a data file."):
+            load(f"{name}:{rest}")
+
+
+def test_data_of_torchvision_are_known_by_their_first_word():
+    with pytest.raises(LoadError, match=r"unknown options. Expected `torchvision:NAME:root=FOLDER\[,split=NAME\]`."):
+        load("torchvision:MNIST")
 
 
 def test_a_source_without_splits_has_no_test_split_but_may_be_one(folder):
@@ -158,7 +167,7 @@ def test_recorded_data_need_trust_and_leave_no_trace_without(folder):
     assert load("teacher:samples=9", recorded=True)
     assert len(load("zoo:pairs", recorded=True, trusted=("zoo:*",))) == 6
     assert len(load("a.npz", recorded=True, trusted=("*.npz",))) == 3
-    for spec in ("os:system", "canary:build", "zoo:run", "a.npz"):
+    for spec in ("os:system", "canary:build", "zoo:run", "a.npz", "digits:build"):
         with pytest.raises(LoadError, match=f"records the data `{spec}`"):
             load(spec, recorded=True)
         with pytest.raises(LoadError, match=f"records the test data `{spec}`"):

@@ -82,6 +82,7 @@ def test_the_files_of_mnist_are_pixels_from_0_to_1(here):
     assert train.notes == ("data: .: images from train-images-idx3-ubyte.gz", "data: . holds bytes, divided by 255")
     assert load(".", "test").fingerprint == load("t10k-images-idx3-ubyte").fingerprint
     assert load("train-images-idx3-ubyte.gz").targets.tolist() == [0, 1, 2, 3, 4]
+    assert load("train-images-idx3-ubyte.gz", "test") is None
     assert load(".", "test", whole=True).targets.tolist() == [0, 1, 2, 3, 4]
     assert "minus 0.1307, over 0.3081" in load(".", normalize="mnist").notes[1]
 
@@ -150,7 +151,7 @@ def test_tables_and_images_are_folders_too(here):
 
 
 def test_an_object_is_no_file():
-    for spec in ("pkg.mod:attr", "file.py:attr", "digit", "a.b"):
+    for spec in ("pkg.mod:attr", "file.py:attr", "digit", "a.b", "block=4", ":block=4"):
         assert find_place(spec) is None
 
 
@@ -174,6 +175,7 @@ def test_an_object_is_no_file():
             "a.json",
             """a.json is a file of an unknown kind (it starts with b'{"x": [1], "y": '). Expected arrays or a""",
         ),
+        ("text.npz", "text.npz is damaged or no .npz file. Write it again"),
         ("c.tar.gz", "c.tar.gz is packed. Expected its content: unpack it"),
         ("zoo.py", "`zoo.py` is no data that gapscope knows."),
     ],
@@ -184,6 +186,7 @@ def test_what_is_no_data_says_why(here, spec, message):
         for i in range(files):
             (here / name / str(i)).touch()
     (here / "a.json").write_text('{"x": [1], "y": [0]}')
+    (here / "text.npz").write_text("hello")
     (here / "c.tar.gz").write_bytes(gzip.compress(b"content"))
     for split in ("train", "test"):
         with pytest.raises(LoadError, match=re.escape(message)):

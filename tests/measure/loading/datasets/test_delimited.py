@@ -25,6 +25,7 @@ def read(path, text, keys=Keys()):  # noqa: B008
         ("a.csv", ",a,b,c\n0,1,0.5,0\n1,2,1.5,1\n"),
         ("a.csv", "1,0.5,0\n2,1.5,1\n"),
         ("a.csv", "0,7,b\n1,0.5,0\n2,1.5,1\n"),  # of an unusual one, too
+        ("a.csv", f"{'a' * 40};class;b\n1;0;0.5\n2;1;1.5"),
         ("a.csv", "0,1,label\n1,0.5,0\n2,1.5,1\n"),  # text above a number is a name, though others are numbers
     ],
 )
@@ -146,6 +147,7 @@ def test_a_column_without_any_number_is_left_out_and_not_filled(tmp_path):
         ),
         ("a,b,\n1,0,\n2,1,\n", "its last column has no name"),
         (",3.5,setosa\n4.9,3.0,virginica\n", "`0` has 1 missing values"),
+        ("1,,0\n2,3,1\n", "`1` has 1 missing values"),
         ("a,y\n" + "1,cat\n" * 60 + "2, \n", "`y` has 1 missing values"),
         ('a,b\n"1,2\n' + "x" * 140_000, "cannot be read as a table (Error: field larger than field limit"),
     ],

@@ -81,8 +81,9 @@ def test_pictures_of_every_usual_format_are_found(tmp_path):
 
 
 def test_images_of_several_sizes_are_refused(root):
-    save(root / "train" / "dog" / "9.png", np.zeros((7, 5, 3)))
-    with pytest.raises(LoadError, match=r"has 5 x 4 pixels, .*9.png 5 x 7. Expected one size for all: resize them"):
+    for i, height in ((8, 9), (9, 7)):
+        save(root / "train" / "dog" / f"{i}.png", np.zeros((height, 5, 3)))
+    with pytest.raises(LoadError, match=r"has 5 x 4 pixels, .*8.png 5 x 9. Expected one size for all: resize them"):
         read_image_folder(root, "train", whole=False)
 
 
@@ -129,6 +130,9 @@ def test_files_that_only_look_like_images_of_a_class_are_no_folder_of_images(tmp
 
 
 def test_memory_is_bounded_before_it_is_taken(root, monkeypatch):
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "a" / "b" / "0.png").write_bytes(png(5, 6))  # no pixels are there: none are unpacked
     monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", 100)
-    with pytest.raises(LoadError, match=re.escape("GiB. Expected at most")):
-        read_image_folder(root, "train", whole=False)
+    for folder in (root, root / "a"):
+        with pytest.raises(LoadError, match=re.escape("GiB. Expected at most")):
+            read_image_folder(folder, "train", whole=False)

@@ -60,6 +60,23 @@ class Called(TensorDataset):
         raise AssertionError
 
 
+class CalledStream:
+    """As above, and has no samples by number."""
+
+    def __iter__(self):
+        return iter(zip(X, Y, strict=True))
+
+    def __call__(self):
+        raise AssertionError
+
+
+class Batches(IterableDataset):
+    """Makes its own batches."""
+
+    def __iter__(self):
+        return ((X[i : i + 4], Y[i : i + 4]) for i in range(0, 10, 4))
+
+
 class Drawn(IterableDataset):
     def __iter__(self):
         return ((x * torch.randint(0, 2, ()), y) for x, y in zip(X, Y, strict=True))
@@ -113,6 +130,8 @@ def test_arrays_without_splits_that_were_named_as_test_data_are_all_test():
         lambda: Stream(),
         Stream,
         Called(X, Y),
+        CalledStream(),
+        lambda: DataLoader(Batches(), batch_size=None),
         lambda: dict(enumerate(SET)).values(),
         lambda: list(zip(X.tolist(), Y.tolist(), strict=True)),
         lambda: [{"x": x, "y": y} for x, y in zip(X, Y, strict=True)],
@@ -135,6 +154,16 @@ def test_batches_of_a_stream_are_joined_whatever_a_sample_is():
 
     pair = read(DataLoader(Numbers(), batch_size=5))
     assert torch.equal(pair.inputs, X[:, 0])
+    assert torch.equal(pair.targets, Y)
+
+
+def test_two_samples_are_not_taken_for_two_arrays():
+    assert torch.equal(read((SET[3], SET[5])).inputs, X[[3, 5]])
+
+
+def test_classes_that_are_texts_are_of_single_samples():
+    pair = read(iter([{"a": x, "label": str(int(y))} for x, y in zip(X, Y, strict=True)]))
+    assert torch.equal(pair.inputs, X)
     assert torch.equal(pair.targets, Y)
 
 
@@ -192,6 +221,18 @@ def test_random_augmentation_of_a_stream_that_can_be_read_again_is_refused():
     torch.manual_seed(0)
     with pytest.raises(LoadError, match=r"reading item \d twice gave two different answers"):
         read(Drawn())
+
+
+@pytest.mark.parametrize("lengths", [(3, 5), (5, 3)])
+def test_a_stream_that_ends_elsewhere_when_it_is_read_again_is_refused(lengths):
+    ends = itertools.cycle(lengths)
+
+    class Torn(IterableDataset):
+        def __iter__(self):
+            return itertools.islice(zip(X, Y, strict=True), next(ends))
+
+    with pytest.raises(LoadError, match=r"reading item 3 twice gave two different answers"):
+        read(lambda: Torn())
 
 
 def test_a_collate_function_that_draws_is_refused():
@@ -277,6 +318,7 @@ def test_random_augmentation_of_dicts_and_texts_is_refused():
         (3, "`mine:data` gave int. Expected a Dataset"),
         ([], "has no samples. Expected at least one pair (x, y)."),
         ([5], "gives int per item. Expected pairs (x, y)."),
+        ([torch.tensor(5)], "gives Tensor per item. Expected pairs (x, y)."),
         ([()], "gives tuple per item. Expected pairs (x, y)."),
         ([(x, y, i) for i, (x, y) in enumerate(SET)], "the last of 3 parts counts the samples 0, 1, 2, ..."),
         ([{"a": 1, "y": 2}, {"b": 1, "y": 2}], "item 1 has b, y, the first a, y. Expected the same entries"),
@@ -296,6 +338,11 @@ def test_random_augmentation_of_dicts_and_texts_is_refused():
 def test_what_gives_no_pairs_says_why(source, message):
     with pytest.raises(LoadError, match=re.escape(message)):
         read(lambda: source)
+
+
+def test_what_is_no_factory_and_no_data_says_so():
+    with pytest.raises(LoadError, match=r"`mine:data` gave int. Expected a Dataset, a DataLoader, an iterable"):
+        read(3)
 
 
 def test_a_stream_whose_first_item_has_no_target_says_so():
@@ -429,6 +476,9 @@ def test_a_dict_of_data_sets_has_a_part_for_training_and_one_for_tests():
     assert len(read_object("mine:data", lambda: both, split="test").targets) == 3
     arrays = {"x_train": X, "y_train": Y, "x_test": X[:3], "y_test": Y[:3]}
     assert [len(read_object("mine:data", lambda: arrays, split=s).targets) for s in ("train", "test")] == [10, 3]
+    named = read_object("mine:data", lambda: {"train": X, "test": Y}, keys=Keys(("train",), "test"))
+    assert torch.equal(named.inputs, X)
+    assert torch.equal(named.targets, Y)
 
 
 def test_images_of_pillow_in_dicts_are_pixels():
@@ -437,6 +487,7 @@ def test_images_of_pillow_in_dicts_are_pixels():
     assert pair.inputs[:, :, 0, 0].tolist() == [[9, 8, 7], [9, 8, 7]]
     assert pair.pixels
     assert not read([{"table": torch.ones(2, dtype=torch.uint8), "label": 1}] * 2).pixels  # bytes that are no picture
+    assert read([{"image": image, "label": 1}, {"image": pair.inputs[0], "label": 1}]).pixels
 
 
 @pytest.mark.filterwarnings("ignore")

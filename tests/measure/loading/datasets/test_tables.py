@@ -71,6 +71,8 @@ def test_lists_are_vectors_and_of_differing_length_padded_tokens(tmp_path):
     pair = read_table(write(tmp_path / "t.parquet", {"x": fixed, "z": square, "y": [0, 1, 0]}), NONE)
     assert pair.inputs["x"].tolist()[2] == [8, 9, 10, 11]
     assert pair.inputs["z"].shape == (3, 2, 2)
+    empty = pa.array([[], []], pa.list_(pa.list_(pa.float32())))
+    assert read_table(write(tmp_path / "t.parquet", {"x": empty, "y": [0, 1]}), NONE).inputs.shape == (2, 0, 0)
     ragged = {"input_ids": [[1, 2], [3], [4]], "attention_mask": [[1, 1], [1], [1]], "label": [0, 1, 2]}
     pair = read_table(write(tmp_path / "t.arrow", ragged), NONE)
     assert pair.inputs["input_ids"].tolist() == [[1, 2], [3, 0], [4, 0]]
@@ -93,8 +95,9 @@ def test_kinds_of_columns(tmp_path):
 
 
 def test_the_last_column_is_the_target_where_none_is_named_as_one(tmp_path):
-    pair = read_table(write(tmp_path / "t.parquet", {"a": [1.0, 2.0], "species": ["u", "v"]}), NONE)
-    assert (pair.inputs.tolist(), pair.targets.tolist(), pair.classes) == ([[1], [2]], [0, 1], ("u", "v"))
+    columns = {"a": [1.0, 2.0], "b": [3.0, 4.0], "species": ["u", "v"]}
+    pair = read_table(write(tmp_path / "t.parquet", columns), NONE)
+    assert (pair.inputs.tolist(), pair.targets.tolist(), pair.classes) == ([[1, 3], [2, 4]], [0, 1], ("u", "v"))
     pair = read_table(tmp_path / "t.parquet", Keys(("a",)))
     assert (pair.targets.tolist(), pair.classes) == ([0, 1], ("u", "v"))
 
@@ -102,6 +105,10 @@ def test_the_last_column_is_the_target_where_none_is_named_as_one(tmp_path):
 def test_a_table_without_rows_has_no_samples(tmp_path):
     none = pa.array([], pa.float32())
     assert read_table(write(tmp_path / "t.parquet", {"a": none, "y": none}), NONE).inputs.shape == (0, 1)
+    pictures = pa.array([], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    for column in (none.cast(pa.string()), none.cast(pa.string()).dictionary_encode(), pictures):
+        for columns in ({"a": none, "y": column}, {"a": column, "y": none}):
+            assert len(read_table(write(tmp_path / "t.parquet", columns), NONE).targets) == 0
 
 
 def test_a_batch_without_rows_adds_none(tmp_path):
@@ -147,6 +154,7 @@ def test_pictures_are_measured_by_their_pixels_before_all_are_unpacked(tmp_path,
         ({"a": ["u"], "y": [0]}, "`a` holds no numbers"),
         ({}, "has no columns, and none is called `y`"),
         ({"a": [{"bytes": b"u", "size": 1}], "y": [0]}, "`a` holds no numbers"),
+        ({"a": [{"path": "u", "size": 1}], "y": [0]}, "`a` holds no numbers"),
     ],
 )
 def test_what_gives_no_samples_says_why(tmp_path, columns, message):
@@ -455,6 +463,14 @@ def test_a_damaged_folder_says_why(tmp_path, name, content, message):
     (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(LoadError, match=re.escape(message)):
         read_table_folder(tmp_path, "train", NONE, whole=False)
+
+
+def test_a_folder_saved_without_splits_is_training_data_or_all_test(tmp_path):
+    write(tmp_path / "x.arrow", TABLE)
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "x.arrow"}]}')
+    for split, whole in (("train", False), ("test", True)):
+        assert read_table_folder(tmp_path, split, NONE, whole=whole).targets.tolist() == [0, 1, 0]
+    assert read_table_folder(tmp_path, "test", NONE, whole=False) is None
 
 
 def test_splits_without_a_test_split_have_none(tmp_path):

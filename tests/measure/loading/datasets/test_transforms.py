@@ -30,6 +30,9 @@ def test_pictures_with_their_channels_last_are_turned_and_not_cut_anew():
     assert "the channels of each sample moved first" in reshaped(last[..., :1], "1,5,6", "data")[1]
     narrow = torch.rand(2, 3, 5, 3)  # its channels may be first already
     assert torch.equal(reshaped(narrow, "3,3,5", "data")[0], narrow.reshape(2, 3, 3, 5))
+    for rows in (torch.rand(2, 5, 3), torch.rand(2)):  # no pictures
+        shape = tuple(reversed(rows.shape[1:])) or (1,)
+        assert torch.equal(reshaped(rows, ",".join(map(str, shape)), "data")[0], rows.reshape(2, *shape))
     two = last[..., :2]  # no picture has two channels
     assert torch.equal(reshaped(two, "2,5,6", "data")[0], two.reshape(2, 2, 5, 6))
     with pytest.raises(UsageError, match=r"Expected 5, the first size of .* give the shape first, `--reshape 3,5,6`."):
@@ -42,7 +45,7 @@ def test_what_is_no_shape_is_refused(text):
         reshaped(torch.ones(2, 12), text, "data")
 
 
-@pytest.mark.parametrize("text", ["5,2", "5,-1"])
+@pytest.mark.parametrize("text", ["5,2", "3,2", "5,-1"])
 def test_a_shape_of_another_size_is_refused(text):
     with pytest.raises(UsageError, match=r"a sample of data has 12 numbers \(shape \(12,\)\). Expected a shape of as"):
         reshaped(torch.ones(2, 12), text, "data")
@@ -114,11 +117,20 @@ def test_the_users_own_tensor_is_left_alone():
         (torch.tensor([[-1.5], [0.5]]), "mnist", "run from -1.5 to 0.5. Expected bytes, or pixels from 0 to 1"),
         (torch.tensor([[0.0], [300.0]]), "scale", "run from 0 to 300"),
         (torch.tensor([[0.5], [200.5]]), "scale", "run from 0.5 to 200.5"),  # no bytes
+        (torch.tensor([[-1.0], [5.0]]), "scale", "run from -1 to 5"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(inputs, text, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         normalized(inputs, text, "data")
+
+
+def test_bytes_become_float32_whatever_the_usual_type_of_the_process_is():
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert scaled_pixels(BYTES).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_bytes_become_zero_to_one():
