@@ -43,7 +43,8 @@ def read_folder(path: Path, trust: Trust, *, values: bool = True) -> Folder:
     else:
         wanted = _shards(index)
     tensors: dict[str, Tensor] = {}
-    digests, levels = {}, []
+    digests: dict[str, str] = {}
+    levels: list[str] = []
     for name, keys in sorted(wanted.items()):
         content = read_torch_file(inside(folder, name), trust, values=values)
         held = content.value if isinstance(content.value, dict) else {}

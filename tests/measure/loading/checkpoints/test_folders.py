@@ -91,13 +91,13 @@ class Two:
 
 def test_what_the_shards_were_trusted_with_is_said_of_the_folder(sharded):
     names = tuple(f"{__name__}.{kind.__name__}" for kind in (One, Two))
-    for i, kind in enumerate((One, Two), 1):
+    for i, kind in enumerate((One, Two, One), 1):
         torch.save({f"fc{i}.weight": torch.ones(2, 2), "config": kind()}, sharded / f"m-{i}.safetensors")
-    torch.save({"fc3.weight": torch.ones(2, 2)}, sharded / "m-3.safetensors")
-    write(sharded, {f"fc{i}.weight": f"m-{i}.safetensors" for i in (1, 2, 3)})
+    torch.save({"fc4.weight": torch.ones(2, 2)}, sharded / "m-4.safetensors")
+    write(sharded, {f"fc{i}.weight": f"m-{i}.safetensors" for i in (1, 2, 3, 4)})
     trust = read_folder(sharded, Trust(allowed_globals=names)).trust
     assert trust == f"allowed globals: {names[0]}; allowed globals: {names[1]}"
-    write(sharded, {"fc3.weight": "m-3.safetensors"})
+    write(sharded, {"fc4.weight": "m-4.safetensors"})
     assert read_folder(sharded, Trust(allowed_globals=names)).trust == "nothing from the file runs"
 
 
