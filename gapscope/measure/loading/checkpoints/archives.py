@@ -14,7 +14,6 @@ _RATIO = 50  # and beyond that per byte of its own: weights hardly compress, a b
 def check_archive(file: BufferedReader | io.BytesIO, where: Path | str) -> None:
     """Refuse an archive that declares far more than it holds, before anything is unpacked."""
     own = file.seek(0, io.SEEK_END)
-    file.seek(0)
     with zipfile.ZipFile(file) as archive:
         declared, packed = (
             sum(getattr(i, size) for i in archive.infolist()) for size in ("file_size", "compress_size")

@@ -175,7 +175,7 @@ def _without_modules(content: object) -> tuple[object, dict[str, nn.Module]]:
         return content, {}
     modules = {key: value for key, value in content.items() if isinstance(value, nn.Module)}
     states = {key: dict(module.state_dict()) for key, module in modules.items()}
-    return {**content, **states} if states else content, {str(key): module for key, module in modules.items()}
+    return {**content, **states}, {str(key): module for key, module in modules.items()}
 
 
 def _tensors(value: Any, levels: int = DEEPEST, known: dict[int, dict[Any, Any]] | None = None) -> Any:
@@ -240,7 +240,7 @@ def _state_dicts(
     ragged = next((key for key, tensor in tensors.items() if tensor.is_nested), None)
     if ragged is not None:
         raise LoadError(f"`{ragged}` is a nested tensor. Expected tensors of one shape each. Save its parts by name.")
-    if tensors and len(tensors) > len(content) / 2:
+    if len(tensors) > len(content) / 2:
         yield location or ROOT, tensors
     for key, value in content.items():
         if not isinstance(key, str) or depth > 3 or _NOT_WEIGHTS.search(key):

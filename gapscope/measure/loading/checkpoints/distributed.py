@@ -92,7 +92,7 @@ def _metadata(folder: Path) -> Record:
         raise unsafe_error(path, [refused.name]) from None
     except Exception as error:  # a damaged pickle can raise anything
         raise LoadError(f"{path} is damaged ({one_line(error)}). Copy or save the folder again.") from None
-    if not isinstance(found, Record) or not isinstance(found.state, dict):
+    if not isinstance(found, Record):
         raise LoadError(f"{path} holds no table of tensors. Expected what `{_PACKAGE}.save` writes. Save it again.")
     return found
 
@@ -131,7 +131,7 @@ def _tensor(key: str, entry: Record, pieces: Sequence[_Piece], *, values: bool) 
     chunks = {tuple(chunk["offsets"]): tuple(chunk["sizes"]) for chunk in entry["chunks"]}
     starts = {piece.start for piece in pieces}
     covered = sum(math.prod(sizes) for sizes in chunks.values())
-    if starts != set(chunks) or len(pieces) != len(chunks) or covered != math.prod(size) or _overlap(chunks):
+    if starts != set(chunks) or len(pieces) != len(chunks) or covered != math.prod(size) or _misplaced(chunks, size):
         raise LoadError(
             f"`{key}` has {len(chunks)} pieces of {covered:,} numbers in `.metadata` and {len(pieces)} on the disk, "
             f"for {math.prod(size):,} numbers. Expected the pieces of every rank. Copy the whole folder again."
@@ -152,10 +152,11 @@ def _tensor(key: str, entry: Record, pieces: Sequence[_Piece], *, values: bool) 
     return whole
 
 
-def _overlap(chunks: dict[tuple[int, ...], tuple[int, ...]]) -> bool:
-    """Return whether two pieces share a number: quadratic, for ranks are few."""
+def _misplaced(chunks: dict[tuple[int, ...], tuple[int, ...]], size: tuple[int, ...]) -> bool:
+    """Return whether a piece lies outside of the tensor, or two share a number: quadratic, for ranks are few."""
     boxes = [(a, n) for a, n in chunks.items() if math.prod(n)]
-    return any(
+    within = all(0 <= x <= x + m <= most for a, n in boxes for x, m, most in zip(a, n, size, strict=True))
+    return not within or any(
         all(x < y + m and y < x + n for x, n, y, m in zip(a, n1, b, n2, strict=True))
         for i, (a, n1) in enumerate(boxes)
         for b, n2 in boxes[:i]

@@ -43,7 +43,7 @@ class _Option:
 
     @property
     def fits(self) -> bool:
-        return bool(self.tensors) and not (self.missing or self.unexpected or self.mismatched)
+        return not (self.missing or self.unexpected or self.mismatched)
 
     @property
     def rank(self) -> tuple[bool, int]:

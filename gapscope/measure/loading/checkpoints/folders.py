@@ -43,7 +43,8 @@ def read_folder(path: Path, trust: Trust, *, values: bool = True) -> Folder:
     else:
         wanted = _shards(index)
     tensors: dict[str, Tensor] = {}
-    digests, levels = {}, [NOTHING_RUNS]
+    digests: dict[str, str] = {}
+    levels: list[str] = []
     for name, keys in sorted(wanted.items()):
         content = read_torch_file(inside(folder, name), trust, values=values)
         held = content.value if isinstance(content.value, dict) else {}
@@ -55,8 +56,9 @@ def read_folder(path: Path, trust: Trust, *, values: bool = True) -> Folder:
             )
         tensors |= {key: held[key] for key in keys or held if isinstance(held[key], Tensor)}
         digests[name] = content.sha256
-        levels.append(content.trust)
-    return Folder(tensors, digest_of(digests), _config(folder), max(levels, key=lambda level: level != NOTHING_RUNS))
+        if content.trust not in (NOTHING_RUNS, *levels):
+            levels.append(content.trust)
+    return Folder(tensors, digest_of(digests), _config(folder), "; ".join(levels) or NOTHING_RUNS)
 
 
 def digest_of(digests: Mapping[str, str]) -> str:

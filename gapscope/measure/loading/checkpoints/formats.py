@@ -97,7 +97,7 @@ def sniff(path: Path) -> Format:
         return _archive(path)
     if head[:1] == b"\x80" and head[2:].startswith(_LEGACY):
         return LEGACY
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < _HEADER:
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _HEADER:
         return SAFETENSORS
     if head.startswith(b"{") and path.name.endswith(".index.json"):
         return SHARDED

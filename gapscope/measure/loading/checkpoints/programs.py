@@ -68,8 +68,6 @@ def script_weights(archive: zipfile.ZipFile) -> dict[str, Tensor]:
 def _script_name(name: str) -> object:
     if name.startswith("__torch__."):
         return record_of(name)
-    if name.startswith("torch.") and name.endswith("Storage"):
-        return _STORAGES.get(name[len("torch.") : -len("Storage")])
     lists: dict[str, Callable[..., object]] = dict.fromkeys(
         (f"torch.jit._pickle.build_{kind}list" for kind in ("int", "tensor", "double", "bool")), lambda data: data
     )
@@ -78,7 +76,8 @@ def _script_name(name: str) -> object:
         "torch.device": lambda *_: None,  # where an attribute says that the program ran
         "torch.jit._pickle.restore_type_tag": lambda value, _: value,
     }
-    return (lists | plain | dict(TENSORS)).get(name)
+    storages = {f"torch.{kind}Storage": dtype for kind, dtype in _STORAGES.items()}
+    return (lists | plain | storages | dict(TENSORS)).get(name)
 
 
 _STORAGES = {

@@ -3,6 +3,7 @@
 import io
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +33,12 @@ def test_an_archive_promises_at_most_what_fits_into_it(monkeypatch, roomy, most)
     check_archive(promising(**most), "it")
     with pytest.raises(LoadError, match=r"^it has 1,000 bytes and declares [\d,]+ of content, far more than weights"):
         check_archive(promising(**{key: size + 1 for key, size in most.items()}), "it")
+
+
+def test_weights_of_many_zeros_may_be_compressed(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", w=np.zeros(200_000, np.float32))
+    assert (tmp_path / "a.npz").stat().st_size < 800_000 / archives._RATIO
+    assert read_torch_file(tmp_path / "a.npz", Trust()).value["w"].shape == (200_000,)
 
 
 def test_a_checkpoint_that_promises_more_is_not_unpacked(tmp_path):

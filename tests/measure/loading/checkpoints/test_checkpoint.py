@@ -163,13 +163,15 @@ def test_a_failed_write_says_so_and_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    def failed(*_):
-        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nframe #0: c10::Error")
+    for kind in (RuntimeError, OSError):  # as torch says it of a full disk; and without a number of the system
 
-    with monkeypatch.context() as patched:
-        patched.setattr("torch.save", failed)  # as torch says it of a full disk
-        with pytest.raises(UsageError, match=r"a\.pt: PytorchStreamWriter .* file write failed\. Choose a folder"):
-            save_checkpoint(tmp_path / "a.pt", mlp())
+        def failed(*_, kind=kind):
+            raise kind("PytorchStreamWriter failed writing file data/0: file write failed\nframe #0: c10::Error")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("torch.save", failed)
+            with pytest.raises(UsageError, match=r"a\.pt: PytorchStreamWriter .* file write failed\. Choose a folder"):
+                save_checkpoint(tmp_path / "a.pt", mlp())
     monkeypatch.setattr("gapscope.measure.loading.checkpoints.checkpoint.os.fsync", full)
     with pytest.raises(UsageError, match="No space left on device"):
         save_checkpoint(tmp_path / "a.pt", mlp())
@@ -233,6 +235,7 @@ def test_an_optimizer_with_one_setting_of_sgd_is_not_sgd(tmp_path, key):
         {"optimizer_states": []},  # of Lightning, where weights alone were saved
         {"optimizer": {"state": {}, "param_groups": []}},
         {"optimizer": {"state": {}, "param_groups": 3}},
+        {"optimizer": {"state": {}, "param_groups": [3]}},
         {"optimizer": {"lr": 0.1}},
     ],
 )
@@ -292,6 +295,8 @@ def test_weights_are_found_beside_loose_tensors_and_schedulers(tmp_path):
         ((3, {"a": torch.ones(2)}), "1"),
         ({"a": np.ones(2, np.float32)}, "(file)"),
         ({"net": {"a": np.ones(2, np.float32)}, "losses": [1.0]}, "net"),
+        ({"net": {"a": torch.ones(2)}, "losses": [torch.ones(2)]}, "net"),
+        ({"net": {"a": torch.ones(2)}, 3: {"b": torch.ones(2)}}, "net"),
     ],
 )
 def test_weights_in_a_list_or_as_arrays_are_found(tmp_path, content, key):
@@ -321,6 +326,7 @@ def test_arrays_beside_the_tensors_of_a_checkpoint_are_no_weights(tmp_path):
         ),
         ({"epoch": 3, "lr": 0.1}, "holds no weights (its keys: `epoch`, `lr`)"),
         ({}, "holds no weights (its keys: none)"),
+        ({0: torch.ones(2), 1: torch.ones(2)}, "holds no weights (its keys: `0`, `1`)"),
         ({f"k{i}": i for i in range(9)}, "`k4`, `k5`, `k6`, `k7`). Expected a state_dict"),
         (
             {"gapscope": {"format_version": 2}},
@@ -354,13 +360,14 @@ def test_settings_are_the_plain_values_that_a_script_left(tmp_path):
     content = {
         "pytorch-lightning_version": "2.5.0",
         "state_dict": nn.Linear(2, 2).state_dict(),
-        "hyper_parameters": {"width": 8, "sizes": (1, 2), "weight": torch.ones(2)},
+        "hyper_parameters": {"width": 8, "sizes": (1, 2), "weight": torch.ones(2), "lr": 0.5},
         "args": argparse.Namespace(batch_size=64),
     }
     torch.save(content, tmp_path / "a.ckpt")
     checkpoint = read(tmp_path / "a.ckpt")
     assert checkpoint.format == "Lightning checkpoint"
-    assert checkpoint.settings == {"width": 8, "sizes": [1, 2], "batch_size": 64}
+    assert checkpoint.settings == {"width": 8, "sizes": [1, 2], "lr": 0.5, "batch_size": 64}
+    assert checkpoint.training == {"lr": 0.5, "batch_size": 64}
     assert (checkpoint.folder, checkpoint.modules, checkpoint.trust) == (None, {}, "nothing from the file runs")
 
 
@@ -414,6 +421,10 @@ def test_a_trusted_file_of_modules_gives_their_weights_and_the_modules(tmp_path)
     assert torch.equal(checkpoint.modules["model"].weight, checkpoint.tensors["model"]["weight"])
     assert checkpoint.training == {"epoch": 3}
     assert checkpoint.trust == "the whole file was trusted"
+    torch.save(checkpoint.modules["ema"], tmp_path / "b.pt")
+    alone = read_checkpoint(tmp_path / "b.pt", Trust(file=True))
+    assert list(alone.modules) == ["(file)"]
+    assert torch.equal(alone.tensors["(file)"]["weight"], checkpoint.modules["ema"].weight)
 
 
 def test_tables_in_a_circle_and_too_deep_are_read_as_far_as_they_go(tmp_path):

@@ -89,9 +89,13 @@ def test_tensors_that_share_memory_are_written_apart(tmp_path):
     assert torch.equal(tensors["d"], whole)
 
 
-def test_a_number_that_is_repeated_up_to_megabytes_is_written(tmp_path):
-    torch.save({"w": torch.ones(1).expand(2**16)}, tmp_path / "a.pt")
-    assert torch.equal(run(tmp_path / "a.pt")[1]["w"], torch.ones(2**16))
+def test_a_number_that_is_repeated_up_to_megabytes_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("gapscope.measure.loading.checkpoints.conversion._EXPANSION", 1)
+    torch.save({"w": torch.ones(1).expand(2**18)}, tmp_path / "a.pt")
+    assert torch.equal(run(tmp_path / "a.pt")[1]["w"], torch.ones(2**18))
+    torch.save({"w": torch.ones(1).expand(2**18 + 1)}, tmp_path / "b.pt")
+    with pytest.raises(LoadError, match=r"`w` repeats 4 bytes as 1,048,580\. Expected its own numbers"):
+        run(tmp_path / "b.pt")
 
 
 @pytest.mark.parametrize(

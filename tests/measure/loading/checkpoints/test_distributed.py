@@ -102,6 +102,21 @@ def test_two_ranks_write_and_their_pieces_are_put_together(tmp_path):
         assert torch.equal(checkpoint.tensors["model"][name], tensor)
 
 
+def test_tensors_without_a_plan_of_their_tables_keep_the_names_of_their_entries(folder, model):
+    rewrite(folder, lambda metadata: setattr(metadata, "planner_data", None))
+    assert torch.equal(read_distributed(folder).content["model.0.weight"], model[0].weight)
+
+
+def test_a_tensor_without_numbers_needs_no_piece(folder):
+    def empty(metadata):
+        drop_piece(metadata)
+        entry = metadata.state_dict_metadata["model.0.weight"]
+        entry.size, entry.chunks = torch.Size([0, 3]), []
+
+    rewrite(folder, empty)
+    assert read_distributed(folder).content["model"]["0.weight"].shape == (0, 3)
+
+
 def test_looking_reads_no_numbers(folder):
     seen = read_distributed(folder, values=False).content["model"]["0.weight"]
     assert (seen.device.type, seen.shape) == ("meta", (4, 3))
@@ -274,6 +289,20 @@ def same_place(metadata):
     object.__setattr__(second, "offset", torch.Size([0, 0]))
 
 
+def beside(*at):
+    """One of four rows of its own is said to begin at a place beside the tensor."""
+
+    def change(metadata):
+        entry = metadata.state_dict_metadata["model.0.bias"]
+        kind, index = type(entry.chunks[0]), next(i for i in metadata.storage_data if i.fqn == "model.0.bias")
+        entry.chunks = [kind(torch.Size([i]), torch.Size([1])) for i in (0, 1, 2)] + [kind(torch.Size(at), [1])]
+        info = metadata.storage_data.pop(index)
+        for chunk in entry.chunks:
+            metadata.storage_data[MetadataIndex("model.0.bias", chunk.offsets)] = info
+
+    return change
+
+
 def compressed(metadata):
     for info in metadata.storage_data.values():
         info.transform_descriptors = ["zstd"]
@@ -287,6 +316,9 @@ def compressed(metadata):
         (repeat, "`model.0.weight` has 1 pieces of 12 numbers in `.metadata` and 1 on the disk, for 24 numbers"),
         (overlap, "`model.0.weight` has 2 pieces of 24 numbers in `.metadata` and 2 on the disk, for 24 numbers"),
         (same_place, "`model.0.weight` has 2 pieces of 24 numbers in `.metadata` and 2 on the disk, for 24 numbers"),
+        (beside(4), "`model.0.bias` has 4 pieces of 4 numbers in `.metadata` and 4 on the disk, for 4 numbers"),
+        (beside(-1), "`model.0.bias` has 4 pieces of 4 numbers in `.metadata` and 4 on the disk, for 4 numbers"),
+        (beside(3, 0), "is damaged, or of an unknown version (ValueError: zip()"),
         (elsewhere, "names the shard '../secret'. Expected the plain name of a file in that folder"),
         (numbered, "names the shard '3'. Expected the plain name of a file in that folder"),
         (beyond, "ends before the piece of `model.0."),

@@ -84,6 +84,9 @@ def test_names_that_are_one_without_the_words_of_wrappers_are_kept_apart():
     stored.weight.data += 1
     assert fit(checkpoint(file=dict(stored.state_dict())), model, "m", {}).notes == ()
     assert all(torch.equal(tensor, stored.state_dict()[name]) for name, tensor in model.state_dict().items())
+    less = {name: tensor for name, tensor in stored.state_dict().items() if name != "module.weight"}
+    with pytest.raises(LoadError, match=r"it lacks 1 tensor \(`module.weight`\)"):
+        fit(checkpoint(file=less), model, "m", {})
 
 
 def test_an_average_may_be_the_model():
@@ -125,6 +128,12 @@ def test_a_set_without_the_counter_of_batches_is_another():
     assert fit(checkpoint(model=whole, net=less), model, "m", {}).notes == notes
 
 
+def test_two_sets_of_other_types_are_a_choice():
+    ones = {name: torch.ones_like(tensor) for name, tensor in weights().items()}
+    half = {name: tensor.half() for name, tensor in ones.items()}
+    assert fitted(model=ones, net=half)[0].notes == ("weights: `model`; `net` would fit too and differ",)
+
+
 def test_what_was_inferred_is_noted():
     assert fitted(ema=weights())[0].notes == ("weights: `ema`, an average over training, the only ones that fit",)
     assert fitted(net=weights())[0].notes == ("weights: `net`",)
@@ -143,6 +152,14 @@ def test_half_precision_sparse_and_integer_weights_are_converted_and_said():
         fitted(model={n: torch.ones_like(t, dtype=torch.int64) for n, t in weights().items()})[1].fc1.weight.sum()
         == 512
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantized_weights_of_a_layer_are_written_out():
+    packed = torch.quantize_per_tensor(weights()["fc1.weight"], 1 / 512, 0, torch.qint8)
+    result, model = fitted(model=weights() | {"fc1.weight": packed})
+    assert result.notes == ("weights: stored as qint8, loaded into float32",)
+    assert torch.equal(model.fc1.weight, packed.dequantize())
 
 
 def test_batch_norm_from_before_its_counter_still_loads():
@@ -197,6 +214,11 @@ def test_an_argument_is_guessed_once():
         fit(checkpoint(file=stored), model, "mlp", {**ARGS, "hidden": [8, 8]})
 
 
+def test_of_two_arguments_of_one_value_one_is_guessed():
+    with pytest.raises(LoadError, match=re.escape("Try `-a width=32`.")):
+        fit(checkpoint(file={"weight": torch.ones(32, 1)}), nn.Linear(1, 8, bias=False), "m", {"width": 8, "batch": 8})
+
+
 def test_missing_unexpected_and_foreign_names_are_errors():
     tensors = weights()
     del tensors["fc2.bias"]
@@ -206,6 +228,11 @@ def test_missing_unexpected_and_foreign_names_are_errors():
         extra = weights() | {f"fc{i}.weight": torch.ones(1) for i in range(3, 3 + count)}
         with pytest.raises(LoadError, match=rf"it also has {count} tensors \(`fc3.weight`, .*{shown}"):
             fitted(model=extra)
+    beside = weights() | prefixed("ema.", weights(1) | {"extra.weight": torch.ones(1)})
+    with pytest.raises(LoadError, match=r"it also has 1 tensor \(`ema.extra.weight`\)"):
+        chosen("ema", file=beside)
+    with pytest.raises(LoadError, match="; the model has no parameters, "):
+        fit(checkpoint(file=weights()), nn.Flatten(), "flat", {})
     with pytest.raises(LoadError, match=r"it also has 1 tensor \(`other.fc1.weight`\)"):
         fitted(model=weights() | {"other.fc1.weight": weights()["fc1.weight"]})
     message = "no name agrees. Under `model` it holds `a.w` (1,), `b.w` (1,), `c.w` (1,), ...; the model has "
@@ -280,6 +307,13 @@ def test_two_equal_modules_of_a_trusted_file_are_no_choice():
         modules = {"model": one, "ema": second}
         file = replace(checkpoint(**{at: dict(m.state_dict()) for at, m in modules.items()}), modules=modules)
         assert held(file).notes == notes
+
+
+def test_a_module_that_was_asked_for_is_no_choice():
+    modules = {"net": nn.Linear(2, 2), "model": nn.Linear(2, 2)}
+    file = replace(checkpoint(**{at: dict(m.state_dict()) for at, m in modules.items()}), modules=modules)
+    assert held(file).notes == ("weights: `model`; the file also holds `net`: choose with `--weights KEY`",)
+    assert held(file, "raw").notes == ()
 
 
 def test_a_chosen_key_whose_names_do_not_fit_is_shown():
@@ -407,6 +441,9 @@ def test_a_list_of_averages_is_named_by_order_and_completed_by_the_raw_buffers()
     assert fit(file, model, "m", {}).key == "model"
     other = raw | {"1.running_mean": torch.zeros(3)}
     fit(replace(file, tensors={"swa": other, **file.tensors}), model, "m", {}, "ema.shadow_params")
+    assert model[1].running_mean.tolist() == [7, 7, 7]
+    part = {"1.running_mean": torch.zeros(3)}  # what does not fit completes none
+    fit(replace(file, tensors={"net": part, **file.tensors}), model, "m", {}, "ema.shadow_params")
     assert model[1].running_mean.tolist() == [7, 7, 7]
 
 

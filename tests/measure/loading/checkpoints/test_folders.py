@@ -74,6 +74,33 @@ def test_of_a_whole_file_and_pickled_shards_the_file_of_safetensors_is_read(tmp_
     assert read(tmp_path).tensors["w"].tolist() == [1, 1]
 
 
+def test_of_a_shard_only_what_the_index_places_there_is_read(sharded):
+    more = {"fc1.weight": torch.zeros(2, 2), "fc2.weight": torch.full((2, 2), 2.0), "fc3.weight": torch.ones(1)}
+    safetensors.torch.save_file(more, sharded / "m-2.safetensors")
+    found = read(sharded).tensors
+    assert {name: float(t[0, 0]) for name, t in found.items()} == {"fc1.weight": 1, "fc2.weight": 2}
+
+
+class One:
+    """A class that a shard names."""
+
+
+class Two:
+    """And another."""
+
+
+def test_what_the_shards_were_trusted_with_is_said_of_the_folder(sharded):
+    names = tuple(f"{__name__}.{kind.__name__}" for kind in (One, Two))
+    for i, kind in enumerate((One, Two, One), 1):
+        torch.save({f"fc{i}.weight": torch.ones(2, 2), "config": kind()}, sharded / f"m-{i}.safetensors")
+    torch.save({"fc4.weight": torch.ones(2, 2)}, sharded / "m-4.safetensors")
+    write(sharded, {f"fc{i}.weight": f"m-{i}.safetensors" for i in (1, 2, 3, 4)})
+    trust = read_folder(sharded, Trust(allowed_globals=names)).trust
+    assert trust == f"allowed globals: {names[0]}; allowed globals: {names[1]}"
+    write(sharded, {"fc4.weight": "m-4.safetensors"})
+    assert read_folder(sharded, Trust(allowed_globals=names)).trust == "nothing from the file runs"
+
+
 def test_a_shard_that_is_no_table_holds_nothing(sharded):
     torch.save([torch.ones(2)], sharded / "m-1.safetensors")
     with pytest.raises(LoadError, match=r"m-1.safetensors lacks `fc1.weight`, which the index of"):

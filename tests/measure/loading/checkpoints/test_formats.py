@@ -42,6 +42,7 @@ def npz(path):
         (lambda p: torch.save({"w": torch.ones(2)}, p), formats.TORCH),
         (lambda p: torch.save({}, p, _use_new_zipfile_serialization=False), formats.LEGACY),
         (lambda p: p.write_bytes(safetensors.torch.save({"w": torch.ones(2)})), formats.SAFETENSORS),
+        (lambda p: p.write_bytes((10**8).to_bytes(8, "little") + b"{"), formats.SAFETENSORS),
         (lambda p: p.write_bytes(pickle.dumps({})), formats.PICKLE),
         (npz, formats.NPZ),
         (lambda p: torch.jit.script(torch.nn.Linear(2, 2)).save(str(p)), formats.TORCHSCRIPT),
@@ -76,6 +77,8 @@ def test_a_format_is_told_whatever_the_suffix(tmp_path, write, found):
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer", "git lfs pull"),
         (b"hello, world, how are you?", "unknown kind (it starts with b'hello, world, ho')", "Expected a checkpoint"),
         (b"\x08", "unknown kind", "Expected a checkpoint"),
+        (b"\x08\x97\x12\x07pytorch", "unknown kind", "Expected a checkpoint"),
+        ((10**8 + 1).to_bytes(8, "little") + b"{", "unknown kind", "Expected a checkpoint"),
         (b"{'lr': {{}}", "unknown kind", "Expected a checkpoint"),
         (b"a\x07\x12\x07pytorch", "unknown kind", "Expected a checkpoint"),
         (b"a\x03b", "unknown kind", "Expected a checkpoint"),
@@ -109,6 +112,7 @@ def test_a_format_without_weights_names_what_to_use(tmp_path, write, name, inste
             for suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz")
         ),
         ((), "folder", "Expected a file, or a folder with `model.safetensors`"),
+        (("readme.md",), "folder", "Expected a file, or a folder with `model.safetensors`"),
     ],
 )
 def test_a_folder_is_told_by_the_names_in_it(tmp_path, names, found, instead):

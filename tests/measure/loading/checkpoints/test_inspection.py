@@ -42,7 +42,13 @@ def test_everything_about_a_checkpoint(tmp_path):
     assert len(found.sha256) == 64
     assert found.weights == (Weights("model", 4, 610, {"float32": 610}, False, ()),)
     assert (found.names, found.trust, found.refusal) == ((), "nothing from the file runs", "")
-    assert found.recorded["factory"] == "mlp"
+    assert found.recorded == {
+        "format_version": 1,
+        "factory": "mlp",
+        "model_args": {},
+        "data": "digits",
+        "training": {"lr": 0.1},
+    }
     assert found.training == {"lr": 0.1}
     assert found.optimizer
     assert found.models == ()  # it is recorded
@@ -54,6 +60,7 @@ def test_settings_wrappers_and_averages_are_found(tmp_path):
     both = {f"{part}.{name}": torch.ones(2) for part in ("net", "ema_net", "also") for name in ("a", "b")}
     both |= {f"ema_alone.{name}": torch.ones(4) for name in ("a", "b")}  # of nothing else here
     both |= {"other.a": torch.ones(2), "other.b": torch.ones(3), "third.a": torch.ones(2), "third.b": torch.ones(3)}
+    both |= {"ema_one.weight": torch.ones(2), "one.weight": torch.ones(2)}  # a tensor each: no model
     content = {
         "pytorch-lightning_version": "2.5",
         "state_dict": raw | {"module.steps": torch.tensor(3)},
@@ -119,6 +126,8 @@ def test_the_next_command_names_all_that_is_recorded_and_not_built_in(tmp_path):
     assert inspect(tmp_path / "a.pt").next.endswith("a.pt -m ../net.py:net -d '../my data.npz' --loss net:loss")
     save_checkpoint(tmp_path / "b.pt", nn.Linear(2, 2), factory="os:system", data="digits:size=28", loss="mse")
     assert inspect(tmp_path / "b.pt").next.endswith("b.pt -m NAME")  # what runs any command is not to be pasted
+    save_checkpoint(tmp_path / "c.pt", nn.Linear(2, 2), factory="mlp:net", data="digits")  # a file mlp.py
+    assert inspect(tmp_path / "c.pt").next.endswith("c.pt -m mlp:net")
 
 
 def test_a_hugging_face_folder(tmp_path):
@@ -183,10 +192,14 @@ def test_a_distributed_folder_names_nothing_unless_it_is_an_attack(tmp_path):
     assert found.trust == "none is enough: it names what runs commands"
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.filterwarnings("ignore")
 def test_a_program_may_be_trusted_but_need_not(tmp_path):
     torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "a.pt"))
     assert inspect(tmp_path / "a.pt").trust == "nothing from the file runs"
+    net = nn.Linear(2, 2)
+    net.register_buffer("packed", torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8))
+    torch.jit.script(net).save(str(tmp_path / "c.pt"))
+    assert inspect(tmp_path / "c.pt").trust == "--trust-file: it runs code of its maker"
     torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),)), tmp_path / "b.pt2")
     found = inspect(tmp_path / "b.pt2")
     assert found.trust == "nothing from the file runs; --trust-file to measure the program itself"
@@ -197,6 +210,7 @@ def test_a_format_without_weights_and_a_damaged_file_are_described(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(60))
     found = inspect(tmp_path / "a.gguf")
     assert (found.format, found.bytes, found.next) == ("GGUF file of quantized weights", 64, "")
+    assert (found.weights, found.optimizer) == ((), False)
     assert "is a GGUF file" in found.refusal
     (tmp_path / "b.pt").write_bytes(pickle.dumps({"w": torch.ones(9)})[:-20])
     assert "damaged" in inspect(tmp_path / "b.pt").refusal

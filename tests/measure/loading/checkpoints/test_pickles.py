@@ -276,6 +276,15 @@ def test_sparse_tensors_of_every_layout_are_written_out(layout):
     assert dense(matrix) is matrix
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("kind", [torch.sparse_csr_tensor, torch.sparse_csc_tensor])
+def test_numbers_outside_of_a_compressed_sparse_tensor_are_refused(kind):
+    ends, places = torch.tensor([0, 1, 1]), torch.tensor([2])  # of two rows, or columns
+    damaged = kind(ends, places, torch.ones(1), (2, 2), check_invariants=False)
+    with pytest.raises(LoadError, match=r"A sparse tensor of the shape \(2, 2\) is damaged \(RuntimeError: .*indices"):
+        dense(damaged)
+
+
 @pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.parametrize("layout", [torch.sparse_bsr, torch.sparse_bsc])
 def test_sparse_tensors_of_blocks_are_written_out(layout):

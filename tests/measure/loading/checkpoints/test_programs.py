@@ -161,6 +161,7 @@ def test_the_older_layouts_of_an_exported_program(tmp_path, net, place):
     with zipfile.ZipFile(tmp_path / "a.pt2", "w") as archive:
         archive.writestr("serialized_exported_program.json", "{}")
         archive.writestr("a/data/constants/model.pt", "no weights")
+        archive.writestr("a/data/weights/readme", "no weights")
         archive.write(tmp_path / "weights.pt", place)
     assert set(read_checkpoint(tmp_path / "a.pt2", Trust()).tensors["(file)"]) == set(net.state_dict())
 
