@@ -195,7 +195,7 @@ def _column(column: Any, where: str, is_target: bool) -> Parts | list[str]:
     if missing:
         raise LoadError(f"{where} has {missing} missing values. Expected none: fill or remove them.")
     if texts is not None:
-        return texts or [torch.empty(0)]
+        return texts
     if arrow.types.is_decimal(kind):
         column = column.cast(arrow.float64())
     if _is_image(kind):
