@@ -1,7 +1,6 @@
 """Parquet, Arrow, and folders written by Hugging Face's `datasets`, all read with pyarrow alone."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,12 @@ from gapscope.errors import LoadError
 from gapscope.measure.loading.datasets.arrays import PARTS, Keys, Pair, Split, check_size, to_tensor
 from gapscope.measure.loading.datasets.batches import unpacked_bytes
 from gapscope.measure.loading.datasets.columns import Parts, Unread, pair_of_columns, target_name
-from gapscope.measure.loading.datasets.footers import column_chunks
 from gapscope.measure.loading.datasets.images import decoded
+from gapscope.measure.loading.datasets.parquet import read_parquet
 from gapscope.measure.loading.trust import one_line
 
 ARROW_FILE, PARQUET, ARROW_STREAM = b"ARROW1\0\0", b"PAR1", b"\xff\xff\xff\xff"
 _TEXTS = ("string", "large_string", "string_view")
-_ROWS = 1024  # of a parquet file at a time
-_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4}  # bytes of a value in memory, of a text its place
 
 
 def read_table(path: Path, keys: Keys) -> Pair:
@@ -119,10 +116,7 @@ def _table(path: Path) -> Any:
         if head == b"version ":
             raise LoadError(f"{path} is a Git LFS pointer, not the data themselves. Fetch them: `git lfs pull`.")
         if head.startswith(PARQUET):
-            with arrow.parquet.ParquetFile(path) as file:
-                check_size(_unpacked(path, file.schema), str(path))
-                # texts that are repeated take no room in the file: rows are counted as they come
-                table = _held(file.iter_batches(_ROWS), file.schema_arrow, str(path))
+            table = read_parquet(path)
         else:
             with arrow.memory_map(str(path)) as source:
                 check_size(unpacked_bytes(source, footer=head == ARROW_FILE), str(path))
@@ -134,31 +128,6 @@ def _table(path: Path) -> Any:
         raise
     except Exception as error:  # a damaged file can raise anything
         raise LoadError(f"{path} is damaged ({one_line(error)[:120]}). Copy or write it again.") from None
-
-
-def _unpacked(path: Path, schema: Any) -> int:
-    """Return the bytes that the values of a parquet file take, but texts: in the file, a run of equal ones takes none.
-
-    Texts are counted as they lie in the file, where one that is repeated lies once.
-    """
-    leaves = [schema.column(j) for j in range(len(schema))]
-    fixed = "FIXED_LEN_BYTE_ARRAY"
-    widths = [leaf.length if leaf.physical_type == fixed else _WIDTHS.get(leaf.physical_type, 8) for leaf in leaves]
-    return sum(
-        max(unpacked, values * width)
-        for group in column_chunks(path)
-        for width, (values, unpacked) in zip(widths, group, strict=True)
-    )
-
-
-def _held(batches: Iterable[Any], schema: Any, where: str) -> Any:
-    """Return the table of batches that are unpacked one by one, and no further than fits into memory."""
-    held, used = [], 0
-    for batch in batches:
-        used += batch.get_total_buffer_size()
-        check_size(used, where)
-        held.append(batch)
-    return _pyarrow().Table.from_batches(held, schema)
 
 
 def _pair(table: Any, keys: Keys, where: str) -> Pair:

@@ -234,7 +234,7 @@ def test_texts_that_are_repeated_are_counted_as_they_are_unpacked(tmp_path, monk
     assert path.stat().st_size < 20_000
     assert len(read_table(path, Keys(("y",), "y")).targets) == 5000
     monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", 1_000_000)
-    with pytest.raises(LoadError, match=r"takes 0.0095\d GiB. Expected at most"):  # the first 1,024
+    with pytest.raises(LoadError, match=r"takes 0.0018\d GiB. Expected at most"):  # twice 99, which fit
         read_table(path, NONE)
 
 

@@ -1,38 +1,28 @@
-"""What the footer of a parquet file declares of its columns, read without pyarrow.
+"""Thrift's compact protocol, in which the heads of parquet files are written.
 
-pyarrow ends the whole process where the numbers of a column chunk in a damaged footer contradict each other
-(`RowGroupMetaData.column`, up to its version 26 at least).  The footer is a struct of Thrift's compact protocol; here
-any such struct becomes a dict of its fields by their numbers in parquet.thrift.
+pyarrow ends the whole process where the numbers of a column in a damaged footer contradict each other
+(`RowGroupMetaData.column`, up to its version 26 at least), and says nothing of the pages.  Here any struct becomes a
+dict of its fields by their numbers in parquet.thrift.
 """
 
 import struct
-from pathlib import Path
 from typing import Any
 
-_ROW_GROUPS, _COLUMNS, _COLUMN, _VALUES, _UNPACKED = 4, 1, 3, 5, 6  # the numbers of fields in their structs
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 11, 12
 _INTEGERS = (4, 5, 6)  # of 16, 32 and 64 bits: all are written alike
 
 
-def column_chunks(path: Path) -> list[list[tuple[int, int]]]:
-    """Return (values, unpacked bytes) of the columns of each row group, as the footer of a parquet file declares them.
+class Thrift:
+    """A reader of structs in bytes, or in a mapped file.
 
-    A damaged footer raises `IndexError`, `KeyError`, `TypeError`, `ValueError` or `RecursionError`.
+    What is no struct raises `IndexError`, `ValueError` or `RecursionError`.
     """
-    with path.open("rb") as file:
-        file.seek(-8, 2)
-        length = int.from_bytes(file.read(4), "little")
-        file.seek(-8 - length, 2)
-        footer = _Thrift(file.read(length)).struct()
-    chunks = [[column[_COLUMN] for column in group[_COLUMNS]] for group in footer[_ROW_GROUPS]]
-    return [[(column[_VALUES], column[_UNPACKED]) for column in group] for group in chunks]
 
-
-class _Thrift:
-    def __init__(self, data: bytes) -> None:
-        self.data, self.place = data, 0
+    def __init__(self, data: Any, place: int = 0) -> None:
+        self.data, self.place = data, place
 
     def struct(self) -> dict[int, Any]:
+        """Return the fields of the struct at this place, and move behind it."""
         fields: dict[int, Any] = {}
         number = 0
         while head := self._byte():
@@ -63,11 +53,11 @@ class _Thrift:
 
     def _byte(self) -> int:
         self.place += 1
-        return self.data[self.place - 1]
+        return int(self.data[self.place - 1])
 
     def _bytes(self, length: int) -> bytes:
         self.place += length
-        return self.data[self.place - length : self.place]
+        return bytes(self.data[self.place - length : self.place])
 
     def _varint(self) -> int:
         value = shift = 0

@@ -1,0 +1,138 @@
+"""What a parquet file takes is known before it is unpacked, whatever its footer says."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from gapscope.errors import LoadError
+from gapscope.measure.loading.datasets.parquet import column_pages, read_parquet
+from gapscope.measure.loading.datasets.thrift import Thrift
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+N = 1000
+COLUMNS = {
+    "noise": np.random.default_rng(0).standard_normal(N),
+    "yes": [True, False] * (N // 2),
+    "missing": [None if i % 3 else i for i in range(N)],
+    "texts": [f"text {i}" for i in range(N)],
+    "negative": [-(2**62) - i for i in range(N)],
+    "lists": [[i] * (i % 5) for i in range(N)],
+    "records": [{"a": 1, "b": "x"}] * N,
+}
+
+
+@pytest.mark.parametrize(
+    ("version", "dictionary", "packed"), [*itertools.product(["1.0", "2.0"], [True, False], ["none", "zstd"])]
+)
+def test_pages_are_those_that_pyarrow_reads(tmp_path, version, dictionary, packed):
+    path = tmp_path / "t.parquet"
+    table = pa.table(COLUMNS).replace_schema_metadata({"key": "value" * 100})
+    pq.write_table(
+        table,
+        path,
+        data_page_version=version,
+        use_dictionary=dictionary,
+        compression=packed,
+        row_group_size=300,
+        data_page_size=1000,
+        write_page_index=True,
+        sorting_columns=[pq.SortingColumn(4, descending=True)],
+    )
+    about = pq.read_metadata(path)
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    assert len(groups) == 4
+    for j, pages in enumerate(column_pages(path)):
+        chunks = [group.column(j) for group in groups]
+        assert pages.values == sum(chunk.num_values for chunk in chunks)
+        heads = sum(chunk.total_uncompressed_size for chunk in chunks) - pages.unpacked
+        assert 4 * 10 < heads < 4 * 300  # bytes: those of the pages are counted there as well
+        assert pages.largest < pages.unpacked / 3
+    assert read_parquet(path).num_rows == N
+
+
+def test_texts_in_lists_are_not_read_and_the_others_keep_their_places(tmp_path):
+    path = tmp_path / "t.parquet"
+    texts, table = [["u", "v"]] * 3, {"a": [1, 2, 3], "words": [["u", "v"]] * 3, "a.b": [4, 5, 6]}
+    pq.write_table(pa.table({**table, "of": [{"words": one} for one in texts], "y": ["u", "v", "u"]}), path)
+    read = read_parquet(path)
+    assert read.column_names == ["a", "words", "a.b", "of", "y"]
+    assert [str(field.type) for field in read.schema] == ["int64", "null", "int64", "null", "string"]
+    assert read["a.b"].to_pylist() == [4, 5, 6]
+    pq.write_table(pa.table({"words": texts}), path)
+    assert read_parquet(path)["words"].null_count == 3
+
+
+@pytest.fixture
+def pool():
+    """Count what pyarrow allocates from here on."""
+    usual = pa.default_memory_pool()
+    counting = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counting)
+    yield counting
+    pa.set_memory_pool(usual)
+
+
+def test_a_footer_that_declares_less_than_the_pages_hold_is_not_believed(tmp_path, monkeypatch, pool):
+    path, count = tmp_path / "t.parquet", 2**22
+    lists = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), pa.array(np.zeros(count)))
+    pq.write_table(pa.table({"x": lists, "y": [0]}), path, data_page_size=2**30, compression="zstd")
+    content = path.read_bytes()
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    said, other = b"\x80\x80\x80\x04", b"\x82\x80\x80\x00"  # 2**22 and 1, as zigzag numbers of four bytes
+    footer = content[start:].replace(said, other)
+    assert footer != content[start:]
+    path.write_bytes(content[:start] + footer)
+    assert Thrift(footer).struct()[4][0][1][0][3][5] == 1
+    monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", 8 * count - 1)
+    del lists
+    used = pool.bytes_allocated()
+    with pytest.raises(LoadError, match=r"t.parquet takes 0.031\d GiB. Expected at most"):
+        read_parquet(path)
+    assert pool.max_memory() < used + 2**25
+
+
+def test_long_texts_are_unpacked_a_few_at_a_time(tmp_path, monkeypatch, pool):
+    path = tmp_path / "t.parquet"
+    texts = pa.DictionaryArray.from_arrays(np.zeros(2000, int), pa.array(["x" * 100_000]))
+    pq.write_table(pa.table({"x": texts, "y": texts}), path, store_schema=False)
+    assert path.stat().st_size < 30_000
+    monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", 10_000_000)
+    used = pool.bytes_allocated()
+    with pytest.raises(LoadError, match=r"t.parquet takes \S+ GiB. Expected at most"):
+        read_parquet(path)
+    assert pool.max_memory() < used + 40_000_000  # of 400
+
+
+@pytest.mark.parametrize(
+    "footer",
+    [b"", b"\x15", b"\x15\x02\x19", b"\x1d\x00", b"\x1c" * 5000, b"\x15" + b"\xff" * 20, b"\x49\x10\x00"],
+)
+def test_bytes_that_are_no_struct_are_refused(footer):
+    with pytest.raises((IndexError, ValueError, RecursionError)):
+        Thrift(footer).struct()
+
+
+def test_every_kind_of_value_is_read():
+    fields = {
+        1: (b"\x11", True),
+        2: (b"\x12", False),
+        3: (b"\x13\x7f", 127),
+        4: (b"\x16\x01", -1),
+        5: (b"\x15\xfe\x03", 255),
+        6: (b"\x17\0\0\0\0\0\0\xf0\x3f", 1.0),
+        7: (b"\x18\x02uv", b"uv"),
+        8: (b"\x19\x25\x01\x02", [-1, 1]),
+        9: (b"\x1a\x12\x01", [1]),
+        10: (b"\x1b\x01\x58\x02\x01u", [(1, b"u")]),
+        11: (b"\x1b\x00", []),
+        12: (b"\x1c\x15\x04\x00", {1: 2}),
+        14: (b"\x25\x04", 2),  # a step of two
+        40: (b"\x05\x50\x06", 3),  # a number in full
+    }
+    data = b"".join(written for written, _ in fields.values()) + b"\0"
+    reader = Thrift(b"behind" + data + b"before", 6)
+    assert reader.struct() == {number: value for number, (_, value) in fields.items()}
+    assert reader.place == 6 + len(data)
