@@ -1,6 +1,7 @@
 """One loss per sample, equal to torch's own where torch has it."""
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -76,6 +77,7 @@ def test_a_loss_with_equal_weights_is_bound_to_itself():
     again = CE.bound(torch.tensor([[1, -100], [1, 1]]))
     for ragged in ([[1, 1]], [[1, -100], [1, 1]]):
         assert again.bound(torch.tensor(ragged)) == again  # of the data it was bound to first
+    assert replace(CE, correct=None).bound(torch.tensor([[1, -100], [1, 1]])).correct is None
     none = torch.full((3,), -100)
     with pytest.raises(LoadError, match=r"`cross-entropy` leaves out every target. Expected some with a weight"):
         CE.bound(none)
