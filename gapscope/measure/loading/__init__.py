@@ -132,7 +132,7 @@ def _built(request: Request, checkpoint: Checkpoint) -> _Built:
         model, notes = unwrapped(checkpoint.modules[found.key])
         name = type(model).__name__
         return _Built(model, name, {}, found.key, (f"model: the {name} that the file holds", *notes, *found.notes))
-    folder = checkpoint.folder or (request.checkpoint if request.checkpoint.is_dir() else request.checkpoint.parent)
+    folder = request.checkpoint if request.checkpoint.is_dir() else request.checkpoint.parent
     name, args, recorded, notes = _model_of(request, checkpoint, folder)
     factory = find_factory(name, recorded=recorded, trust=request.trust, folder=folder)
     own = {key: value for key, value in own_settings(factory, checkpoint.settings).items() if key not in args}

@@ -64,8 +64,8 @@ class Trust:
 
 def resolve(spec: str, *, cwd_first: bool = True) -> object:
     """Import what the user named as `pkg.mod:attr` or `path/file.py:attr`."""
-    place, colon, attribute = spec.rpartition(":")
-    if not (place and colon and attribute):
+    place, _, attribute = spec.rpartition(":")  # without a colon, all of it is the attribute
+    if not (place and attribute):
         raise LoadError(f"`{spec}` names no object. Expected `pkg.mod:attr` or `path/file.py:attr`.")
     with importable(spec, cwd_first=cwd_first):
         module = _load_file(Path(place)) if place.endswith(".py") else _import(place)

@@ -87,6 +87,12 @@ def test_the_criterion_of_the_model_and_the_recorded_settings_are_used_and_said(
     torch.save({"model": nn.Linear(64, 10).state_dict(), "model_args": {"inputs": 64}}, "held.pt")
     loaded = ask(model="held.py:Held", data="digits", path=Path("held.pt"))
     assert loaded.loss.name == "cross-entropy:label_smoothing=0.1"
+    torch.save({"model": nn.Linear(64, 10).state_dict(), "model_args": {"inputs": 64, "more": [0] * 99}}, "long.pt")
+    notes = ask(model="held.py:Held", data="digits", path=Path("long.pt")).notes
+    assert any(
+        re.fullmatch(r"model: config=\{'inputs': 64, 'more': \[0, [0, ]{,30} as the checkpoint recorded; .*", note)
+        for note in notes
+    )
     assert "loss: cross-entropy:label_smoothing=0.1, inferred from the criterion that Held holds" in loaded.notes
     held = Path("held.py").read_text()
     Path("summing.py").write_text(held.replace("smoothing=0.1", 'smoothing=0.1, reduction="sum"'))
@@ -200,6 +206,13 @@ def test_a_file_of_weights_is_of_the_model_that_config_json_beside_it_describes(
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(LoadError, match=r"`-m hf`: the package transformers is not installed"):
         ask(data="digits")
+    assert ask(model="mlp", model_args={"hidden": [8]}, data="digits").model_name == "mlp"  # the typed one wins
+    Path("net").mkdir()
+    Path("config.json").rename("net/config.json")
+    torch.save(mlp(hidden=[8]).state_dict(), "net/pytorch_model.bin")
+    for path in ("net", "net/pytorch_model.bin"):
+        with pytest.raises(LoadError, match=r"`-m hf`: the package transformers is not installed"):
+            ask(Path(path), data="digits")
 
 
 def test_of_an_exported_program_the_program_itself_is_offered():
@@ -352,6 +365,22 @@ def test_of_the_modules_in_a_trusted_file_the_model_is_taken_or_what_was_asked_f
         found({"model": raw}, "ema")
     with pytest.raises(LoadError, match="does not say which model it holds"):
         found({"loss": nn.MSELoss(), "model": raw.state_dict()})
+
+
+def test_training_and_test_data_get_the_decoders_inputs():
+    Path("seq.py").write_text(
+        "from torch import nn\n\nclass Seq2Seq(nn.Embedding):\n"
+        "    def __init__(self):\n        super().__init__(9, 9)\n"
+        "    def prepare_decoder_input_ids_from_labels(self, labels):\n        return labels.roll(1, 1)\n"
+        "    def forward(self, input_ids, decoder_input_ids):\n"
+        "        return super().forward(input_ids) + super().forward(decoder_input_ids)\n"
+    )
+    save(model=nn.Embedding(9, 9))
+    for name in ("train", "test"):
+        np.savez(f"{name}.npz", x=np.arange(12).reshape(4, 3) % 9, y=np.arange(12).reshape(4, 3) % 7)
+    loaded = ask(model="seq.py:Seq2Seq", data="train.npz", test_data="test.npz")
+    for data in (loaded.train, loaded.test):
+        assert torch.equal(data.inputs["decoder_input_ids"], data.targets.roll(1, 1))
 
 
 def test_what_was_typed_of_weights_and_data_is_passed_on():

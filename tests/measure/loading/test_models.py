@@ -63,6 +63,7 @@ def test_a_file_that_fails_leaves_no_module_behind(folder):
         ("zoo:broken", {}, "`zoo:broken` called with () raised ValueError: no such width. Check its arguments"),
         ("mlp", {"inputs": "x", "outputs": 3}, "`mlp` called with (inputs='x', outputs=3) raised TypeError"),
         ("zoo:broken", {"width": 3}, "It takes no arguments. Set them with `-a NAME=VALUE`"),
+        ("torch.nn:Linear", {"in_features": 3}, "missing a required argument: 'out_features'. It takes in_features"),
         ("zoo:not_a_module", {}, "`zoo:not_a_module` returned int. Expected a `torch.nn.Module`"),
         ("zoo:instance", {}, "`zoo:instance` is an object of class Net. Expected a class or function"),
         ("math:pi", {}, "`math:pi` is an object of class float"),
@@ -109,8 +110,11 @@ def test_a_malformed_argument_says_what_was_expected(text, message):
         parse_args([text])
 
 
-def test_a_factory_whose_signature_python_does_not_know_has_the_given_arguments():
+def test_a_factory_whose_signature_python_does_not_know_has_the_given_arguments(folder):
     assert all_arguments(dict, {"hidden": [3]}) == {"hidden": [3]}
+    with (folder / "zoo.py").open("a") as file:
+        file.write("\nclass Unknown(Net):\n    __signature__ = '(width)'\n")
+    assert build("zoo:Unknown", width=6)[0].fc1.out_features == 6
 
 
 def test_defaults_count_among_all_arguments():

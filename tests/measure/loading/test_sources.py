@@ -159,6 +159,7 @@ def test_the_class_that_config_json_names_is_built_in_full_precision(tmp_path):
             {},
             "lasification`. Did you mean `BertForSequenceClassification`? Expec",
         ),
+        ("hf:BertModl", {}, {}, "has no model class `BertModl`. Did you mean `BertModel`?"),
         ("hf:AutoModel", {}, {}, "has no model class `AutoModel`."),
         ("hf:LlamaConfig", {}, {}, "has no model class `LlamaConfig`. Expected one that it defines itself"),
         ("hf", {"architectures": None}, {}, "names no architecture. Expected its class. Name it: `-m hf:Bert"),
@@ -264,6 +265,15 @@ def test_a_lightning_class_takes_its_own_recorded_settings():
     assert own_settings(Open, recorded) == {"width": 3, "optimizer": "sgd"}
     assert own_settings(nn.Linear, {"in_features": 3}) == {}
 
+    class Mixed(nn.Module, lightning.pytorch.core.mixins.HyperparametersMixin):
+        """Records settings as a module of theirs does, and is none."""
+
+        def __init__(self, width):
+            super().__init__()
+
+    other = type("LightningModule", (nn.Module,), {"__init__": Net.__init__})  # of no package of theirs
+    assert own_settings(Mixed, recorded) == own_settings(other, recorded) == {}
+
     class Whole(lightning.LightningModule):
         def __init__(self, config):
             super().__init__()
@@ -285,7 +295,7 @@ def test_a_factory_of_one_settings_object_gets_what_was_recorded():
     with pytest.raises(AttributeError, match="the checkpoint recorded no setting `width`"):
         _ = made.width
     assert own_settings(factory, {}) == {}
-    assert own_settings(lambda inputs: None, settings) == {}
+    assert own_settings(lambda inputs: None, settings) == own_settings(lambda depth: None, settings) == {}
     assert own_settings(lambda config, other: None, settings) == {}
     assert own_settings(lambda config, **rest: None, settings) == {"config": settings}
     assert own_settings(dict, settings) == {}  # Python knows no signature of it
@@ -322,6 +332,8 @@ def test_a_sequence_to_sequence_model_gets_its_decoders_inputs_from_the_labels()
     assert found.notes == ("data: text: the decoder's inputs are made from the labels, as Seq2Seq does",)
     assert completed(Seq2Seq(1, 1), found) is found
     assert completed(nn.Linear(1, 1), data) is data
+    real = Data(ids, labels.float(), "numbers", "-", 2)
+    assert completed(Seq2Seq(1, 1), real) is real
 
 
 def test_inputs_in_their_order_all_reach_a_sequence_to_sequence_model():
@@ -336,6 +348,12 @@ def test_inputs_in_their_order_all_reach_a_sequence_to_sequence_model():
         def forward(self, *inputs, **named):
             raise NotImplementedError  # never run: its names alone are read
 
+    class Unknown(Seq2Seq):
+        def forward(self, *inputs):
+            raise NotImplementedError  # never run: its names alone are read
+
+        forward.__signature__ = "(*inputs)"  # which Python refuses to read
+
     ids, mask, labels = torch.arange(6).view(2, 3), torch.ones(2, 3), torch.tensor([[1, 2, 0], [3, 4, 5]])
     data = Data((ids, mask), labels, "text", "-", 2)
     found = completed(Seq2Seq(1, 1), data)
@@ -346,7 +364,7 @@ def test_inputs_in_their_order_all_reach_a_sequence_to_sequence_model():
     assert named["input_ids"] is ids
     assert named["attention_mask"] is mask
     assert torch.equal(found.inputs["decoder_input_ids"], labels.roll(1))
-    assert completed(Open(1, 1), data) is data  # it has no names for them
+    assert completed(Open(1, 1), data) is completed(Unknown(1, 1), data) is data  # they have no names for them
     whole = Data((ids, mask, labels), labels, "text", "-", 2)
     assert completed(Seq2Seq(1, 1), whole) is whole
 
@@ -419,6 +437,22 @@ def test_a_models_own_loss_is_asked_for_where_it_takes_labels():
         def forward(self, x, **rest):
             return super().forward(x, y)
 
+    class Unknown(Labelled):
+        def forward(self, x, labels=None):
+            return super().forward(x, labels)
+
+        forward.__signature__ = "(x, labels=None)"  # which Python refuses to read
+
+    class Each(Labelled):
+        def forward(self, x, labels=None):
+            return types.SimpleNamespace(loss=nn.functional.cross_entropy(x, labels, reduction="none"))
+
+    class Silent(Labelled):
+        def forward(self, x, labels=None):
+            return types.SimpleNamespace(loss=None)
+
+    for kind in (Unknown, Each, Silent):
+        assert own_loss(kind(3, 2), x, y) is None
     assert own_loss(Scoring(3, 2), x, y) is None
     assert own_loss(Open(3, 2), x, y) is None  # which could take labels for one more input
 
@@ -429,13 +463,15 @@ def test_transformers_prints_nothing_while_a_model_computes_its_own_loss():
 
     class Loud(Labelled):
         def forward(self, x, labels=None):
-            heard.append(levels.get_verbosity())
+            heard.append((levels.get_verbosity(), levels.is_progress_bar_enabled()))
             return super().forward(x, labels)
 
     before = levels.get_verbosity()
+    assert levels.is_progress_bar_enabled()
     own_loss(Loud(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
-    assert heard == [levels.CRITICAL]
+    assert heard == [(levels.CRITICAL, False)]
     assert levels.get_verbosity() == before != levels.CRITICAL
+<<<<<<< HEAD
 
 
 @pytest.mark.parametrize("shown", [True, False])
@@ -448,3 +484,6 @@ def test_transformers_shows_progress_afterwards_only_where_it_did_before(shown):
         assert levels.is_progress_bar_enabled() == shown
     finally:
         (levels.enable_progress_bar if before else levels.disable_progress_bar)()
+=======
+    assert levels.is_progress_bar_enabled()
+>>>>>>> w-mutN

@@ -79,6 +79,12 @@ def array(kind, content, shape=(1,)):
     return Call(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, shape, kind, False, content))
 
 
+@pytest.mark.parametrize("protocol", [None, 4])
+def test_a_type_is_known_by_its_name_alone(tmp_path, protocol):
+    path = dumped({"x": array(dtype("f8"), np.float64(1.5).tobytes()), "w": torch.ones(2)}, tmp_path / "a", protocol)
+    assert read_torch_file(path, Trust()).value["x"].tolist() == [1.5]
+
+
 OBJECTS = dtype("O8", 3, "|", None, None, None, -1, -1, 63)
 FIELDS = dtype("V8", 3, "|", None, ("a",), {"a": (OBJECTS, 0)}, 8, 1, 0)
 PART = dtype("V8", 3, "|", (OBJECTS, (1,)), None, None, 8, 1, 0)

@@ -38,6 +38,8 @@ def test_one_hot_pixels_are_labels_along_the_channels():
     pixels = torch.randint(0, 2, (3, 5, 6))
     images = Data(torch.rand(3, 1, 5, 6), one_hot(pixels, 2).movedim(-1, 1), "masks", "-", 3)
     assert torch.equal(as_classes(images, nn.Conv2d(1, 2, 1)).targets, pixels)
+    with pytest.raises(LoadError, match="or `--loss cross-entropy`; or"):
+        infer_loss(images.targets, nn.Conv2d(1, 2, 1), images.inputs)
 
 
 def test_one_hot_tokens_are_labels_along_the_last_dimension():
@@ -83,7 +85,11 @@ def test_rows_with_a_single_one_stay_where_each_entry_has_scores_of_its_own():
         ),
         ((X[:, :2] > -9).float(), 2, "are zeros and ones, one for each output of the model (2,). Expected to be told"),
         (LABELS % 2, 1, "Name it: `--loss bce-with-logits` or `--loss mse`; or"),
+<<<<<<< HEAD
         (torch.ones(12, 1), 1, "Name it: `--loss bce-with-logits` or `--loss mse`; or"),  # flags, one each
+=======
+        (torch.ones(12, 1), 1, "Name it: `--loss bce-with-logits` or `--loss mse`; or"),
+>>>>>>> w-mutN
         (
             LABELS,
             1,

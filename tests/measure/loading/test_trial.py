@@ -120,6 +120,7 @@ def test_a_model_that_would_swallow_an_input_is_told_from_one_that_uses_it():
         ),
         (torch.tensor([7, 1, 9] * 2), "cross-entropy", "Expected one output per class: `-a outputs=10` if that is its"),
         (torch.tensor([2, 1, 9] * 2), "cross-entropy", "Expected one output per class: `-a outputs=10` if that is its"),
+        (torch.tensor([0, 1, 2] * 2), "cross-entropy", "If 2 means no label: `--loss cross-entropy:ignore_index=2`;"),
         (torch.full((6,), 9), "cross-entropy", "Expected one output per class: `-a outputs=10` if that is its"),
         (
             torch.ones(6, 2).long(),
@@ -156,6 +157,17 @@ class Centred(nn.Module):
 @pytest.mark.parametrize("net", [nn.Sequential(nn.Linear(3, 2), nn.Sigmoid()), Centred()])
 def test_outputs_beyond_0_to_1_or_that_add_up_to_something_else_are_no_softmax(net):
     assert check_fit(net, "m", data(X, Y), loss("cross-entropy")) == ()
+    assert check_fit(net, "m", data(X, torch.rand(6, 2)), loss("mse")) == ()  # where they are due
+
+
+def tokens(classes, places):
+    """Return a model with scores for each class at each of several places."""
+    return nn.Sequential(nn.Linear(3, places * classes), nn.Unflatten(1, (places, classes)))
+
+
+def test_labels_of_tokens_go_up_to_the_classes_and_not_to_the_places():
+    with pytest.raises(LoadError, match=r"has labels up to 3, `m` has 2 outputs\."):
+        check_fit(tokens(2, 5), "m", data(X, torch.full((6, 5), 3)), loss("cross-entropy"))
 
 
 def test_a_loss_with_more_than_one_number_for_a_sample_is_refused():
@@ -199,6 +211,8 @@ def test_probabilities_where_scores_are_due_are_noted(last, targets, spec, word)
     assert note.startswith("outputs: ")
     assert note.endswith(word)
     assert check_fit(nn.Sequential(nn.Linear(3, 2), nn.LogSoftmax(-1)), "m", many, loss(spec)) == ()
+    several = data(X, torch.stack([targets[: len(X)]] * 5, 1))
+    assert check_fit(nn.Sequential(tokens(2, 5), last), "m", several, loss(spec)) == (note,)
 
 
 @pytest.mark.parametrize(
@@ -250,9 +264,17 @@ class Own(nn.Linear):
         return types.SimpleNamespace(logits=scores, loss=found)
 
 
+class Zero(nn.Linear):
+    """Has a loss of 0 where all labels are left out."""
+
+    def forward(self, x, labels=None):
+        return types.SimpleNamespace(logits=super().forward(x), loss=torch.zeros(()))
+
+
 def test_first_samples_without_any_label_that_counts_tell_nothing_of_the_models_own_loss():
     labels = torch.tensor([-100] * 4 + [0, 1])
     assert compare_loss(Own(3, 2), data(X, labels), loss("cross-entropy")) == ()
+    assert compare_loss(Zero(3, 2), data(X, labels), loss("cross-entropy")) == ()
     assert compare_loss(Own(3, 2), data(X, Y), loss("cross-entropy")) == ()
 
 
@@ -292,10 +314,11 @@ def test_a_language_models_loss_follows_its_class_and_targets():
 
 def test_classes_that_could_stand_in_two_places_are_not_guessed():
     square = nn.Sequential(nn.Linear(3, 25), nn.Unflatten(1, (5, 5)))
-    labels = torch.zeros(6, 5, dtype=torch.long)
-    with pytest.raises(LoadError, match="the classes could be the second or the last dimension"):
-        check_fit(square, "square", data(X, labels), loss("cross-entropy"))
-    check_fit(square, "square", data(X, labels), loss("masked-lm"))
+    for x in (X, X.repeat(2, 1)):
+        labels = torch.zeros(len(x), 5, dtype=torch.long)
+        with pytest.raises(LoadError, match="the classes could be the second or the last dimension"):
+            check_fit(square, "square", data(x, labels), loss("cross-entropy"))
+        check_fit(square, "square", data(x, labels), loss("masked-lm"))
 
 
 def test_classes_of_pixels_are_the_second_dimension_and_those_of_tokens_the_last():

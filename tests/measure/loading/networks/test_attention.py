@@ -50,9 +50,10 @@ def test_scores_of_a_language_model_do_not_see_later_tokens():
     torch.testing.assert_close(model(tokens[:, :20]), one[:, :20], rtol=0, atol=100 * EPS)  # a shorter row
 
 
-def test_scores_of_a_vision_transformer_depend_on_every_patch():
+@pytest.mark.parametrize("patch", [1, 2, 8])
+def test_scores_of_a_vision_transformer_depend_on_every_patch(patch):
     torch.manual_seed(0)
-    model = vit(size=8, patch=2, channels=1).eval()
+    model = vit(size=8, patch=patch, channels=1).eval()
     x = torch.randn(1, 1, 8, 8, generator=rng(), requires_grad=True)
     model(x).square().sum().backward()
     assert (x.grad != 0).all()

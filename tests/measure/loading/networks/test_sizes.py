@@ -35,5 +35,5 @@ def test_tokens_and_real_targets_say_nothing_of_sizes():
     assert sizes_for(NETWORKS["gpt"], tokens, tokens) == {}
     assert sizes_for(NETWORKS["mlp"], tokens, torch.zeros(3, dtype=torch.int64)) == {}
     assert sizes_for(NETWORKS["mlp"], torch.randn(3, 64), torch.randn(3)) == {}
-    assert sizes_for(NETWORKS["c1"], torch.randn(3, 3, 32, 30), torch.zeros(3, dtype=torch.int64)) == {}
+    assert sizes_for(NETWORKS["c1"], torch.randn(3, 3, 28, 30), torch.zeros(3, dtype=torch.int64)) == {}
     assert sizes_for(NETWORKS["mlp"], {"x": torch.randn(3, 64)}, torch.zeros(3, dtype=torch.int64)) == {}
