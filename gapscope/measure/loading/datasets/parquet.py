@@ -44,7 +44,8 @@ def read_parquet(path: Path) -> Any:
             if leaf.max_repetition_level and leaf.physical_type == _TEXT
         }
         numbers = texts = 0
-        for name, leaf, pages in zip(columns, leaves, column_pages(path), strict=True):
+        everything = column_pages(path) or [Pages(0, 0, 0)] * len(leaves)
+        for name, leaf, pages in zip(columns, leaves, everything, strict=True):
             if name not in listed:
                 width = leaf.length if leaf.physical_type == _FIXED else _WIDTHS.get(leaf.physical_type, 8)
                 numbers += max(pages.unpacked, pages.values * width)
@@ -60,7 +61,7 @@ def read_parquet(path: Path) -> Any:
 
 
 def column_pages(path: Path) -> list[Pages]:
-    """Return what the pages of each column declare, over all row groups."""
+    """Return what the pages of each column declare, over all row groups; nothing where there are none."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         footer = Thrift(content, len(content) - 8 - int.from_bytes(content[-8:-4], "little")).struct()
         groups = [[_pages(content, one[_ABOUT]) for one in group[_COLUMNS]] for group in footer[_ROW_GROUPS]]

@@ -285,6 +285,13 @@ def test_no_rows_are_no_samples_whatever_the_target_is(tmp_path, name, kind):
         load_data(str(path), "train", recorded=False, trust=Trust())
 
 
+def test_a_table_without_a_group_of_rows_has_no_samples(tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.ParquetWriter(path, pa.schema({"a": pa.float64(), "y": pa.string()})).close()
+    with pytest.raises(LoadError, match=r"t.parquet has no samples. Expected at least one."):
+        load_data(str(path), "train", recorded=False, trust=Trust())
+
+
 def test_numbers_under_the_keys_of_a_dictionary_are_numbers(tmp_path):
     column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), pa.array([5, 7]))
     pair = read_table(write(tmp_path / "t.arrow", {"a": column, "y": column}), NONE)
