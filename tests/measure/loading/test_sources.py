@@ -471,7 +471,6 @@ def test_transformers_prints_nothing_while_a_model_computes_its_own_loss():
     own_loss(Loud(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
     assert heard == [(levels.CRITICAL, False)]
     assert levels.get_verbosity() == before != levels.CRITICAL
-<<<<<<< HEAD
 
 
 @pytest.mark.parametrize("shown", [True, False])
@@ -484,6 +483,3 @@ def test_transformers_shows_progress_afterwards_only_where_it_did_before(shown):
         assert levels.is_progress_bar_enabled() == shown
     finally:
         (levels.enable_progress_bar if before else levels.disable_progress_bar)()
-=======
-    assert levels.is_progress_bar_enabled()
->>>>>>> w-mutN

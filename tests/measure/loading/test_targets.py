@@ -85,11 +85,7 @@ def test_rows_with_a_single_one_stay_where_each_entry_has_scores_of_its_own():
         ),
         ((X[:, :2] > -9).float(), 2, "are zeros and ones, one for each output of the model (2,). Expected to be told"),
         (LABELS % 2, 1, "Name it: `--loss bce-with-logits` or `--loss mse`; or"),
-<<<<<<< HEAD
         (torch.ones(12, 1), 1, "Name it: `--loss bce-with-logits` or `--loss mse`; or"),  # flags, one each
-=======
-        (torch.ones(12, 1), 1, "Name it: `--loss bce-with-logits` or `--loss mse`; or"),
->>>>>>> w-mutN
         (
             LABELS,
             1,
