@@ -199,7 +199,19 @@ def test_stored_names_become_the_models_own_or_none_at_all(tmp_path):
     assert in_own_names(fresh, {**stored, "more": torch.zeros(1)}) is None
     assert in_own_names(fresh, dict(list(stored.items())[1:])) is None
     assert in_own_names(fresh, model.state_dict()) is None
+    assert in_own_names(fresh, {"steps": torch.tensor(3)}) is None
     assert in_own_names(nn.Linear(2, 2), stored) is None
+
+
+def test_the_progress_bars_of_transformers_are_as_they_were(tmp_path):
+    pytest.importorskip("transformers")
+    from transformers.utils import logging
+
+    before, folder = logging.is_progress_bar_enabled(), hf(tmp_path)
+    for shown in (True, False, before):
+        (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+        build("hf", folder)
+        assert logging.is_progress_bar_enabled() is shown
 
 
 def test_weights_under_names_of_old_are_renamed_exactly_and_it_is_said(tmp_path):
@@ -259,10 +271,15 @@ def test_a_lightning_class_takes_its_own_recorded_settings():
         def __init__(self, **settings):
             super().__init__()
 
+    class Plain(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+
     recorded = {"width": 3, "optimizer": "sgd", "_instantiator": "lightning"}
     assert own_settings(Net, recorded) == {"width": 3}
     assert own_settings(Open, recorded) == {"width": 3, "optimizer": "sgd"}
     assert own_settings(nn.Linear, {"in_features": 3}) == {}
+    assert own_settings(type("Demo", (Plain,), {"__module__": "lightning.pytorch.demos"}), recorded) == {}
 
     class Whole(lightning.LightningModule):
         def __init__(self, config):
