@@ -203,17 +203,6 @@ def test_stored_names_become_the_models_own_or_none_at_all(tmp_path):
     assert in_own_names(nn.Linear(2, 2), stored) is None
 
 
-def test_the_progress_bars_of_transformers_are_as_they_were(tmp_path):
-    pytest.importorskip("transformers")
-    from transformers.utils import logging
-
-    before, folder = logging.is_progress_bar_enabled(), hf(tmp_path)
-    for shown in (True, False, before):
-        (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
-        build("hf", folder)
-        assert logging.is_progress_bar_enabled() is shown
-
-
 def test_weights_under_names_of_old_are_renamed_exactly_and_it_is_said(tmp_path):
     folder = hf(tmp_path)
     model = build("hf", folder).double()
