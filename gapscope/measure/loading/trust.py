@@ -154,7 +154,7 @@ def _import(name: str) -> types.ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+        if name == error.name or name.startswith(f"{error.name}."):
             siblings = [module.name for module in pkgutil.iter_modules([str(Path.cwd())])]
             raise LoadError(
                 f"There is no module `{name}` here or among the installed packages."

@@ -132,6 +132,12 @@ def test_the_command_line_wins_and_arguments_merge_key_by_key():
     assert ask(model="other.py:other", model_args={"hidden": [8]}, loss="cross-entropy").model_args == {"hidden": [8]}
 
 
+def test_a_recorded_factory_without_arguments_gets_those_that_were_typed():
+    about = {"format_version": 1, "factory": "mlp", "data": "digits"}
+    torch.save({"gapscope": about, "model": mlp(hidden=[8]).state_dict()}, "a.pt")
+    assert ask(model_args={"hidden": [8]}).model_args == {"hidden": [8]}
+
+
 def test_test_data_come_from_the_nearest_word():
     np.savez("t.npz", x=np.ones((3, 64)), y=np.arange(3))
     made(test_data="t.npz")
@@ -165,6 +171,8 @@ def test_a_limit_holds_for_both_splits():
     made()
     loaded = ask(limit=20, data_seed=1)
     assert (len(loaded.train), len(loaded.test), loaded.train.total) == (20, 20, 1300)
+    usual = ask(limit=20).train.fingerprint
+    assert usual == ask(limit=20, data_seed=0).train.fingerprint != loaded.train.fingerprint
 
 
 @pytest.mark.parametrize("spec", ["os:system", "zoo:run", "canary:build", "canary.py:build", "logging:os.system"])

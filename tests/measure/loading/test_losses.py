@@ -223,6 +223,8 @@ def test_tokens_and_pixels_are_averaged_within_a_sample():
         each = CE.per_sample(outputs, wanted)
         assert torch.allclose(each, F.cross_entropy(scores, wanted, reduction="none").flatten(1).mean(1))
         assert torch.allclose(CE.correct(outputs, wanted), (scores.argmax(1) == wanted).double().flatten(1).mean(1))
+    alone = torch.tensor([[-100, 2, -100]])
+    assert CE.correct(torch.eye(3)[None, [0, 2, 1]], alone).tolist() == [1]  # of a single token
 
 
 def test_a_column_of_outputs_is_not_broadcast_against_a_row_of_targets():

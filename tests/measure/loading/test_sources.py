@@ -200,6 +200,7 @@ def test_stored_names_become_the_models_own_or_none_at_all(tmp_path):
     assert in_own_names(fresh, {**stored, "more": torch.zeros(1)}) is None
     assert in_own_names(fresh, dict(list(stored.items())[1:])) is None
     assert in_own_names(fresh, model.state_dict()) is None
+    assert in_own_names(fresh, {"steps": torch.tensor(3)}) is None
     assert in_own_names(nn.Linear(2, 2), stored) is None
 
 
@@ -260,10 +261,15 @@ def test_a_lightning_class_takes_its_own_recorded_settings():
         def __init__(self, **settings):
             super().__init__()
 
+    class Plain(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+
     recorded = {"width": 3, "optimizer": "sgd", "_instantiator": "lightning"}
     assert own_settings(Net, recorded) == {"width": 3}
     assert own_settings(Open, recorded) == {"width": 3, "optimizer": "sgd"}
     assert own_settings(nn.Linear, {"in_features": 3}) == {}
+    assert own_settings(type("Demo", (Plain,), {"__module__": "lightning.pytorch.demos"}), recorded) == {}
 
     class Mixed(nn.Module, lightning.pytorch.core.mixins.HyperparametersMixin):
         """Records settings as a module of theirs does, and is none."""

@@ -101,6 +101,8 @@ def test_targets_that_several_losses_take_are_not_guessed(targets, outputs, mess
 def test_the_outputs_tell_labels_from_real_numbers():
     assert infer_loss(LABELS.float(), nn.Linear(3, 4), X).name == "cross-entropy"
     assert infer_loss(LABELS.float(), nn.Linear(3, 1), X).name == "mse"
+    rows, tokens = torch.rand(3, 5, 6), torch.arange(15.0).view(3, 5) % 4
+    assert infer_loss(tokens, nn.Linear(6, 4), rows).name == "cross-entropy"
     assert infer_loss(X[:, :1], nn.Linear(3, 4), X).name == "mse"
     assert infer_loss(LABELS, nn.Linear(7, 4), X).name == "cross-entropy"  # it fails, which is not said here
     assert not is_ambiguous(LABELS, None)
@@ -111,6 +113,7 @@ CRITERIA = [
     (nn.CrossEntropyLoss(label_smoothing=0.1), "cross-entropy:label_smoothing=0.1"),
     (nn.CrossEntropyLoss(torch.tensor([1.0, 2, 0.5, 1])), "cross-entropy:weight=[1,2,0.5,1]"),
     (nn.CrossEntropyLoss(ignore_index=2), "cross-entropy:ignore_index=2"),
+    (nn.CrossEntropyLoss(ignore_index=100), "cross-entropy:ignore_index=100"),
     (nn.NLLLoss(), "cross-entropy"),
     (nn.BCEWithLogitsLoss(pos_weight=torch.tensor([3.0])), "bce-with-logits:pos_weight=[3]"),
     (nn.MSELoss(), "mse"),

@@ -226,7 +226,7 @@ def pickled_names(path: Path, found: Format) -> set[str]:
                     if name.endswith("data.pkl"):
                         names |= names_in(io.BytesIO(archive.read(name)))
         else:
-            for _ in range(4 if found is formats.LEGACY else 1):  # magic, version, system, and then the object
+            for _ in range(5 if found is formats.LEGACY else 1):  # magic, version, system, object, names of storages
                 names |= names_in(file)
     return names
 

@@ -46,7 +46,7 @@ def _mapped(path: Path, dtype: str | None, spec: str) -> np.ndarray:
     tokens: np.ndarray
     try:
         if path.suffix == ".npy":
-            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+            tokens = np.lib.format.open_memmap(path, mode="r")  # np.load takes archives and pickles, too
         elif dtype is None:
             raise LoadError(f"`{spec}` does not say how long a token is. Expected `:block=128,dtype=uint16`, say.")
         else:

@@ -65,7 +65,7 @@ def normalized(inputs: Inputs, text: str, where: str) -> tuple[Inputs, str]:
     channels = only.shape[1] if only.ndim > 1 else 1
     if len(mean) not in (1, channels):
         own = tuple(held.shape[1:])
-        wanted = ",".join(map(str, (own[-1], *own[:-1]))) if own[-1] == len(mean) else f"{len(mean)},..."
+        wanted = ",".join(map(str, (own[-1], *own[:-1]))) if own[-1:] == (len(mean),) else f"{len(mean)},..."
         raise UsageError(
             f"`--normalize {text}` is for {len(mean)} channels. Expected {channels}, the first size of a sample of "
             f"{where} (shape {own}): give the shape first, `--reshape {wanted}`."
@@ -75,7 +75,7 @@ def normalized(inputs: Inputs, text: str, where: str) -> tuple[Inputs, str]:
             f"`--normalize {text}`: bytes are divided by 255 first. Expected a mean between 0 and 1: divide yours, and "
             "the deviations, by 255."
         )
-    wide = (1, -1, *([1] * (only.ndim - 2))) if only.ndim > 1 else (-1,)
+    wide = (-1, *([1] * (only.ndim - 2)))
     only = only.clone() if only is held else only  # the user's own tensor is not written to
     only.sub_(only.new_tensor(mean).view(wide)).div_(only.new_tensor(std).view(wide))
     return only, f"{note}; minus {','.join(map(str, mean))}, over {','.join(map(str, std))}"

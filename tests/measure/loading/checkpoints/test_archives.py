@@ -26,7 +26,13 @@ def promising(declared=0, packed=0):
 
 
 @pytest.mark.parametrize(
-    ("roomy", "most"), [(0, {"declared": 50_000}), (60_000, {"declared": 60_000}), (0, {"packed": 1000})]
+    ("roomy", "most"),
+    [
+        (0, {"declared": 50_000}),
+        (60_000, {"declared": 60_000}),
+        (archives._ROOMY, {"declared": 2**30}),
+        (0, {"packed": 1000}),
+    ],
 )
 def test_an_archive_promises_at_most_what_fits_into_it(monkeypatch, roomy, most):
     monkeypatch.setattr(archives, "_ROOMY", roomy)

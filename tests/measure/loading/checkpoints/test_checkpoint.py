@@ -253,6 +253,12 @@ def test_what_others_call_as_gapscope_does_is_theirs(tmp_path):
     assert (list(checkpoint.tensors), checkpoint.initial, checkpoint.recorded) == (["model", "initial"], None, {})
 
 
+def test_weights_beside_names_that_no_text_can_hold_are_read(tmp_path):
+    about = {"format_version": 1, "factory": "ml\ud800p", "data": None}
+    torch.save({"gapscope": about, "model": nn.Linear(2, 2).state_dict()}, tmp_path / "a.pt")
+    assert list(read(tmp_path / "a.pt").tensors) == ["model"]
+
+
 def test_weights_are_found_down_to_four_tables_below_the_file(tmp_path):
     for names, found in (("abcd", ["a.b.c.d"]), ("abcde", [])):
         content = functools.reduce(lambda inner, name: {name: inner}, reversed(names), {"w": torch.ones(2)})

@@ -68,6 +68,8 @@ def test_a_format_is_told_whatever_the_suffix(tmp_path, write, found):
         (archive, "zip of something else", "Expected a file made by `torch.save`"),
         (b"GGUF\3\0\0\0", "GGUF file", "PyTorch or safetensors original"),
         (b"\x08\x07\x12\x07pytorch", "ONNX graph", "torch.save(model.state_dict()"),
+        (b"\x08\x07\x1a\x072.13.0.", "ONNX graph", "torch.save(model.state_dict()"),
+        (b"\x08\x07\x22\x07ai.mine", "ONNX graph", "torch.save(model.state_dict()"),
         (b"\x08\x07\x3a\x07graph..", "ONNX graph", "torch.save(model.state_dict()"),
         (b"\x08\x07\x42\x02\x10\x0d", "ONNX graph", "torch.save(model.state_dict()"),
         (b"\x1c\0\0\0TFL3", "TensorFlow model", "np.savez(path, **weights)"),

@@ -66,6 +66,7 @@ def test_settings_wrappers_and_averages_are_found(tmp_path):
         "state_dict": raw | {"module.steps": torch.tensor(3)},
         "swa": raw | {"n_averaged": torch.tensor(3)},
         "pair": both,
+        "two": {f"{part}.{name}": torch.ones(2) for part in ("net", "ema_net") for name in ("a", "b")},
         "hyper_parameters": {"width": 8, "space": argparse.Namespace(), "nested": {"lr": 0.1}},
         "args": argparse.Namespace(batch_size=4),
     }
@@ -81,8 +82,11 @@ def test_settings_wrappers_and_averages_are_found(tmp_path):
         "pair.net": False,
         "pair.ema_net": True,
         "pair.also": False,
+        "two": False,
+        "two.net": False,
+        "two.ema_net": True,
     }
-    assert len(found.weights) == 6
+    assert len(found.weights) == 9
     assert found.weights[0].types == {"float16": 6, "int64": 1}
     assert found.weights[0].wrappers == ("module",)
 

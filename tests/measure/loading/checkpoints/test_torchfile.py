@@ -28,6 +28,10 @@ class Other:
     """And another."""
 
 
+class Keys(list):
+    """A list of the user's own."""
+
+
 def read(path, *allowed: str):
     return read_torch_file(path, Trust(allowed_globals=allowed))
 
@@ -246,6 +250,16 @@ def test_what_had_to_be_trusted_is_returned(tmp_path):
     # what lies behind the pickle that is read needs none
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"w": torch.ones(2)}) + pickle.dumps(Config()))
     assert read(tmp_path / "a.pkl", name).trust == "nothing from the file runs"
+
+
+def test_what_the_last_pickle_of_an_old_file_needs_is_returned(tmp_path):
+    """Behind the object is a list of its storages, none here."""
+    path, name = tmp_path / "a.pt", f"{__name__}.Keys"
+    torch.save({"epoch": 3}, path, _use_new_zipfile_serialization=False)
+    none = pickle.dumps([], 2)
+    assert path.read_bytes().endswith(none)
+    path.write_bytes(path.read_bytes().removesuffix(none) + pickle.dumps(Keys(), 2))
+    assert read(path, name).trust == f"allowed globals: {name}"
 
 
 def test_what_had_to_be_trusted_is_returned_wherever_the_pickle_is_in_the_archive(tmp_path):

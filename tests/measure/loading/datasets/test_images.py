@@ -1,5 +1,6 @@
 """Folders of images by class read as ToTensor would, and refuse what has no one size."""
 
+import contextlib
 import io
 import re
 import struct
@@ -136,3 +137,7 @@ def test_memory_is_bounded_before_it_is_taken(root, monkeypatch):
     for folder in (root, root / "a"):
         with pytest.raises(LoadError, match=re.escape("GiB. Expected at most")):
             read_image_folder(folder, "train", whole=False)
+    for most, fits in ((4 * 60 * 4, True), (4 * 60 * 4 - 1, False)):  # as floats, which they become
+        monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", most)
+        with contextlib.nullcontext() if fits else pytest.raises(LoadError, match="Expected at most"):
+            assert len(read_image_folder(root, "train", whole=False).targets) == 4

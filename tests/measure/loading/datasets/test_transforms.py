@@ -85,7 +85,8 @@ def test_one_mean_is_for_all_channels_and_a_table_has_its_channels_last():
 
 def test_whole_numbers_of_a_table_count_as_bytes_only_where_that_was_asked():
     pixels = torch.tensor([[0.0, 255.0], [51.0, 102.0]])
-    assert torch.equal(normalized(pixels, "scale", "data")[0], pixels / 255)
+    for whole in (pixels, torch.tensor([[0.0, 2.0]])):
+        assert torch.equal(normalized(whole, "scale", "data")[0], whole / 255)
     for unit in (pixels / 255, torch.tensor([[0.0, 1.0]])):
         same, note = normalized(unit, "scale", "data")
         assert torch.equal(same, unit)
@@ -113,9 +114,11 @@ def test_the_users_own_tensor_is_left_alone():
         (BYTES, "nan/1", "`--normalize nan/1` is unknown"),
         (BYTES, "1,2/3,4", "is for 2 channels. Expected 3, the first size of a sample of data (shape (3, 4, 4))"),
         (BYTES.flatten(1), "cifar10", "give the shape first, `--reshape 3,...`"),
+        (torch.ones(2), "1,2/3,4", "is for 2 channels. Expected 1, the first size of a sample of data (shape ())"),
         (BYTES, "125.3/63", "bytes are divided by 255 first. Expected a mean between 0 and 1"),
         (torch.tensor([[-1.5], [0.5]]), "mnist", "run from -1.5 to 0.5. Expected bytes, or pixels from 0 to 1"),
-        (torch.tensor([[0.0], [300.0]]), "scale", "run from 0 to 300"),
+        (torch.tensor([[0.0], [256.0]]), "scale", "run from 0 to 256"),
+        (torch.tensor([[0.5], [1.5]]), "scale", "run from 0.5 to 1.5"),
         (torch.tensor([[0.5], [200.5]]), "scale", "run from 0.5 to 200.5"),  # no bytes
         (torch.tensor([[-1.0], [5.0]]), "scale", "run from -1 to 5"),
     ],

@@ -23,6 +23,12 @@ def test_attention_is_torchs(make, causal, heads):
     torch.testing.assert_close(attention(x), attention.out(mixed), rtol=0, atol=100 * EPS)
 
 
+@pytest.mark.parametrize("make", [vit, gpt])
+def test_places_start_small_beside_what_is_there(make):
+    torch.manual_seed(0)
+    assert float(make(dim=192).encoder.positions.detach().std()) == pytest.approx(0.02, rel=0.05)
+
+
 def test_tokens_and_places_go_through_torchs_blocks():
     torch.manual_seed(0)
     model = gpt(outputs=11, block=9, dim=24, depth=2, heads=3).eval()
