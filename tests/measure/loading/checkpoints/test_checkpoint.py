@@ -377,6 +377,28 @@ def test_settings_are_the_plain_values_that_a_script_left(tmp_path):
     assert (checkpoint.folder, checkpoint.modules, checkpoint.trust) == (None, {}, "nothing from the file runs")
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["", "args", "config", "cfg", "hparams", "hyper_parameters", "hyperparameters", "opt", "model_args"],
+)
+def test_what_a_script_wrote_down_is_found_wherever_scripts_do_so(tmp_path, place):
+    names = "epoch epochs step steps global_step iteration iterations iter_num batch_size lr learning_rate momentum"
+    said = dict.fromkeys((*names.split(), "weight_decay", "seed"), 3)
+    told = said | {"width": 8}
+    torch.save({"model": nn.Linear(2, 2).state_dict()} | ({place: told} if place else told), tmp_path / "a.pt")
+    checkpoint = read(tmp_path / "a.pt")
+    assert checkpoint.training == said
+    assert checkpoint.settings == (told if place else {})
+
+
+def test_settings_are_saved_as_deep_as_they_are_read(tmp_path):
+    nested = functools.reduce(lambda inner, level: [inner] if level % 2 else {"a": inner}, range(31), 3)
+    save_checkpoint(tmp_path / "a.pt", mlp(), training=nested)
+    assert read(tmp_path / "a.pt").training == nested
+    with pytest.raises(LoadError, match="is nested 32 levels deep"):
+        save_checkpoint(tmp_path / "a.pt", mlp(), training={"a": nested})
+
+
 def test_the_longest_integers_that_are_saved_are_read_back(tmp_path):
     training = {"seed": 1 << 1999, "low": -(1 << 1999), "letter": "\U0001f600\ud7ff\ue000"}
     save_checkpoint(tmp_path / "a.pt", mlp(), training=training)
@@ -456,6 +478,8 @@ def test_arrays_of_a_plain_pickle_and_of_an_npz_are_weights(tmp_path):
     np.savez(tmp_path / "a.npz", **{name: array.astype("<f4") for name, array in arrays.items()})
     assert read(tmp_path / "a.pkl").tensors["model"]["fc.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert read(tmp_path / "a.npz").tensors["(file)"]["fc.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert read(tmp_path / "a.pkl").format == "plain pickle"
+    assert read(tmp_path / "a.npz").format == "NumPy archive (.npz)"
 
 
 def test_a_list_of_averages_without_names_has_a_place_of_its_own(tmp_path):

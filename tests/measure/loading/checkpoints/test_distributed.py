@@ -250,6 +250,11 @@ def backwards(metadata):
         info.length = -1
 
 
+def hollow(metadata):
+    for info in metadata.storage_data.values():
+        info.length = 0
+
+
 def twice(metadata):
     index = next(index for index in metadata.storage_data if index.fqn == "model.0.weight")
     metadata.storage_data[MetadataIndex("model.0.weight", torch.Size([]))] = metadata.storage_data[index]
@@ -324,6 +329,7 @@ def compressed(metadata):
         (beyond, "ends before the piece of `model.0."),
         (before, "ends before the piece of `model.0."),
         (backwards, "ends before the piece of `model.0."),
+        (hollow, "`model.0.weight` is declared as 12 numbers, more than its files hold"),
         (lambda m: grow(m, 10**6, 10**6), "is declared as 1,000,000,000,000 numbers, more than its files hold"),
         (lambda m: grow(m, 100, 10), "`model.0.weight` is declared as 1,000 numbers, more than its files hold"),
         (cut, "a piece of `model.0.weight` has the shape (4, 3), not (3, 3)"),

@@ -107,6 +107,9 @@ def test_an_average_may_be_the_model():
         ({"zeta": weights(), "net": weights(1)}, "net"),
         ({"state_dict": weights(1), "model": weights()}, "model"),
         ({"model_state_dict": weights(1), "state_dict": weights()}, "state_dict"),
+        ({"model_state": weights(1), "model_state_dict": weights()}, "model_state_dict"),
+        ({"net": weights(1), "model_state": weights()}, "model_state"),
+        ({"params": weights(1), "network": weights()}, "network"),
     ],
 )
 def test_a_choice_between_two_sets_is_said(tensors, key):

@@ -1,5 +1,6 @@
 """Shards are put together exactly as their index says, and from nowhere else."""
 
+import functools
 import hashlib
 import json
 import re
@@ -165,6 +166,17 @@ def test_a_config_is_read_up_to_a_length(sharded, monkeypatch):
     assert set(read(sharded).tensors) == {"fc1.weight", "fc2.weight"}
     monkeypatch.setattr("gapscope.measure.loading.checkpoints.folders._LONGEST", size - 1)
     with pytest.raises(LoadError, match=r"index.json is no readable JSON \(ValueError: it is too long\)"):
+        read(sharded)
+
+
+def test_a_config_is_read_up_to_a_depth(sharded):
+    nested = functools.reduce(lambda inner, level: [inner] if level % 2 else {"a": inner}, range(31), 3)
+    (sharded / "config.json").write_text(json.dumps(nested))
+    assert read(sharded).settings == nested
+    (sharded / "config.json").write_text(json.dumps({"a": nested}))
+    with pytest.raises(
+        LoadError, match=r"config.json is no readable JSON \(ValueError: its lists or tables are nested"
+    ):
         read(sharded)
 
 

@@ -38,11 +38,10 @@ def test_usual_names_are_found(tmp_path, names):
 
 
 @pytest.mark.parametrize("form", ["{}_{}", "{1}_{0}"])
-def test_a_file_with_its_own_split_has_both_parts(tmp_path, form):
-    sizes = {"train": 5, "test": 2}
-    np.savez(
-        tmp_path / "a.npz", **{form.format(name, split): np.ones(n) for split, n in sizes.items() for name in "xy"}
-    )
+@pytest.mark.parametrize("parts", [("train", "test"), ("tr", "te")])
+def test_a_file_with_its_own_split_has_both_parts(tmp_path, form, parts):
+    sizes = zip(parts, (5, 2), strict=True)
+    np.savez(tmp_path / "a.npz", **{form.format(name, part): np.ones(n) for part, n in sizes for name in "xy"})
     arrays = read(tmp_path / "a.npz")
     assert [len(pick_pair(arrays, split, "a.npz").inputs) for split in ("train", "test")] == [5, 2]
 
@@ -101,11 +100,15 @@ def test_inputs_under_the_names_of_hugging_face_are_given_by_name():
     chosen = pick_pair(held, "train", "file", keys=Keys(("attention_mask", "input_ids")))
     assert list(chosen.inputs) == ["attention_mask", "input_ids"]
     assert torch.equal(pick_pair(held, "train", "file", keys=Keys(("input_ids",))).inputs, held["input_ids"])
+    texts = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+    others = ("decoder_input_ids", "decoder_attention_mask", "pixel_values", "input_values", "input_features")
+    held = {name: torch.ones(2) for name in (*texts, *others)}
+    assert pick_pair(held | {"labels": torch.ones(2)}, "train", "file").inputs.keys() == held.keys()
 
 
 def test_an_array_that_is_left_out_is_said():
     held = {"x": torch.ones(2), "y": torch.ones(2), "weights": torch.ones(2), "x_test": torch.ones(1)}
-    held["/test/y"] = torch.ones(1)  # of an HDF5 file
+    held["/test/y"] = held["X/test"] = torch.ones(1)  # of an HDF5 file
     assert pick_pair(held, "train", "file").notes == ("data: file: not used: `weights`",)
 
 

@@ -65,6 +65,10 @@ def test_idx_files_are_found_where_torchvision_keeps_them(mnist):
 
 
 def test_of_several_idx_data_sets_in_a_folder_none_is_taken(mnist):
+    (mnist / "emnist-digits-t10k-images-idx3-ubyte").touch()
+    with pytest.raises(LoadError, match=r"holds the images of 2 data sets: emnist-digits-t10k-.*, t10k-"):
+        find_idx(mnist, "test")
+    (mnist / "emnist-digits-t10k-images-idx3-ubyte").unlink()
     for word in ("balanced", "digits"):
         for kind in ("images-idx3", "labels-idx1"):
             (mnist / f"emnist-{word}-train-{kind}-ubyte.gz").touch()
