@@ -129,7 +129,11 @@ def test_a_model_that_would_swallow_an_input_is_told_from_one_that_uses_it():
         ),
         (torch.full((6,), 0.5), "cross-entropy", "a loss of yours: `--loss path/file.py:function`."),
         (torch.full((6, 2), 3.0), "bce-with-logits", "has targets from 3 to 3. Binary cross-entropy expects 0 to 1."),
-        (torch.full((6, 2), 1.5), "bce-with-logits", "has targets from 1.5 to 1.5. Binary cross-entropy expects 0 to 1."),
+        (
+            torch.full((6, 2), 1.5),
+            "bce-with-logits",
+            "has targets from 1.5 to 1.5. Binary cross-entropy expects 0 to 1.",
+        ),
         (torch.full((6, 2), -1.0), "bce-with-logits:pos_weight=2", "has targets from -1 to -1. Binary cross-entropy"),
     ],
 )
