@@ -32,7 +32,7 @@ def own_criterion(model: nn.Module) -> str:
         return ""
     options = {key: getattr(found[0], key, unset) for key, unset in _UNSET.items()}
     several = [value for value in options.values() if isinstance(value, Tensor) and value.ndim > 1]
-    if any(value.numel() not in (1, value.shape[-1]) for value in several):
+    if any(value.numel() != value.shape[-1] for value in several):
         return ""  # weights of other dimensions than the last, as of channels, which `--loss` cannot spell
     given = [
         f"{key}={value.flatten().tolist() if isinstance(value, Tensor) else value}"

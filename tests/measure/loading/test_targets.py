@@ -111,6 +111,7 @@ def test_the_outputs_tell_labels_from_real_numbers():
 CRITERIA = [
     (nn.CrossEntropyLoss(), "cross-entropy"),
     (nn.CrossEntropyLoss(label_smoothing=0.1), "cross-entropy:label_smoothing=0.1"),
+    (nn.CrossEntropyLoss(label_smoothing=1.0), "cross-entropy:label_smoothing=1"),
     (nn.CrossEntropyLoss(torch.tensor([1.0, 2, 0.5, 1])), "cross-entropy:weight=[1,2,0.5,1]"),
     (nn.CrossEntropyLoss(ignore_index=2), "cross-entropy:ignore_index=2"),
     (nn.CrossEntropyLoss(ignore_index=100), "cross-entropy:ignore_index=100"),
@@ -142,7 +143,8 @@ def test_criteria_that_do_not_say_one_loss_are_left_alone(held):
 
 def test_weights_of_channels_are_not_taken_for_those_of_the_last_dimension():
     weights = torch.tensor([1.0, 5, 9])
-    assert own_criterion(nn.BCEWithLogitsLoss(pos_weight=weights.view(3, 1, 1))) == ""
+    for pos_weight in (weights.view(3, 1, 1), weights.view(3, 1), weights[:2].view(2, 1)):
+        assert own_criterion(nn.BCEWithLogitsLoss(pos_weight=pos_weight)) == ""
     for pos_weight in (weights, weights.view(1, 3), weights.view(1, 1, 3)):
         assert (
             own_criterion(nn.BCEWithLogitsLoss(pos_weight=pos_weight)) == "bce-with-logits:pos_weight=[1.0, 5.0, 9.0]"

@@ -129,6 +129,11 @@ def test_a_model_that_would_swallow_an_input_is_told_from_one_that_uses_it():
         ),
         (torch.full((6,), 0.5), "cross-entropy", "a loss of yours: `--loss path/file.py:function`."),
         (torch.full((6, 2), 3.0), "bce-with-logits", "has targets from 3 to 3. Binary cross-entropy expects 0 to 1."),
+        (
+            torch.full((6, 2), 1.5),
+            "bce-with-logits",
+            "has targets from 1.5 to 1.5. Binary cross-entropy expects 0 to 1.",
+        ),
         (torch.full((6, 2), -1.0), "bce-with-logits:pos_weight=2", "has targets from -1 to -1. Binary cross-entropy"),
     ],
 )
@@ -158,6 +163,8 @@ class Centred(nn.Module):
 def test_outputs_beyond_0_to_1_or_that_add_up_to_something_else_are_no_softmax(net):
     assert check_fit(net, "m", data(X, Y), loss("cross-entropy")) == ()
     assert check_fit(net, "m", data(X, torch.rand(6, 2)), loss("mse")) == ()  # where they are due
+    above = nn.Sequential(net, nn.Hardtanh(1.25, 1.5))
+    assert check_fit(above, "m", data(X, torch.ones(6, 2)), loss("bce-with-logits")) == ()
 
 
 def tokens(classes, places):

@@ -21,7 +21,7 @@ def test_a_table_puts_its_numbers_side_by_side():
     one = pair_of_columns(columns, Keys(("b",)), "t", table=True)
     assert one.inputs.tolist() == [[0.5], [1.5]]
     names = ", ".join(str(i) for i in range(12))
-    for count, more in ((12, ""), (14, " and 2 more")):
+    for count, more in ((12, ""), (13, " and 1 more"), (14, " and 2 more")):
         wide = {str(i): [torch.ones(2)] for i in range(count)} | {"y": [torch.ones(2)]}
         assert pair_of_columns(wide, Keys(), "t", table=True).notes == (f"data: t: inputs side by side: {names}{more}",)
     exact = {"a": [torch.ones(2)], "y": [torch.ones(2)]}

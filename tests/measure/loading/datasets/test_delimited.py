@@ -101,6 +101,7 @@ def test_numbers_that_pandas_gives_as_names_are_names_beside_an_unusual_one(tmp_
     [
         "0.5,1.2,y\n0.7,1.1,n\n",
         "0,1,y\n1,0,n\n1,1,y\n",
+        "0,1,y\n1,0,y\n1,1,n\n",
         "0,1,2,class\n1,0,0,other\n1,1,0,class\n",
         "0,1,cat\n1,0,dog\n",
         "1,0,2,cat\n1,0,2,dog\n",

@@ -25,6 +25,8 @@ def test_labels_are_those_of_the_formula():
     scores = torch.tanh(3 * x.double() @ first.double().T / math.sqrt(20)) @ last.double().T
     assert torch.equal(pair.inputs, x)
     assert torch.equal(pair.targets, scores.argmax(1))
+    test = read("samples=300,inputs=20,outputs=7,seed=4", "test")
+    assert torch.equal(test.inputs, torch.randn(60, 20, generator=rng(14)))  # 15 is the teacher of the next seed
 
 
 def test_the_splits_are_other_samples_of_one_teacher():
@@ -80,9 +82,16 @@ def test_noise_is_a_share_of_the_training_labels(kind):
 
 
 def test_all_labels_may_be_noise():
-    pair = read("samples=5000,noise=1")
+    counts = torch.bincount(read("samples=5000,noise=1").targets)
     expected = 5000 / 10
-    assert ((torch.bincount(pair.targets) - expected).abs() < 5 * math.sqrt(expected)).all()
+    assert len(counts) == 10
+    assert ((counts - expected).abs() < 5 * math.sqrt(expected)).all()
+
+
+def test_a_share_of_0_leaves_all_labels_as_they_are():
+    clean, same = read("samples=50"), read("samples=50,noise=0")
+    assert torch.equal(clean.targets, same.targets)
+    assert same.notes == ("data: teacher:samples=50,noise=0: 50 Gaussian samples labelled by a random network",)
 
 
 def test_targets_of_tokens_are_the_next_ones_and_follow_the_table():
@@ -113,7 +122,7 @@ def test_targets_of_tokens_are_the_next_ones_and_follow_the_table():
         ("image=3x8x8,inputs=9", "gives `inputs` and `image`. Expected one, since each says what a sample is. Leave"),
         ("samples=999999999,inputs=99999", "takes 3.73e+05 GiB. Expected at most 16 GiB, which fits into mem"),
         ("samples=9999999999,tokens=9", "takes 745 GiB. Expected at most"),  # each 10 tokens of 8 bytes
-        ("tokens=5,outputs=999999", "GiB. Expected at most 16 GiB, which fits into memory"),
+        ("tokens=5,outputs=999999", "takes 7.45e+03 GiB. Expected at most"),  # a table of 999999^2
     ],
 )
 def test_options_that_make_no_data_are_named(options, message):

@@ -115,6 +115,7 @@ def test_the_users_own_tensor_is_left_alone():
         (BYTES, "1,2/3,4", "is for 2 channels. Expected 3, the first size of a sample of data (shape (3, 4, 4))"),
         (BYTES.flatten(1), "cifar10", "give the shape first, `--reshape 3,...`"),
         (torch.ones(2), "1,2/3,4", "is for 2 channels. Expected 1, the first size of a sample of data (shape ())"),
+        (BYTES, "1.1/0.5", "bytes are divided by 255 first. Expected a mean between 0 and 1"),
         (BYTES, "125.3/63", "bytes are divided by 255 first. Expected a mean between 0 and 1"),
         (torch.tensor([[-1.5], [0.5]]), "mnist", "run from -1.5 to 0.5. Expected bytes, or pixels from 0 to 1"),
         (torch.tensor([[0.0], [256.0]]), "scale", "run from 0 to 256"),

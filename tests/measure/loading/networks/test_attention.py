@@ -65,6 +65,14 @@ def test_scores_of_a_vision_transformer_depend_on_every_patch(patch):
     assert (x.grad != 0).all()
 
 
+def test_scores_of_a_vision_transformer_are_read_off_at_a_token_of_its_own():
+    """Which learns of the patches in the blocks alone: without one, no picture is told from another."""
+    torch.manual_seed(0)
+    model = vit(size=8, channels=1, depth=0).eval()
+    one, two = model(torch.randn(2, 1, 8, 8, generator=rng()))
+    assert torch.equal(one, two)
+
+
 @pytest.mark.parametrize("model", [vit(size=8), gpt()])
 def test_dropout_is_on_in_training_alone(model):
     x = torch.zeros(1, 3, 8, 8) if hasattr(model, "patches") else torch.zeros(1, 8, dtype=torch.long)

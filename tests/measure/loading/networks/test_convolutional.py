@@ -27,6 +27,16 @@ def test_dropout_is_where_the_published_code_has_it():
         ]
 
 
+@pytest.mark.parametrize(("make", "counts"), [(c1, (2, 4, 3)), (c2, (13, 14, 2)), (lenet5, (2, 0, 3))])
+def test_layers_with_weights_are_numbered_in_their_order(make, counts):
+    """Files hold them by these names."""
+    with torch.device("meta"):
+        names = [name for name, layer in make().named_children() if list(layer.parameters())]
+    for kind, count in zip(("conv", "bn", "fc"), counts, strict=True):
+        assert [name for name in names if name.startswith(kind)] == [f"{kind}{i + 1}" for i in range(count)]
+    assert len(names) == sum(counts)
+
+
 @pytest.mark.parametrize("size", [8, 28, 32])
 def test_pooling_of_c1_is_that_of_the_padding_same(size):
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -54,17 +56,25 @@ def test_names_of_resnet18_are_torchvisions():
     assert shapes["fc.bias"] == (1000,)
 
 
-@pytest.mark.parametrize(("stem", "side"), [("imagenet", 8), ("cifar", 32)])
-def test_a_stem_halves_images_twice_or_keeps_them(stem, side):
+@pytest.mark.parametrize(
+    ("make", "width", "side"),
+    [(resnet18, 64, 8), (partial(resnet18, stem="cifar"), 64, 32), (resnet20, 16, 32), (resnet56, 16, 32)],
+)
+def test_a_stem_halves_images_twice_or_keeps_them(make, width, side):
     with torch.device("meta"):
-        model = resnet18(stem=stem)
-        layers = list(model.named_children())
         x = torch.zeros(1, 3, 32, 32)
-        for name, layer in layers:
-            if name == "layer1":
+        for name, layer in make().named_children():
+            if name in ("layer1", "stage1"):
                 break
             x = layer(x)
-    assert x.shape == (1, 64, side, side)
+    assert x.shape == (1, width, side, side)
+
+
+def test_the_pooling_of_resnet18_is_torchvisions():
+    with torch.device("meta"):
+        pool = resnet18().maxpool
+    x = torch.randn(2, 3, 8, 8, generator=RNG)
+    assert torch.equal(pool(x), F.max_pool2d(x, 3, stride=2, padding=1))
 
 
 def test_an_unknown_stem_is_named():

@@ -13,6 +13,9 @@ from gapscope.measure.loading.networks import NETWORKS, sizes_for
         ("c1", (3, 32, 32), 10, {}),
         ("c2", (3, 32, 32), 10, {}),
         ("c3", (3, 32, 32), 10, {"outputs": 10}),
+        ("c4", (3, 32, 32), 100, {}),
+        ("vgg16", (3, 32, 32), 10, {}),
+        ("vit", (3, 32, 32), 10, {}),
         ("lenet5", (3, 32, 32), 10, {"channels": 3, "size": 32}),
         ("resnet20", (1, 8, 8), 10, {"channels": 1}),
     ],
@@ -21,7 +24,8 @@ def test_only_what_is_not_right_is_given(network, shape, classes, expected):
     inputs, targets = torch.randn(classes, *shape), torch.arange(classes)
     found = sizes_for(NETWORKS[network], inputs, targets)
     assert found == expected
-    scores = NETWORKS[network](**found).eval()(inputs[:2])
+    with torch.device("meta"):
+        scores = NETWORKS[network](**found).eval()(inputs[:2].to("meta"))
     assert scores.shape[0] == 2
     assert scores.shape[1] >= classes
 
