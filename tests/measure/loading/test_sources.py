@@ -305,6 +305,28 @@ def test_a_factory_of_one_settings_object_gets_what_was_recorded():
     assert own_settings(lambda config, other: None, settings) == {}
     assert own_settings(lambda config, **rest: None, settings) == {"config": settings}
     assert own_settings(dict, settings) == {}  # Python knows no signature of it
+    for usual in (
+        *(
+            lambda args: None,
+            lambda config: None,
+            lambda cfg: None,
+            lambda hparams: None,
+            lambda hyper_parameters: None,
+        ),
+        *(lambda hyperparameters: None, lambda opt: None, lambda model_args: None),
+    ):
+        assert list(own_settings(usual, settings).values()) == [settings]
+
+
+@pytest.mark.parametrize("package", ["lightning", "pytorch_lightning"])
+def test_a_class_of_either_package_of_lightning_takes_its_settings(package):
+    base = type("LightningModule", (nn.Module,), {"__module__": f"{package}.pytorch.core.module"})
+
+    class Net(base):
+        def __init__(self, width):
+            super().__init__()
+
+    assert own_settings(Net, {"width": 3, "optimizer": "sgd"}) == {"width": 3}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
@@ -315,6 +337,8 @@ def test_wrapped_models_are_taken_out():
         inner,
         ("model: taken out of DataParallel", "model: taken out of OptimizedModule"),
     )
+    spread = type("DistributedDataParallel", (nn.DataParallel,), {})(inner)
+    assert unwrapped(spread) == (inner, ("model: taken out of DistributedDataParallel",))
     wrapper = nn.Sequential(inner)
     wrapper.module = inner  # an attribute of that name is not enough
     assert unwrapped(wrapper)[0] is wrapper
