@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gapscope.errors import LoadError
+from gapscope.measure import loading
 from gapscope.measure.loading import Reading, Request, Trust, load, save_checkpoint
 from gapscope.measure.loading.networks import f1, mlp
 
@@ -40,6 +41,13 @@ def test_a_checkpoint_of_ours_needs_no_flag():
     assert (loaded.model_name, loaded.model_args, loaded.weights_key) == ("mlp", {"hidden": [8]}, "model")
     assert (len(loaded.train), len(loaded.test), loaded.loss.name) == (1300, 497, "cross-entropy")
     assert loaded.notes == ()
+
+
+def test_the_package_gives_these_names():
+    names = """Checkpoint Data Loaded Loss NETWORKS Reading Request Trust as_classes build_loss build_model check_fit
+        data_of infer_loss load load_data parse_args read_checkpoint same_classes save_checkpoint"""
+    assert sorted(loading.__all__) == names.split()
+    assert all(hasattr(loading, name) for name in loading.__all__)
 
 
 def test_inferred_choices_are_noted():

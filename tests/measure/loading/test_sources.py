@@ -201,6 +201,7 @@ def test_stored_names_become_the_models_own_or_none_at_all(tmp_path):
     assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
     assert fresh.eval()(torch.arange(5)[None]).past_key_values is None
+    assert fresh.config._experts_implementation == "eager"  # of which there are second derivatives
     assert in_own_names(fresh, {**stored, "more": torch.zeros(1)}) is None
     assert in_own_names(fresh, dict(list(stored.items())[1:])) is None
     assert in_own_names(fresh, model.state_dict()) is None
@@ -309,6 +310,28 @@ def test_a_factory_of_one_settings_object_gets_what_was_recorded():
     assert own_settings(lambda config, other: None, settings) == {}
     assert own_settings(lambda config, **rest: None, settings) == {"config": settings}
     assert own_settings(dict, settings) == {}  # Python knows no signature of it
+    for usual in (
+        *(
+            lambda args: None,
+            lambda config: None,
+            lambda cfg: None,
+            lambda hparams: None,
+            lambda hyper_parameters: None,
+        ),
+        *(lambda hyperparameters: None, lambda opt: None, lambda model_args: None),
+    ):
+        assert list(own_settings(usual, settings).values()) == [settings]
+
+
+@pytest.mark.parametrize("package", ["lightning", "pytorch_lightning"])
+def test_a_class_of_either_package_of_lightning_takes_its_settings(package):
+    base = type("LightningModule", (nn.Module,), {"__module__": f"{package}.pytorch.core.module"})
+
+    class Net(base):
+        def __init__(self, width):
+            super().__init__()
+
+    assert own_settings(Net, {"width": 3, "optimizer": "sgd"}) == {"width": 3}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
@@ -319,6 +342,8 @@ def test_wrapped_models_are_taken_out():
         inner,
         ("model: taken out of DataParallel", "model: taken out of OptimizedModule"),
     )
+    spread = type("DistributedDataParallel", (nn.DataParallel,), {})(inner)
+    assert unwrapped(spread) == (inner, ("model: taken out of DistributedDataParallel",))
     wrapper = nn.Sequential(inner)
     wrapper.module = inner  # an attribute of that name is not enough
     assert unwrapped(wrapper)[0] is wrapper

@@ -70,7 +70,7 @@ def test_a_module_is_found_though_the_time_of_its_folder_does_not_tell_that_it_i
         ("zooo:Net", "There is no module `zooo` here or among the installed packages. Did you mean `zoo`?"),
         ("zoo:Nett", "`zoo` has no `Nett`. Did you mean `Net`?"),
         ("zoo:qqqqqq", "`zoo` has no `qqqqqq`. It defines Net, not_a_module, broken"),
-        ("plain.py:x1234567", "It defines no function or class."),
+        ("plain.py:x1234567", "`plain.py` has no `x1234567`. It defines no function or class."),
         ("zo.py:Net", "Cannot read `zo.py`: No such file or directory. Did you mean `zoo.py`?"),
         (f"{'long' * 99}/zoo.py:Net", "/zoo.py`: File name too long. Expected `path/file.py:attr`."),
         ("bad.py:x", "Importing `bad.py` raised ZeroDivisionError: division by zero. Fix that file first."),

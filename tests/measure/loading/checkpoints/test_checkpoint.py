@@ -206,6 +206,31 @@ def test_training_is_found_where_scripts_leave_it(tmp_path):
     assert checkpoint.recorded == {}
 
 
+@pytest.mark.parametrize(
+    "key", ["args", "config", "cfg", "hparams", "hyper_parameters", "hyperparameters", "opt", "model_args"]
+)
+def test_settings_are_found_under_every_usual_name(tmp_path, key):
+    torch.save({"model": nn.Linear(2, 2).state_dict(), key: {"width": 8, "lr": 0.5}}, tmp_path / "a.pt")
+    checkpoint = read(tmp_path / "a.pt")
+    assert checkpoint.settings == {"width": 8, "lr": 0.5}
+    assert checkpoint.training == {"lr": 0.5}
+
+
+def test_every_usual_word_about_training_is_found(tmp_path):
+    words = """epoch epochs step steps global_step iteration iterations iter_num batch_size lr learning_rate momentum
+        weight_decay seed"""
+    said = {word: i for i, word in enumerate(words.split())}
+    torch.save({"model": nn.Linear(2, 2).state_dict(), **said, "patience": 3}, tmp_path / "a.pt")
+    assert read(tmp_path / "a.pt").training == said
+
+
+@pytest.mark.parametrize("key", ["optimizer", "optimizer_state_dict", "optimizer_state", "optim"])
+def test_the_state_of_an_optimizer_is_found_under_every_usual_name(tmp_path, key):
+    model = nn.Linear(2, 2)
+    torch.save({"model": model.state_dict(), key: torch.optim.SGD(model.parameters()).state_dict()}, tmp_path / "a.pt")
+    assert read(tmp_path / "a.pt").optimizer["param_groups"]
+
+
 @pytest.mark.parametrize("key", ["optimizer_states", "optimizers"])
 def test_learning_rates_that_differ_by_group_are_not_one_rate(tmp_path, key):
     model = nn.Linear(2, 2)
@@ -326,6 +351,7 @@ def test_arrays_beside_the_tensors_of_a_checkpoint_are_no_weights(tmp_path):
     [
         (3, "holds an object of class builtins.int. Expected a state_dict"),
         ([1, 2], "holds an object of class builtins.list. Expected a state_dict"),
+        (np.ones(2), "holds an object of class numpy.ndarray. Expected a state_dict"),
         (
             {"fc._packed_params": 0.1},
             "These are quantized, whose loss has no derivatives: give the weights",
@@ -345,6 +371,14 @@ def test_arrays_beside_the_tensors_of_a_checkpoint_are_no_weights(tmp_path):
         (
             {"gapscope": {"format_version": 1, "factory": 3}},
             "records `factory` as an object of class builtins.int. Expected a string",
+        ),
+        *(
+            (
+                {"gapscope": {"format_version": 1, name: 3}},
+                f"records `{name}` as an object of class builtins.int. Expected a {kind}",
+            )
+            for kind, names in (("string", ("data", "test_data", "loss")), ("table", ("model_args", "training")))
+            for name in names
         ),
         (
             {"gapscope": {"format_version": 1, "model_args": "x"}},

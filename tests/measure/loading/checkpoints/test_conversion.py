@@ -103,6 +103,7 @@ def test_a_number_that_is_repeated_up_to_megabytes_is_written(tmp_path, monkeypa
     [
         ({"model": state(1.0)}, "modle", "has no weights under `modle`. Did you mean `model`? Expected one of `model`"),
         ({"model": state(1.0)}, "ema", "holds no ema weights. Expected one of `model`. Mend `--weights`."),
+        ({"net": state(1.0), "best": state(2.0)}, "ema", "no ema weights. Expected one of `net`, `best`. Mend"),
         ({"ema": state(1.0)}, "raw", "holds no raw weights. Expected one of `ema`. Mend `--weights`."),
         ({"model": state(1.0)}, "fc", "has no weights under `fc`. Expected one of `model`. Mend `--weights`."),
         (

@@ -1,5 +1,6 @@
 """Weights are found whatever wrapped them, and never chosen in silence."""
 
+import itertools
 import re
 from dataclasses import replace
 
@@ -105,6 +106,7 @@ def test_an_average_may_be_the_model():
         ({"file": prefixed("ema.", weights(1)) | weights()}, "(file)"),
         ({"file": weights() | prefixed("module.", weights(1))}, "(file)"),
         ({"zeta": weights(), "net": weights(1)}, "net"),
+        ({"zeta": weights(1), "net": prefixed("fc.", weights())}, "net.fc"),
         ({"state_dict": weights(1), "model": weights()}, "model"),
         ({"model_state_dict": weights(1), "state_dict": weights()}, "state_dict"),
         ({"model_state": weights(1), "model_state_dict": weights()}, "model_state_dict"),
@@ -117,6 +119,16 @@ def test_a_choice_between_two_sets_is_said(tensors, key):
     assert result.key == key
     assert any("would fit too and differ" in note for note in result.notes)
     assert not any("were left out" in note for note in result.notes)
+
+
+def test_of_two_sets_the_one_under_the_better_known_name_is_taken():
+    names = [
+        *("file", "model", "state_dict", "model_state_dict", "model_state", "net", "network", "weights", "params"),
+        "alpha",
+    ]
+    for first, second in itertools.pairwise(names):
+        found = fitted(**{second: weights(1), first: weights()})[0]
+        assert found.key == ("(file)" if first == "file" else first)
 
 
 def test_two_equal_sets_are_no_choice():

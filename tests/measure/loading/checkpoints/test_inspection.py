@@ -185,6 +185,13 @@ def test_what_would_have_to_be_trusted_is_said(tmp_path, monkeypatch, thing, tru
     assert not (tmp_path / "sang").exists()
 
 
+@pytest.mark.parametrize("module", ["__main__", "torch.nn.modules.linear", "torch.fx.graph_module"])
+def test_a_class_that_cannot_be_allowed_alone_takes_trust_in_the_whole_file(tmp_path, module):
+    content = pickle.dumps({"w": torch.ones(2), "c": Own()}, 2)
+    (tmp_path / "a.pt").write_bytes(content.replace(__name__.encode(), module.encode()))
+    assert inspect(tmp_path / "a.pt").trust == "--trust-file: it runs code of its maker"
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_distributed_folder_names_nothing_unless_it_is_an_attack(tmp_path):
     dcp.save({"model": nn.Linear(2, 3).state_dict(), "lr": 0.1}, checkpoint_id=tmp_path / "a")

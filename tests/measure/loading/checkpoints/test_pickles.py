@@ -6,6 +6,7 @@ import datetime
 import io
 import os
 import pickle
+import re
 import struct
 import tracemalloc
 
@@ -60,14 +61,31 @@ def test_tensors_arrays_and_plain_values_of_every_protocol(protocol):
         "counts": collections.defaultdict(list, a=[1]),
         "size": torch.Size([2, 3]),
         "set": {1, 2},
+        "nothing": b"",
     }
     found = load(content, protocol=protocol)
+    assert found["nothing"] == b""
     assert torch.equal(found["half"], half)
     assert found["half"].dtype == torch.float16
     assert found["parameter"].tolist() == [1, 1]
     assert found["array"].tolist() == [[0, 1], [2, 3]]
     assert (found["scalar"], found["args"].lr, found["counts"]["a"], found["set"]) == (0.5, 0.1, [1], {1, 2})
     assert tuple(found["size"]) == (2, 3)
+
+
+@pytest.mark.parametrize("core", ["core", "_core"])
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_arrays_are_read_of_numpy_before_2_and_after(core, protocol):
+    def renamed(found):
+        name = b"numpy.%s.%s" % (core.encode(), found[1])
+        return b"\x8c%c%s" % (len(name), name)
+
+    content = pickle.dumps([np.arange(3), np.float32(0.5)], protocol)
+    content = content[:2] + content[11:]  # without the length of what follows
+    content, found = re.subn(rb"\x8c.numpy\._?core\.([a-z]+)", renamed, content)
+    assert found
+    array, number = load_plain(io.BytesIO(content), Trust())
+    assert (array.tolist(), number) == ([0, 1, 2], 0.5)
 
 
 def test_a_name_that_is_not_admitted_is_not_called(tmp_path, monkeypatch):
@@ -207,6 +225,9 @@ def test_names_of_every_opcode_are_listed():
 def test_what_tensors_and_arrays_name_is_plain(protocol):
     half = torch.ones(2).half()
     content = [half, torch.nn.Parameter(half), torch.Size([1]), np.ones(2), collections.OrderedDict(a=1), b"x"]
+    content += [half.to_sparse(), torch.nn.Parameter(half), torch.ones(2)]
+    for tensor in content[-2:]:
+        tensor.note = "kept with it"
     named = names_in(io.BytesIO(pickle.dumps(content, protocol)))
     assert {name for name in named if not dtype_of(name)} <= PLAIN.union(name for _, name in HARMLESS)
     for name in ("numpy._core.numeric._frombuffer", "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v3"):

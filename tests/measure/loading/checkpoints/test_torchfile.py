@@ -165,7 +165,7 @@ def test_a_whole_pickled_model_is_refused(tmp_path, zipped):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(LoadError, match="is a whole pickled model") as error:
         read(tmp_path / "a.pt")
-    assert "torch.save(model.state_dict()" in str(error.value)
+    assert "nothing was loaded. Save its weights where it was made: `torch.save(model.state_dict()" in str(error.value)
 
 
 def write(path, kind):

@@ -28,19 +28,28 @@ def read(path):
     return read_npz(path) if path.suffix == ".npz" else read_arrays(path, Trust())
 
 
-@pytest.mark.parametrize(
-    "names", [("x", "y"), ("X", "Y"), ("images", "labels"), ("inputs", "targets"), ("features", "label")]
-)
+INPUTS = ["x", "X", "inputs", "input", "data", "images", "image", "features", "samples", "tokens", "img"]
+BY_NAME = [
+    *("input_ids", "attention_mask", "token_type_ids", "position_ids", "decoder_input_ids", "decoder_attention_mask"),
+    *("inputs_embeds", "pixel_values", "input_values", "input_features"),
+]
+TARGETS = [
+    *("y", "Y", "targets", "target", "labels", "label", "classes", "class", "label_ids"),
+    *("fine_labels", "fine_label"),
+]
+
+
+@pytest.mark.parametrize("names", [*((x, "y") for x in (*INPUTS, *BY_NAME)), *(("x", y) for y in TARGETS)])
 def test_usual_names_are_found(tmp_path, names):
     np.savez(tmp_path / "a.npz", **dict(zip(names, (np.ones((3, 2)), np.arange(3)), strict=True)))
     pair = pick_pair(read(tmp_path / "a.npz"), "train", "a.npz")
     assert (pair.inputs.shape, pair.targets.tolist()) == ((3, 2), [0, 1, 2])
 
 
+@pytest.mark.parametrize("words", [("train", "test"), ("tr", "te")])
 @pytest.mark.parametrize("form", ["{}_{}", "{1}_{0}"])
-@pytest.mark.parametrize("parts", [("train", "test"), ("tr", "te")])
-def test_a_file_with_its_own_split_has_both_parts(tmp_path, form, parts):
-    sizes = zip(parts, (5, 2), strict=True)
+def test_a_file_with_its_own_split_has_both_parts(tmp_path, form, words):
+    sizes = zip(words, (5, 2), strict=True)
     np.savez(tmp_path / "a.npz", **{form.format(name, part): np.ones(n) for part, n in sizes for name in "xy"})
     arrays = read(tmp_path / "a.npz")
     assert [len(pick_pair(arrays, split, "a.npz").inputs) for split in ("train", "test")] == [5, 2]
@@ -95,8 +104,8 @@ def test_names_given_find_their_own_splits():
 def test_inputs_under_the_names_of_hugging_face_are_given_by_name():
     held = {"input_ids": torch.ones(2, 4), "attention_mask": torch.zeros(2, 4), "labels": torch.ones(2)}
     assert pick_pair(held, "train", "file").inputs.keys() == {"input_ids", "attention_mask"}
-    translated = held | {"decoder_input_ids": torch.ones(2, 3)}
-    assert pick_pair(translated, "train", "file").inputs.keys() == translated.keys() - {"labels"}
+    every = dict.fromkeys((*BY_NAME, "labels"), torch.ones(2, 3))
+    assert pick_pair(every, "train", "file").inputs.keys() == set(BY_NAME)
     chosen = pick_pair(held, "train", "file", keys=Keys(("attention_mask", "input_ids")))
     assert list(chosen.inputs) == ["attention_mask", "input_ids"]
     assert torch.equal(pick_pair(held, "train", "file", keys=Keys(("input_ids",))).inputs, held["input_ids"])

@@ -36,11 +36,12 @@ def here(folder):
     (folder / "a.csv").write_text(f"a,b,y\n{lines}")
     (folder / "b.csv").write_text(lines)
     (folder / "a.tsv").write_text(f"a,b,y\n{lines}".replace(",", "\t"))
+    (folder / "a.txt").write_text((folder / "a.tsv").read_text())
     np.arange(10, dtype="u2").tofile("t.bin")
     return folder
 
 
-SPECS = ["a.npz", "x.npy,y.npy", "a.pt", "a.safetensors", "a.h5", "a.h5::/x,/y", "a.csv", "b.csv", "a.tsv"]
+SPECS = ["a.npz", "x.npy,y.npy", "a.pt", "a.safetensors", "a.h5", "a.h5::/x,/y", "a.csv", "b.csv", "a.tsv", "a.txt"]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -148,6 +149,13 @@ def test_tables_and_images_are_folders_too(here):
     assert load("pictures", "test") is None
     with pytest.raises(LoadError, match=r"pictures: `--x-key` and `--y-key` name arrays or columns, and there is not"):
         load("pictures", y_key="y")
+
+
+def test_a_name_that_ends_as_data_do_is_a_files_even_where_there_is_none():
+    suffixes = ".npz .npy .pt .pth .safetensors .h5 .hdf5 .csv .tsv .parquet .arrow .bin .gz -ubyte"
+    for name in (f"here{suffix}" for suffix in suffixes.split()):
+        with pytest.raises(LoadError, match=rf"{name} does not exist\. .*Expected a data file"):
+            load(name)
 
 
 def test_an_object_is_no_file():

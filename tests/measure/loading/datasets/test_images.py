@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gapscope.errors import LoadError
-from gapscope.measure.loading.datasets.images import decoded, is_image_folder, read_image_folder
+from gapscope.measure.loading.datasets.images import decoded, is_image_folder, pixels_of, read_image_folder
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -68,6 +68,19 @@ def test_gray_images_have_one_channel_unless_others_have_colour(tmp_path):
     pixels = read_image_folder(tmp_path, "train", whole=False).inputs
     assert pixels.shape == (6, 3, 2, 2)
     assert pixels[:2].unique().tolist() == [255]  # the gray ones, in all three channels
+
+
+def test_pixels_of_eight_bits_of_every_kind_are_read():
+    for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+        assert pixels_of(Image.new("RGB", (3, 2)).convert(mode), "row 0").shape[1:] == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["test", "validation", "valid", "val"])
+def test_the_test_images_lie_in_a_folder_of_a_usual_name(tmp_path, name):
+    for part, count in (("train", 3), (name, 2)):
+        for i in range(count):
+            save(tmp_path / part / "cat" / f"{i}.png", np.zeros((2, 2)))
+    assert [len(read_image_folder(tmp_path, part, whole=False).targets) for part in ("train", "test")] == [3, 2]
 
 
 def test_pictures_of_every_usual_format_are_found(tmp_path):
