@@ -65,6 +65,13 @@ def test_texts_in_lists_are_not_read_and_the_others_keep_their_places(tmp_path):
     assert read_parquet(path)["words"].null_count == 3
 
 
+def test_what_is_not_read_is_not_counted(tmp_path, monkeypatch):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"a": range(100), "words": [[f"{i} {j}" for j in range(100)] for i in range(100)]}), path)
+    monkeypatch.setattr("gapscope.measure.loading.datasets.arrays.MEMORY_BYTES", 2000)
+    assert read_parquet(path)["a"].to_pylist() == list(range(100))
+
+
 @pytest.fixture
 def pool():
     """Count what pyarrow allocates from here on."""
