@@ -210,6 +210,8 @@ def test_stored_names_become_the_models_own_or_none_at_all(tmp_path, monkeypatch
     assert in_own_names(fresh, {name: tensor for name, tensor in stored.items() if name != "model.norm.weight"}) is None
     assert in_own_names(fresh, {"steps": torch.tensor(3)}) is None
     assert in_own_names(nn.Linear(2, 2), stored) is None
+    inner = {name.removeprefix("model."): tensor for name, tensor in stored.items() if name != "lm_head.weight"}
+    assert in_own_names(build("hf:MixtralModel", tmp_path), inner).keys() == model.model.state_dict().keys()
 
 
 def test_weights_under_names_of_old_are_renamed_exactly_and_it_is_said(tmp_path):
