@@ -59,6 +59,11 @@ def test_inferred_choices_are_noted():
     )
     np.savez("a.npz", x=np.ones((3, 64)), y=np.full((3, 10), 0.5))
     assert "loss: mse, inferred from real targets" in ask(data="a.npz").notes
+    Path("lm.py").write_text("from torch import nn\n\nclass NetForCausalLM(nn.Embedding):\n    pass\n")
+    np.savez("tokens.npz", x=np.arange(12).reshape(4, 3), y=np.arange(12).reshape(4, 3))
+    typed = {"model": "lm.py:NetForCausalLM", "model_args": {"num_embeddings": 12, "embedding_dim": 12}}
+    notes = ask(save(model=nn.Embedding(12, 12)), **typed, data="tokens.npz").notes
+    assert "loss: causal-lm, inferred from integer targets of a NetForCausalLM" in notes
 
 
 def test_one_hot_targets_are_measured_as_the_labels_that_they_are():
@@ -318,7 +323,9 @@ def test_data_of_the_wrong_shape_or_type_are_shown_beside_the_model():
     with pytest.raises(LoadError, match=said + "(addmm: )?mat1"):  # torch 2.15 names the operation
         ask(data="a.npz")
     np.savez("a.npz", x=np.ones((3, 64), np.int64), y=np.arange(3))
-    with pytest.raises(LoadError, match=r"If they are no token numbers, .*; bytes take `--normalize scale`."):
+    with pytest.raises(
+        LoadError, match=r"\(`-d`\)\. If they are no token numbers, .*; bytes take `--normalize scale`."
+    ):
         ask(data="a.npz")
     np.savez("a.npz", x=np.ones((3, 64)), y=np.full(3, 0.5))
     with pytest.raises(

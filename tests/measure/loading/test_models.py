@@ -102,6 +102,7 @@ def test_arguments_are_toml_values_and_bare_words():
         ("a-b=3", "is no argument"),
         ("hidden=[32", "'[32' is not a TOML value"),
         ("x=1\ny=2", "is not a TOML value"),
+        ("bias=True", "is Python's spelling. Write `-a bias=true`."),
         ("bias=False", "is Python's spelling. Write `-a bias=false`."),
     ],
 )

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -184,7 +185,7 @@ def test_a_class_that_chooses_among_models_is_not_offered_as_one(tmp_path):
     assert "Did you mean `Auto" not in str(error.value)
 
 
-def test_stored_names_become_the_models_own_or_none_at_all(tmp_path):
+def test_stored_names_become_the_models_own_or_none_at_all(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     from safetensors.torch import load_file
 
@@ -205,12 +206,16 @@ def test_stored_names_become_the_models_own_or_none_at_all(tmp_path):
     assert in_own_names(fresh, {**stored, "more": torch.zeros(1)}) is None
     assert in_own_names(fresh, dict(list(stored.items())[1:])) is None
     assert in_own_names(fresh, model.state_dict()) is None
+    monkeypatch.setattr(transformers.MixtralForCausalLM, "_keys_to_ignore_on_load_missing", [r"norm\.weight"])
+    assert in_own_names(fresh, {name: tensor for name, tensor in stored.items() if name != "model.norm.weight"}) is None
     assert in_own_names(fresh, {"steps": torch.tensor(3)}) is None
     assert in_own_names(nn.Linear(2, 2), stored) is None
+    inner = {name.removeprefix("model."): tensor for name, tensor in stored.items() if name != "lm_head.weight"}
+    assert in_own_names(build("hf:MixtralModel", tmp_path), inner).keys() == model.model.state_dict().keys()
 
 
 def test_weights_under_names_of_old_are_renamed_exactly_and_it_is_said(tmp_path):
-    folder = hf(tmp_path)
+    folder = hf(tmp_path, auto_map={"AutoModel": "own.Model"})
     model = build("hf", folder).double()
     old = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): 0.1 + tensor
@@ -220,8 +225,15 @@ def test_weights_under_names_of_old_are_renamed_exactly_and_it_is_said(tmp_path)
     torch.save(old, folder / "pytorch_model.bin")
     tokens = torch.arange(12).view(4, 3) % 11
     torch.save({"input_ids": tokens, "labels": torch.tensor([0, 1, 1, 0])}, folder / "data.pt")
-    loaded = load(Request(checkpoint=folder / "pytorch_model.bin", data=str(folder / "data.pt")))
-    assert "weights: renamed as transformers does when it loads them" in loaded.notes
+    request = Request(checkpoint=folder / "pytorch_model.bin", data=str(folder / "data.pt"))
+    loaded = load(request)
+    notes = (
+        "model: config.json names code of its own, which is never run: this is transformers' "
+        "BertForSequenceClassification",
+        "weights: renamed as transformers does when it loads them",
+    )
+    assert {"model: from config.json beside the weights", *notes} <= set(loaded.notes)
+    assert set(notes) <= set(load(replace(request, model="hf:BertForSequenceClassification")).notes)
     found = in_own_names(model, old)
     assert all(torch.equal(found[name], 0.1 + tensor) for name, tensor in model.state_dict().items())
 
@@ -344,6 +356,8 @@ def test_wrapped_models_are_taken_out():
     )
     spread = type("DistributedDataParallel", (nn.DataParallel,), {})(inner)
     assert unwrapped(spread) == (inner, ("model: taken out of DistributedDataParallel",))
+    bare = nn.Linear(2, 2, device="meta")
+    assert unwrapped(bare) == (bare, ())
     wrapper = nn.Sequential(inner)
     wrapper.module = inner  # an attribute of that name is not enough
     assert unwrapped(wrapper)[0] is wrapper

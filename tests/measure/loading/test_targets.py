@@ -119,6 +119,7 @@ CRITERIA = [
     (nn.BCEWithLogitsLoss(pos_weight=torch.tensor([3.0])), "bce-with-logits:pos_weight=[3]"),
     (nn.MSELoss(), "mse"),
     (nn.L1Loss(), "torch.nn:L1Loss"),
+    (nn.BCELoss(), "torch.nn:BCELoss"),
 ]
 
 

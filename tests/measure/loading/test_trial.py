@@ -202,6 +202,7 @@ class Sure(nn.Module):
     ("last", "targets", "spec", "word"),
     [
         (nn.Softmax(-1), Y, "cross-entropy", "a softmax's; cross-entropy is of the scores before it"),
+        (nn.Softmax(-1), Y, "cross-entropy:label_smoothing=0.1", "cross-entropy is of the scores before it"),
         (Sure(), Y, "cross-entropy", "a softmax's; cross-entropy is of the scores before it"),
         (
             nn.Sigmoid(),
@@ -302,6 +303,10 @@ class TinyForCausalLM(nn.Module):
     pass
 
 
+class TinyLMHeadModel(nn.Module):
+    pass
+
+
 class TinyForMaskedLM(nn.Module):
     pass
 
@@ -314,6 +319,7 @@ def test_a_language_models_loss_follows_its_class_and_targets():
     assert causal(padded, inputs={"input_ids": tokens}).name == "causal-lm"
     assert causal(shifted, inputs=tokens).name == "cross-entropy"
     assert causal(tokens[:, 0], inputs=tokens).name == "cross-entropy"
+    assert infer_loss(tokens, TinyLMHeadModel(), tokens).name == "causal-lm"
     assert infer_loss(tokens, TinyForMaskedLM(), tokens).name == "masked-lm"
     assert infer_loss(tokens.float(), TinyForCausalLM(), tokens).name == "mse"
     assert infer_loss(tokens, nn.Linear(3, 2), tokens).name == "cross-entropy"

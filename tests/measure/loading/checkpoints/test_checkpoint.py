@@ -132,6 +132,7 @@ def test_tensors_in_the_lists_of_an_optimizer_are_kept(tmp_path):
             f"`training{'.a' * 26}...` is nested 32 levels deep. Expected lists and tables of few levels",
         ),
         ({"data": "a\udfff"}, "`data` holds half of a letter: 'a\\udfff'. Expected text"),
+        ({"test_data": "a\udfff"}, "`test_data` holds half of a letter: 'a\\udfff'. Expected text"),
         ({"model": Extra(2, 2)}, "`model._extra_state` is an object of class builtins.object"),
         ({"initial": {"w": object()}}, "`initial.w` is an object of class builtins.object"),
         ({"factory": lambda: None}, "<lambda>`, which a later run cannot import. Expected a module-level function"),
@@ -227,8 +228,12 @@ def test_every_usual_word_about_training_is_found(tmp_path):
 @pytest.mark.parametrize("key", ["optimizer", "optimizer_state_dict", "optimizer_state", "optim"])
 def test_the_state_of_an_optimizer_is_found_under_every_usual_name(tmp_path, key):
     model = nn.Linear(2, 2)
-    torch.save({"model": model.state_dict(), key: torch.optim.SGD(model.parameters()).state_dict()}, tmp_path / "a.pt")
-    assert read(tmp_path / "a.pt").optimizer["param_groups"]
+    state = torch.optim.SGD(model.parameters()).state_dict()
+    state["state"] = {"weight": {"momentum_buffer": torch.ones(2, 2)}}  # under names, as of FSDP
+    torch.save({"model": model.state_dict(), key: state}, tmp_path / "a.pt")
+    checkpoint = read(tmp_path / "a.pt")
+    assert checkpoint.optimizer["param_groups"]
+    assert list(checkpoint.tensors) == ["model"]
 
 
 @pytest.mark.parametrize("key", ["optimizer_states", "optimizers"])

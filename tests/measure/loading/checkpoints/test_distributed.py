@@ -175,6 +175,15 @@ def test_where_it_was_saved_may_be_a_path_of_any_system_and_python(folder, model
     assert torch.equal(read_distributed(folder).content["model"]["0.weight"], model[0].weight)
 
 
+def test_the_layout_of_memory_may_be_named_as_earlier_versions_of_torch_name_it(folder, model):
+    with (folder / ".metadata").open("rb") as file:
+        content = pickle.dumps(pickle.load(file), 2)
+    now, before = "checkpoint.metadata\n_MEM_FORMAT", "_shard.sharded_tensor.metadata\nMEM_FORMAT"
+    assert now.encode() in content
+    (folder / ".metadata").write_bytes(content.replace(now.encode(), before.encode()))
+    assert torch.equal(read_distributed(folder).content["model"]["0.weight"], model[0].weight)
+
+
 def place(folder, metadata, content, at, name="__0_1.distcp"):
     """Let a file of its own be the piece of a tensor that begins at a place."""
     (folder / name).write_bytes(content)

@@ -47,7 +47,10 @@ def fitted(**tensors):
         ({"model_state_dict": prefixed("module.", weights())}, "model_state_dict"),
         ({"file": prefixed("_orig_mod.", weights())}, "(file)"),
         ({"file": prefixed("module._orig_mod.", weights())}, "(file)"),
-        ({"file": {name.replace(".", "._orig_mod."): t for name, t in weights().items()}}, "(file)"),
+        *(
+            ({"file": {name.replace(".", f".{word}."): t for name, t in weights().items()}}, "(file)")
+            for word in ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+        ),
         ({"state_dict": prefixed("model.", weights()) | {"criterion.weight": torch.ones(3)}}, "state_dict.model"),
         ({"file": prefixed("net.module.", weights())}, "net"),
         ({"ema": prefixed("module.", weights()) | {"n_averaged": torch.tensor(3)}}, "ema"),
@@ -219,7 +222,7 @@ def test_another_number_of_layers_is_said_and_no_argument_guessed(hidden, extra)
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 5)])
 def test_a_mismatch_without_a_guess_asks_for_the_arguments(shape):
-    with pytest.raises(LoadError, match="Expected the arguments it was trained with"):
+    with pytest.raises(LoadError, match=r"in the model\. Expected the arguments it was trained with"):
         fit(checkpoint(file={"weight": torch.ones(shape)}), nn.Linear(1, 2, bias=False), "linear", {"flag": True})
 
 

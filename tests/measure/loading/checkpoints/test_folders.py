@@ -118,7 +118,9 @@ def test_looking_reads_no_numbers(sharded):
     assert read_folder(sharded, Trust(), values=False).tensors["fc1.weight"].device.type == "meta"
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\0b", "a\\b"])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", "a\0b", "a\\b"]
+)
 def test_a_shard_is_the_plain_name_of_a_file_in_the_folder(sharded, name):
     write(sharded, {"w": name})
     with pytest.raises(LoadError, match=r"names the shard .* Expected the plain name of a file in that folder"):

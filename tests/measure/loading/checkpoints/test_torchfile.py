@@ -106,6 +106,16 @@ def test_a_windows_path_loads_everywhere(tmp_path):
     assert str(read(tmp_path / "a.pt").value["path"]) == "a\\b"
 
 
+@pytest.mark.parametrize("kind", ["PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"])
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_a_path_is_read_as_every_python_on_every_system_names_it(tmp_path, module, kind):
+    own = pickle.dumps({"w": torch.ones(2), "path": pathlib.PurePosixPath("a/b")}, 2)
+    content, found = re.subn(rb"cpathlib(\._local)?\nPurePosixPath\n", f"c{module}\n{kind}\n".encode(), own)
+    assert found
+    (tmp_path / "a.pkl").write_bytes(content)
+    assert read(tmp_path / "a.pkl").value["path"].parts == ("a", "b")
+
+
 def test_old_torch_files_and_safetensors_load_with_the_digest_of_their_bytes(tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / "new.safetensors")
@@ -189,16 +199,16 @@ def write(path, kind):
     ("kind", "message"),
     [
         ("half", "is truncated: the end of its archive is missing"),
-        ("legacy", "is damaged or truncated"),
-        ("safe", "is damaged or truncated (SafetensorError"),
-        ("pickle", "is a damaged pickle (UnpicklingError"),
-        ("npz", "holds arrays that cannot be read (ValueError: Object arrays cannot be loaded"),
+        ("legacy", r"is damaged or truncated \(torch: \w+\)\. Copy or save it again"),
+        ("safe", r"is damaged or truncated \(SafetensorError"),
+        ("pickle", r"is a damaged pickle \(UnpicklingError"),
+        ("npz", r"holds arrays that cannot be read \(ValueError: Object arrays cannot be loaded"),
     ],
 )
 def test_a_damaged_file_is_named_as_one(tmp_path, kind, message):
     path = tmp_path / "a.pt"
     write(path, kind)
-    with pytest.raises(LoadError, match=re.escape(message)):
+    with pytest.raises(LoadError, match=message):
         read(path)
 
 
@@ -294,6 +304,12 @@ def test_a_damaged_pickle_of_classes_is_refused_by_the_first(tmp_path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps([Config(), "x" * 1000, Other()], 2)[:-500])
     with pytest.raises(LoadError, match=rf"holds objects that are not plain tensors: {__name__}\.Config\n"):
         read(tmp_path / "a.pkl")
+
+
+def test_a_whole_traced_model_is_no_class_to_allow():
+    said = str(unsafe_error(pathlib.Path("a.pt"), ["torch.fx.graph_module.reduce_graph_module"]))
+    assert said.startswith("a.pt is a whole pickled model (torch.fx.graph_module.reduce_graph_module), not weights.")
+    assert said.endswith("--trust-file")
 
 
 def test_at_most_five_names_are_shown():

@@ -47,10 +47,10 @@ def test_usual_names_are_found(tmp_path, names):
 
 
 @pytest.mark.parametrize("words", [("train", "test"), ("tr", "te")])
-@pytest.mark.parametrize("form", ["{}_{}", "{1}_{0}"])
+@pytest.mark.parametrize("form", ["{}_{}", "{1}_{0}", "{}/{}"])
 def test_a_file_with_its_own_split_has_both_parts(tmp_path, form, words):
     sizes = zip(words, (5, 2), strict=True)
-    np.savez(tmp_path / "a.npz", **{form.format(name, part): np.ones(n) for part, n in sizes for name in "xy"})
+    np.savez(tmp_path / "a.npz", **{form.format(name, part): np.ones(n) for part, n in sizes for name in "Xy"})
     arrays = read(tmp_path / "a.npz")
     assert [len(pick_pair(arrays, split, "a.npz").inputs) for split in ("train", "test")] == [5, 2]
 

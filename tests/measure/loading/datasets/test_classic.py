@@ -42,6 +42,12 @@ def test_idx_files_hold_images_and_labels(mnist):
     assert pairs[0].pixels
 
 
+def test_idx_files_for_tests_are_called_as_those_of_mnist_or_of_emnist(mnist):
+    for file in list(mnist.glob("t10k-*")):
+        file.rename(mnist / file.name.replace("t10k", "emnist-digits-test"))
+    assert len(read_idx(find_idx(mnist, "test")).targets) == 2
+
+
 def test_labels_are_found_beside_packed_images_whether_they_are_packed_or_not(mnist):
     images, labels = mnist / "train-images-idx3-ubyte", mnist / "train-labels-idx1-ubyte.gz"
     (mnist / f"{images.name}.gz").write_bytes(gzip.compress(images.read_bytes()))

@@ -116,8 +116,8 @@ def test_types_become_what_models_take(tmp_path):
         (np.zeros((3, 2)), np.zeros(2, int), "3 inputs and 2 targets. Expected one target for each input."),
         (np.zeros((3, 2)), np.array(1), "3 inputs and no targets"),
         (np.array(0.5), np.array(1), "no inputs and no targets"),
-        (np.array([[0.0], [np.nan]]), np.zeros(2, int), "inputs hold NaN or infinity (first in sample 1)"),
-        (np.zeros((2, 1)), np.array([np.inf, 0]), "targets hold NaN or infinity (first in sample 0)"),
+        (np.array([[0.0], [np.nan]]), np.zeros(2, int), ": inputs hold NaN or infinity (first in sample 1)"),
+        (np.zeros((2, 1)), np.array([np.inf, 0]), ": targets hold NaN or infinity (first in sample 0)"),
     ],
 )
 def test_data_without_a_finite_loss_are_refused(tmp_path, x, y, message):

@@ -143,6 +143,10 @@ def test_tables_and_images_are_folders_too(here):
     for name in ("rows", "alone", "stream.arrow"):
         assert load(name).targets.tolist() == [0, 1]
         assert load(name, "test") is None
+    for suffix in (".parquet", ".arrow", ".feather"):
+        (here / f"half{suffix}").write_bytes(b"FEA1")
+        with pytest.raises(LoadError, match=rf"half{suffix} is damaged \("):
+            load(f"half{suffix}")
     (here / "pictures" / "cat").mkdir(parents=True)
     image.new("L", (2, 2), 51).save(here / "pictures" / "cat" / "0.png")
     assert load("pictures").inputs.tolist() == [[[[pytest.approx(0.2)] * 2] * 2]]

@@ -139,7 +139,10 @@ def test_a_column_without_any_number_is_left_out_and_not_filled(tmp_path):
         ("a,b\n" + "1,2\n" * 60 + "n/a,2\n", "could not convert string 'n/a' to float64"),
         ("a,b\nx,1\ny,2\n", "`a` holds no numbers. Expected numbers as inputs"),
         ("a,y\nx,z\n", "`a` holds no numbers"),
-        ("a,price\n1,2.5\n2,\n3,N/A\n" + "4,NA\n", "`price` has 3 missing values. Expected none: fill or remove them."),
+        (
+            "a,price\n1,2.5\n2,\n3,N/A\n4,NA\n5,null\n6,None\n",
+            "`price` has 5 missing values. Expected none: fill or remove them.",
+        ),
         ("a,b,y\n1,2.5,0\n2,?,1\n", "`b` has 1 missing values"),
         ("5.1,NA,setosa\n4.9,3.0,virginica\n", "`1` has 1 missing values"),
         (

@@ -466,6 +466,9 @@ def test_names_choose_entries_of_dicts_but_not_parts_of_tuples():
     pair = read_object("mine:data", lambda: rows, keys=Keys(("b",), "c"))
     assert torch.equal(pair.inputs, 2 * X)
     assert torch.equal(read_object("mine:data", lambda: {"a": X, "b": Y}, keys=Keys(("a",), "b")).inputs, X)
+    pair = read_object("mine:data", lambda: [({"a": x, "b": 2 * x}, y) for x, y in SET], keys=Keys(("b",), "y"))
+    assert torch.equal(pair.inputs, 2 * X)
+    assert torch.equal(pair.targets, Y)
     with pytest.raises(LoadError, match=r"gives tuples, whose parts have no names for `--x-key` or `--y-key`"):
         read_object("mine:data", lambda: SET, keys=Keys(("x",)))
 

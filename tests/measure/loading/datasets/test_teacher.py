@@ -120,6 +120,7 @@ def test_targets_of_tokens_are_the_next_ones_and_follow_the_table():
         ("tokens=many", "`tokens` is `many`. Expected a number of tokens in a row"),
         ("inputs=\u0663", "`inputs` is `\u0663`. Expected a number of inputs"),
         ("image=3x8x8,inputs=9", "gives `inputs` and `image`. Expected one, since each says what a sample is. Leave"),
+        ("tokens=9,image=3x8x8", "gives `image` and `tokens`. Expected one"),
         ("samples=999999999,inputs=99999", "takes 3.73e+05 GiB. Expected at most 16 GiB, which fits into mem"),
         ("samples=9999999999,tokens=9", "takes 745 GiB. Expected at most"),  # each 10 tokens of 8 bytes
         ("tokens=5,outputs=999999", "takes 7.45e+03 GiB. Expected at most"),  # a table of 999999^2
