@@ -28,7 +28,8 @@ def here(folder):
     np.savez("a.npz", x=X, y=Y)
     np.save("x.npy", X)
     np.save("y.npy", Y)
-    torch.save({"x": torch.from_numpy(X), "y": torch.from_numpy(Y)}, "a.pt")
+    for name in ("a.pt", "a.pth"):
+        torch.save({"x": torch.from_numpy(X), "y": torch.from_numpy(Y)}, name)
     safetensors.torch.save_file({"x": torch.from_numpy(X), "y": torch.from_numpy(Y)}, "a.safetensors")
     with h5py.File("a.h5", "w") as file:
         file["x"], file["y"], file["deep/z"] = X, Y, 2 * X
@@ -41,7 +42,7 @@ def here(folder):
     return folder
 
 
-SPECS = ["a.npz", "x.npy,y.npy", "a.pt", "a.safetensors", "a.h5", "a.h5::/x,/y", "a.csv", "b.csv", "a.tsv", "a.txt"]
+SPECS = ["a.npz", "x.npy,y.npy", "a.pt", "a.pth", "a.safetensors", "a.h5", "a.h5::/x,/y", "a.csv", "b.csv", "a.tsv", "a.txt"]
 
 
 @pytest.mark.parametrize("spec", SPECS)
