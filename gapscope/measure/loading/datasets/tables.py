@@ -8,7 +8,7 @@ import torch
 
 from gapscope.errors import LoadError
 from gapscope.measure.loading.datasets.arrays import PARTS, Keys, Pair, Split, check_size, to_tensor
-from gapscope.measure.loading.datasets.batches import unpacked_bytes
+from gapscope.measure.loading.datasets.arrow import unpacked_bytes
 from gapscope.measure.loading.datasets.columns import Parts, Unread, pair_of_columns, target_name
 from gapscope.measure.loading.datasets.images import decoded
 from gapscope.measure.loading.datasets.parquet import read_parquet

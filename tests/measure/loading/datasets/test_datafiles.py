@@ -42,7 +42,19 @@ def here(folder):
     return folder
 
 
-SPECS = ["a.npz", "x.npy,y.npy", "a.pt", "a.pth", "a.safetensors", "a.h5", "a.h5::/x,/y", "a.csv", "b.csv", "a.tsv", "a.txt"]
+SPECS = [
+    "a.npz",
+    "x.npy,y.npy",
+    "a.pt",
+    "a.pth",
+    "a.safetensors",
+    "a.h5",
+    "a.h5::/x,/y",
+    "a.csv",
+    "b.csv",
+    "a.tsv",
+    "a.txt",
+]
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from gapscope.measure.loading.datasets.batches import _number, _place, _table, unpacked_bytes
+from gapscope.measure.loading.datasets.arrow import _number, _place, _table, unpacked_bytes
 
 pa = pytest.importorskip("pyarrow")
 
