@@ -50,6 +50,16 @@ def test_it_is_what_pyarrow_holds_afterwards(tmp_path, name, packed, rows):
     assert said == was > 8 * N
 
 
+@pytest.mark.parametrize("name", ["t.arrow", "t.feather"])
+def test_files_of_before_arrow_0_15_are_counted_too(tmp_path, name):
+    table = pa.table(COLUMNS).replace_schema_metadata({"of": "the table", "long": "word" * 100})
+    opened = pa.ipc.new_file if name == "t.feather" else pa.ipc.new_stream
+    with opened(str(tmp_path / name), table.schema, options=pa.ipc.IpcWriteOptions(use_legacy_format=True)) as sink:
+        sink.write_table(table)
+    said, was = both(tmp_path / name)
+    assert said == was > 8 * N
+
+
 def test_buffers_that_would_not_shrink_are_not_packed(tmp_path):
     few = {"a": np.random.default_rng(0).integers(0, 256, 40).astype(np.uint8)}
     said, was = both(written(tmp_path / "t.arrow", few, "zstd"))

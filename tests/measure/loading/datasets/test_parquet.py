@@ -122,6 +122,11 @@ def test_bytes_that_are_no_struct_are_refused(footer):
         Thrift(footer).struct()
 
 
+def test_a_number_that_does_not_end_is_refused():
+    with pytest.raises(ValueError, match="a number of more than 64 bits"):
+        Thrift(b"\x16" + 10**6 * b"\xff" + b"\x01").struct()
+
+
 def test_every_kind_of_value_is_read():
     fields = {
         1: (b"\x11", True),
@@ -136,7 +141,10 @@ def test_every_kind_of_value_is_read():
         10: (b"\x1b\x01\x58\x02\x01u", [(1, b"u")]),
         11: (b"\x1b\x00", []),
         12: (b"\x1c\x15\x04\x00", {1: 2}),
-        14: (b"\x25\x04", 2),  # a step of two
+        13: (b"\x14\x7f", -64),
+        15: (b"\x25\x04", 2),  # a step of two
+        16: (b"\x19\xf5\x0f" + 15 * b"\x02", [1] * 15),
+        17: (b"\x16" + 9 * b"\xff" + b"\x01", -(2**63)),
         40: (b"\x05\x50\x06", 3),  # a number in full
     }
     data = b"".join(written for written, _ in fields.values()) + b"\0"
