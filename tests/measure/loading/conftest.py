@@ -66,3 +66,14 @@ def evil_file(folder: Path) -> Path:
     """Return a checkpoint whose pickle calls os.system."""
     torch.save({"model": {"w": torch.zeros(2)}, "extra": Evil()}, folder / "evil.pt")
     return folder / "evil.pt"
+
+
+@pytest.fixture
+def pool():
+    """Count what pyarrow allocates from here on."""
+    pa = pytest.importorskip("pyarrow")
+    usual = pa.default_memory_pool()
+    counting = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counting)
+    yield counting
+    pa.set_memory_pool(usual)

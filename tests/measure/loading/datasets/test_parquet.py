@@ -72,16 +72,6 @@ def test_what_is_not_read_is_not_counted(tmp_path, monkeypatch):
     assert read_parquet(path)["a"].to_pylist() == list(range(100))
 
 
-@pytest.fixture
-def pool():
-    """Count what pyarrow allocates from here on."""
-    usual = pa.default_memory_pool()
-    counting = pa.proxy_memory_pool(usual)
-    pa.set_memory_pool(counting)
-    yield counting
-    pa.set_memory_pool(usual)
-
-
 def test_a_footer_that_declares_less_than_the_pages_hold_is_not_believed(tmp_path, monkeypatch, pool):
     path, count = tmp_path / "t.parquet", 2**22
     lists = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), pa.array(np.zeros(count)))

@@ -38,16 +38,6 @@ def write(path, columns):
     return path
 
 
-@pytest.fixture
-def pool():
-    """Count what pyarrow allocates from here on."""
-    usual = pa.default_memory_pool()
-    counting = pa.proxy_memory_pool(usual)
-    pa.set_memory_pool(counting)
-    yield counting
-    pa.set_memory_pool(usual)
-
-
 @pytest.mark.parametrize("name", ["t.parquet", "t.arrow", "t.feather"])
 def test_numbers_are_features_side_by_side(tmp_path, name):
     pair = read_table(write(tmp_path / name, TABLE), NONE)
