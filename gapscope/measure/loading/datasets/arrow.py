@@ -51,6 +51,8 @@ def _batch_bytes(head: memoryview, body: memoryview) -> int:
         batch = _table(head, batch, _DICTIONARY_BATCH)
     packed = _place(head, batch, _COMPRESSION) or _EARLIER in bytes(head)
     buffers = _structs(head, batch, _BUFFERS, np.dtype([("place", "<i8"), ("length", "<i8")])).tolist()
+    if any(length < 0 for _, length in buffers):  # it would hide what another buffer takes
+        raise ValueError("a buffer of a negative size")
     sizes = [_number(body, place, "<q") if packed and length else -1 for place, length in buffers]
     # -1: not packed after all
     return sum(size if size >= 0 else length for size, (_, length) in zip(sizes, buffers, strict=True))

@@ -28,7 +28,7 @@ def read_parquet(path: Path) -> Any:
     """Return the table of a parquet file, without what no data are made of: a column with texts in lists is nulls.
 
     Raises: LoadError if it does not fit into memory. A damaged file raises whatever pyarrow raises, `IndexError`,
-    `KeyError`, `TypeError`, `ValueError` or `RecursionError`.
+    `KeyError`, `TypeError`, `ValueError`, `struct.error` or `RecursionError`.
     """
     import pyarrow
     import pyarrow.parquet
@@ -79,10 +79,13 @@ def _pages(content: mmap.mmap, column: dict[int, Any]) -> Pages:
     while start < end:
         page = Thrift(content, start)
         head = page.struct()
-        values += sum(head[kind][_VALUES] for kind in _OF_VALUES if kind in head)
+        sizes = [head[kind][_VALUES] for kind in _OF_VALUES if kind in head]
+        if min(*sizes, head[_PAGE_UNPACKED], head[_PAGE_PACKED], 0) < 0:  # it would hide what another page takes
+            raise ValueError("a page of a negative size")
+        values += sum(sizes)
         unpacked += head[_PAGE_UNPACKED]
         largest = max(largest, head[_PAGE_UNPACKED])
-        start = page.place + max(0, head[_PAGE_PACKED])
+        start = page.place + head[_PAGE_PACKED]
     return Pages(values, unpacked, largest)
 
 

@@ -176,7 +176,8 @@ def _column(column: Any, where: str, is_target: bool) -> Parts | list[str]:
 def _texts(column: Any) -> list[Any]:
     """Return texts, None where one is missing; those of a dictionary are kept once, however often they are named."""
     if not _pyarrow().types.is_dictionary(column.type):
-        return column.to_pylist()  # type: ignore[no-any-return]
+        plain: list[Any] = column.to_pylist()
+        return plain
     texts: list[Any] = []
     kept: dict[Any, Any] = {}
     for chunk in column.chunks:
@@ -231,4 +232,5 @@ def _nested(chunk: Any, where: str) -> Parts:
 def _lengths(chunk: Any) -> list[int]:
     import pyarrow.compute
 
-    return pyarrow.compute.list_value_length(chunk).to_numpy().tolist()  # type: ignore[no-any-return]
+    lengths: list[int] = pyarrow.compute.list_value_length(chunk).to_numpy().tolist()
+    return lengths

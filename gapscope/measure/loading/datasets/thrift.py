@@ -15,7 +15,7 @@ _INTEGERS = (4, 5, 6)  # of 16, 32 and 64 bits: all are written alike
 class Thrift:
     """A reader of structs in bytes, or in a mapped file.
 
-    What is no struct raises `IndexError`, `ValueError` or `RecursionError`.
+    What is no struct raises `IndexError`, `ValueError`, `struct.error` or `RecursionError`.
     """
 
     def __init__(self, data: Any, place: int = 0) -> None:

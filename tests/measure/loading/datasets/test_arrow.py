@@ -66,6 +66,16 @@ def test_buffers_that_would_not_shrink_are_not_packed(tmp_path):
     assert said == was
 
 
+def test_a_buffer_of_a_negative_size_hides_no_other(tmp_path):
+    path = written(tmp_path / "t.arrow", {"a": np.zeros(1001), "y": range(1001)}, None)
+    length = struct.pack("<q", 8 * 1001)
+    content = path.read_bytes()
+    assert length in content
+    path.write_bytes(content.replace(length, struct.pack("<q", -8 * 1001)))
+    with pa.memory_map(str(path)) as source, pytest.raises(ValueError, match="a buffer of a negative size"):
+        unpacked_bytes(source, footer=False)
+
+
 def test_batches_packed_as_arrow_0_17_did_are_counted_too(tmp_path):
     path = written(
         tmp_path / "t.arrow", {"a": np.zeros(N)}, "lz4", custom_metadata={"ARROW:experimental_compression": "lz4"}

@@ -91,6 +91,23 @@ def test_a_footer_that_declares_less_than_the_pages_hold_is_not_believed(tmp_pat
     assert pool.max_memory() < used + 2**25
 
 
+@pytest.mark.parametrize("place", [7, 9])  # of the bytes of a page, unpacked and packed
+def test_a_page_of_a_negative_size_hides_no_other(tmp_path, place):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"x": [0.5]}), path, use_dictionary=False, compression="none")
+    content = path.read_bytes()
+    page = Thrift(content, 4)
+    head = page.struct()
+    assert head[2] == head[3] < 63
+    start = b"\x15\x00\x15" + bytes([2 * head[2]]) + b"\x15"  # kind, unpacked, packed: small zigzag numbers
+    assert content[4:9] == start
+    changed = bytearray(content)
+    changed[place] = 2 * head[2] - 1  # minus as much
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match="a page of a negative size"):
+        column_pages(path)
+
+
 def test_long_texts_are_unpacked_a_few_at_a_time(tmp_path, monkeypatch, pool):
     path = tmp_path / "t.parquet"
     texts = pa.DictionaryArray.from_arrays(np.zeros(2000, int), pa.array(["x" * 100_000]))
